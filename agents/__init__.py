@@ -1,0 +1,1 @@
+"""Multi-task agents: networks, replay buffer and soft actor-critic."""

@@ -1,0 +1,120 @@
+"""The fully shared networks of multi-task SAC: a tanh-Gaussian actor and twin critics.
+
+Inputs carry tasks in the first dimension, ``[T, B, ...]``; which task a sample belongs to is a one-hot part of
+the observation, appended where a batch is used (see `append_task_id`).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrl.layers import EnsembleLayerNorm, EnsembleLinear
+
+NUM_CRITICS = 2
+
+
+def append_task_id(observations: Tensor) -> Tensor:
+    """Appends the one-hot task identity: ``[T, ..., O]`` to ``[T, ..., O + T]``."""
+    num_tasks = len(observations)
+    one_hot = torch.eye(num_tasks, dtype=observations.dtype, device=observations.device)
+    shape = (num_tasks,) + (1,) * (observations.dim() - 2) + (num_tasks,)
+    return torch.cat([observations, one_hot.view(shape).expand(*observations.shape[:-1], num_tasks)], -1)
+
+
+class Actor(nn.Module):
+    """A Gaussian policy squashed by tanh (Haarnoja et al., 2018, appendix C).
+
+    Args:
+        observation_size: the size of an observation, task identity included.
+        action_size: the size A of an action in ``[-1, 1]``.
+        hidden_sizes: the width of each hidden layer.
+        layer_norm: normalise after each hidden linear layer.
+        log_std_min: lower bound of the log standard deviation before squashing.
+        log_std_max: its upper bound.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden_sizes: Sequence[int],
+        *,
+        layer_norm: bool = False,
+        log_std_min: float = -20.0,
+        log_std_max: float = 2.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = observation_size
+        for width in hidden_sizes:
+            layers += [nn.Linear(size, width), *([nn.LayerNorm(width)] if layer_norm else []), nn.ReLU()]
+            size = width
+        layers.append(nn.Linear(size, 2 * action_size))
+        self.layers = nn.Sequential(*layers)
+        self.log_std_min, self.log_std_max = log_std_min, log_std_max
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps ``[..., O]`` to the mean and the log standard deviation before squashing, ``[..., A]`` each."""
+        mean, log_std = self.layers(observations).chunk(2, -1)
+        return mean, log_std.clamp(self.log_std_min, self.log_std_max)
+
+    def sample(self, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Samples actions ``[..., A]`` (reparametrised) and their log-probabilities ``[...]``."""
+        mean, log_std = self(observations)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        raw = mean + log_std.exp() * noise
+        log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(u)^2), written so that it neither overflows nor loses the tails
+        log_prob = log_prob - 2 * (math.log(2) - raw - functional.softplus(-2 * raw))
+        return raw.tanh(), log_prob.sum(-1)
+
+    def mode(self, observations: Tensor) -> Tensor:
+        """The deterministic action used in evaluation, ``tanh(mean)``."""
+        mean: Tensor = self(observations)[0]
+        return mean.tanh()
+
+
+class TwinCritic(nn.Module):
+    """Two independent action-value functions as one batched network.
+
+    Args:
+        observation_size: the size of an observation, task identity included.
+        action_size: the size of an action.
+        hidden_sizes: the width of each hidden layer.
+        layer_norm: normalise after each hidden linear layer.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden_sizes: Sequence[int],
+        *,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = observation_size + action_size
+        for width in hidden_sizes:
+            layers.append(EnsembleLinear(NUM_CRITICS, size, width))
+            layers += [*([EnsembleLayerNorm(NUM_CRITICS, width)] if layer_norm else []), nn.ReLU()]
+            size = width
+        layers.append(EnsembleLinear(NUM_CRITICS, size, 1))
+        self.layers = nn.Sequential(*layers)
+        for layer in self.layers:
+            if isinstance(layer, EnsembleLinear):
+                for member in layer.weight.data:
+                    nn.init.xavier_uniform_(member)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Maps ``[T, B, O]`` and ``[T, B, A]`` to action values ``[2, T, B]``."""
+        x = torch.cat([observations, actions], -1)
+        values: Tensor = self.layers(x.expand(NUM_CRITICS, *x.shape))
+        return values.squeeze(-1)

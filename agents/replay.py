@@ -1,0 +1,187 @@
+"""The replay buffer: raw rewards in, normalised mini-batches out."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from mtrl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A mini-batch with an equal slice per task.
+
+    Attributes:
+        observations: ``[T, B, O]``.
+        actions: ``[T, B, A]``.
+        rewards: ``[T, B]``, divided by the task's standard deviation where the buffer normalises.
+        next_observations: ``[T, B, O]``, the true successor, at the end of an episode too.
+        terminated: ``[T, B]``, 1.0 where the episode ended for good; a truncated one is 0.0 and bootstraps.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    terminated: Tensor
+
+
+class ReplayBuffer:
+    """One preallocated ring of transitions per task, ``[T, capacity, ...]`` per field, on the training device.
+
+    Rewards are stored as the environment gave them. Sampling divides them by the standard deviation of the
+    rewards that the buffer holds for their task (Kurin et al., 2022, section 4.2); the mean is kept. A task whose
+    stored rewards do not vary has no scale yet and is left as it is.
+
+    Args:
+        num_tasks: T.
+        capacity: transitions per task.
+        observation_size: O.
+        action_size: A.
+        device: where the fields live.
+        normalize_rewards: whether sampling normalises.
+
+    Raises:
+        InputError: if the fields do not fit into the device's free memory.
+    """
+
+    FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated")
+
+    def __init__(
+        self,
+        num_tasks: int,
+        capacity: int,
+        observation_size: int,
+        action_size: int,
+        device: torch.device,
+        *,
+        normalize_rewards: bool = True,
+    ) -> None:
+        self.num_tasks, self.capacity = num_tasks, capacity
+        self.normalize_rewards = normalize_rewards
+        needed = self.bytes_needed(num_tasks, capacity, observation_size, action_size)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if needed > free:
+            raise InputError(
+                f"the replay buffer ({num_tasks} tasks x {capacity:,} transitions) needs {needed / 2**30:.2f} GiB, "
+                f"but {device} has {free / 2**30:.2f} GiB free; lower agent.buffer_size"
+            )
+        shape = (num_tasks, capacity)
+        self.observations = torch.empty(*shape, observation_size, device=device)
+        self.actions = torch.empty(*shape, action_size, device=device)
+        self.rewards = torch.empty(*shape, device=device)
+        self.next_observations = torch.empty(*shape, observation_size, device=device)
+        self.terminated = torch.empty(*shape, dtype=torch.bool, device=device)
+        self.added = 0
+        """Transitions added so far, per task; the buffer holds the last ``min(added, capacity)``."""
+        # Moments of the stored rewards, kept up to date in float64 as transitions come and go.
+        self._mean = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+        # First flat index of each task's ring
+        self._offset = torch.arange(num_tasks, device=device).unsqueeze(1) * capacity
+
+    @staticmethod
+    def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
+        """The memory of all fields, in bytes: four per number, one per termination flag."""
+        return num_tasks * capacity * (4 * (2 * observation_size + action_size + 1) + 1)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all fields, in bytes."""
+        return sum(getattr(self, name).nbytes for name in self.FIELDS)
+
+    def __len__(self) -> int:
+        """Transitions held per task."""
+        return min(self.added, self.capacity)
+
+    def add(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        next_observations: Tensor,
+        terminated: Tensor,
+    ) -> None:
+        """Adds one transition of every task; each argument's first dimension is T."""
+        slot = self.added % self.capacity
+        rewards = rewards.to(self.rewards)
+        new = rewards.double()
+        if self.added < self.capacity:
+            shift = new - self._mean
+            self._mean += shift / (self.added + 1)
+            self._squares += shift * (new - self._mean)
+        else:
+            old = self.rewards[:, slot].double()
+            before = self._mean.clone()
+            self._mean += (new - old) / self.capacity
+            self._squares += (new - old) * (new - self._mean + old - before)
+        self.observations[:, slot] = observations
+        self.actions[:, slot] = actions
+        self.rewards[:, slot] = rewards
+        self.next_observations[:, slot] = next_observations
+        self.terminated[:, slot] = terminated
+        self.added += 1
+
+    def last(self) -> tuple[Tensor, ...]:
+        """The transition added last, field by field as in `FIELDS`."""
+        slot = (self.added - 1) % self.capacity
+        return tuple(getattr(self, name)[:, slot] for name in self.FIELDS)
+
+    def reward_std(self) -> Tensor:
+        """``[T]``, the standard deviation of each task's stored rewards; 1 where they do not vary."""
+        std = (self._squares.clamp_min(0) / max(len(self), 1)).sqrt()
+        # Rounding leaves a constant reward a spread of about 1e-8 of its size.
+        constant = std <= 1e-6 * self._mean.abs()
+        return torch.where(constant, 1.0, std)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draws ``batch_size`` transitions per task, uniformly with replacement.
+
+        Raises:
+            InputError: if the buffer is empty.
+        """
+        if not len(self):
+            raise InputError("the replay buffer is empty: collect at least one step before the first update")
+        shape = (self.num_tasks, batch_size)
+        index = torch.randint(len(self), shape, generator=generator, device=self.rewards.device) + self._offset
+        rewards = self.rewards.flatten()[index]
+        if self.normalize_rewards:
+            rewards = rewards / self.reward_std().unsqueeze(1).to(rewards)
+        return Batch(
+            observations=self.observations.flatten(0, 1)[index],
+            actions=self.actions.flatten(0, 1)[index],
+            rewards=rewards,
+            next_observations=self.next_observations.flatten(0, 1)[index],
+            terminated=self.terminated.flatten()[index].to(rewards),
+        )
+
+    # ------------------------------------------------------------------------------- incremental checkpoints
+
+    def slice(self, start: int, stop: int) -> dict[str, Tensor]:
+        """The transitions numbered ``start`` to ``stop`` (counted from the first ever added), copied to the CPU.
+
+        Those that the ring has overwritten by now are gone; the slice then starts later than asked for.
+        """
+        start = max(start, self.added - self.capacity)
+        slots = torch.arange(start, stop, device=self.rewards.device) % self.capacity
+        return {name: getattr(self, name)[:, slots].cpu() for name in self.FIELDS}
+
+    def restore(self, start: int, transitions: dict[str, Tensor]) -> None:
+        """Writes back a `slice` whose first transition has the number ``start``."""
+        count = transitions["rewards"].shape[1]
+        slots = torch.arange(start, start + count, device=self.rewards.device) % self.capacity
+        for name in self.FIELDS:
+            field = getattr(self, name)
+            field[:, slots] = transitions[name].to(field)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Everything but the transitions themselves, which `slice` gives."""
+        return {"added": self.added, "mean": self._mean.cpu(), "squares": self._squares.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        """Restores what `state_dict` gave."""
+        self.added = int(state["added"])
+        self._mean.copy_(torch.as_tensor(state["mean"]))
+        self._squares.copy_(torch.as_tensor(state["squares"]))

@@ -1,0 +1,355 @@
+"""Multi-task soft actor-critic (Haarnoja et al., 2018) with one combiner per objective.
+
+Actor and critics are fully shared; every loss is a vector with one entry per task, and a combiner turns its T
+gradients into one. Defaults are those of Kurin et al. (2022), table 1, unless a field says otherwise.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.networks import Actor, TwinCritic, append_task_id
+from agents.replay import Batch, ReplayBuffer
+from mtrl.combiners import Combiner
+from mtrl.diagnostics import conflict_metrics
+from mtrl.errors import InputError, RunError
+from mtrl.gradients import Combination, NonFiniteError, TaskBatched
+from mtrl.rl.protocols import Floats, Step
+
+
+@dataclass
+class SACConfig:
+    """Hyperparameters of the agent."""
+
+    hidden_sizes: list[int] = field(default_factory=lambda: [400, 400, 400])
+    layer_norm: bool = False
+    task_encoding: str = "one_hot"
+    """``one_hot`` appends the task identity to observations; ``none`` is Kurin et al.'s choice."""
+    discount: float = 0.99
+    target_update_rate: float = 0.005
+    learning_rate: float = 3e-4
+    actor_weight_decay: float = 3e-4
+    weight_decay_mode: str = "coupled"
+    """``coupled``: Adam's L2 term, as in the paper's code; ``decoupled``: AdamW."""
+    max_gradient_norm: float | None = None
+    initial_temperature: float = 1.0
+    per_task_temperature: bool = False
+    target_entropy: float | None = None
+    """None is minus the number of action dimensions."""
+    buffer_size: int = 4_000_000
+    """Transitions over all tasks; each task has an equal share."""
+    normalize_rewards: bool = True
+    rescale: bool = True
+    """Bring every method's weights to unitary's scale; off, each keeps its paper's own."""
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        checks: dict[str, tuple[bool, str]] = {
+            "hidden_sizes": (all(width > 0 for width in self.hidden_sizes), "positive widths"),
+            "task_encoding": (self.task_encoding in ("one_hot", "none"), "one_hot or none"),
+            "discount": (0 <= self.discount <= 1, "a number in [0, 1]"),
+            "target_update_rate": (0 < self.target_update_rate <= 1, "a number in (0, 1]"),
+            "learning_rate": (self.learning_rate > 0, "a positive number"),
+            "actor_weight_decay": (self.actor_weight_decay >= 0, "a number that is not negative"),
+            "weight_decay_mode": (self.weight_decay_mode in ("coupled", "decoupled"), "coupled or decoupled"),
+            "max_gradient_norm": (
+                self.max_gradient_norm is None or self.max_gradient_norm > 0,
+                "null or > 0",
+            ),
+            "initial_temperature": (self.initial_temperature > 0, "a positive number"),
+            "buffer_size": (self.buffer_size > 0, "a positive number of transitions"),
+        }
+        for key, (valid, expected) in checks.items():
+            if not valid:
+                raise InputError(f"agent.{key}: expected {expected}, got {getattr(self, key)!r}")
+
+
+def critic_targets(
+    actor: Actor,
+    target_critic: TwinCritic,
+    batch: Batch,
+    alpha: Tensor,
+    discount: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """``y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))``, ``[T, B]``."""
+    with torch.no_grad():
+        next_actions, log_prob = actor.sample(batch.next_observations, generator)
+        next_values: Tensor = target_critic(batch.next_observations, next_actions).amin(0)
+        return batch.rewards + discount * (1 - batch.terminated) * (next_values - alpha * log_prob)
+
+
+def critic_losses(critic: TwinCritic, batch: Batch, targets: Tensor) -> Tensor:
+    """Each task's mean squared error, summed over both critics: ``[T]``."""
+    errors: Tensor = critic(batch.observations, batch.actions) - targets
+    return errors.square().mean(-1).sum(0)
+
+
+def actor_losses(
+    actor: Actor, critic: TwinCritic, batch: Batch, alpha: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each task's mean of ``alpha log pi(a|s) - min_e Q_e(s, a)``, ``[T]``, and the log-probabilities ``[T, B]``."""
+    actions, log_prob = actor.sample(batch.observations, generator)
+    values = critic(batch.observations, actions).amin(0)
+    return (alpha * log_prob - values).mean(-1), log_prob.detach()
+
+
+def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """``-alpha (log pi + target_entropy)``, averaged (Haarnoja et al., 2018, equation 18); never combined."""
+    return -(log_alpha.exp().unsqueeze(-1) * (log_prob + target_entropy)).mean()
+
+
+class MultiTaskSAC:
+    """The agent: networks, optimizers, replay buffer and the two combiners.
+
+    Args:
+        tasks: the task names, in the order of the first dimension of every array.
+        observation_size: the size of an environment's observation, without task identity.
+        action_size: the size of an action in ``[-1, 1]``.
+        critic_combiner: combines the tasks' critic gradients.
+        actor_combiner: combines the tasks' actor gradients; an instance of its own.
+        config: the hyperparameters.
+        batch_size: transitions per task and update.
+        max_steps: vector steps of the run; the buffer is not made larger than they can fill.
+        seed: seeds initial weights, exploration and sampling.
+        device: where networks and buffer live.
+
+    Raises:
+        InputError: if both objectives share a combiner, or the buffer does not fit.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        observation_size: int,
+        action_size: int,
+        critic_combiner: Combiner,
+        actor_combiner: Combiner,
+        config: SACConfig,
+        *,
+        batch_size: int,
+        max_steps: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        if critic_combiner is actor_combiner:
+            raise InputError("critic and actor need a combiner of their own: a combiner keeps state")
+        self.tasks, self.config, self.batch_size, self.device = list(tasks), config, batch_size, device
+        num_tasks = len(tasks)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        input_size = observation_size + (num_tasks if config.task_encoding == "one_hot" else 0)
+        # Weights are drawn on the CPU whatever the device, so that a seed means the same network everywhere.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.actor = Actor(input_size, action_size, config.hidden_sizes, layer_norm=config.layer_norm)
+            self.critic = TwinCritic(input_size, action_size, config.hidden_sizes, layer_norm=config.layer_norm)
+            self.target_critic = TwinCritic(input_size, action_size, config.hidden_sizes, layer_norm=config.layer_norm)
+        self.target_critic.load_state_dict(self.critic.state_dict())
+        self.target_critic.requires_grad_(False)
+        for network in (self.actor, self.critic, self.target_critic):
+            network.to(device)
+        initial = torch.full((num_tasks if config.per_task_temperature else 1,), config.initial_temperature)
+        self.log_alpha = nn.Parameter(initial.log().to(device))
+        self.target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
+
+        self.combiners = {"critic": critic_combiner.to(device), "actor": actor_combiner.to(device)}
+        self.critic_gradients = TaskBatched(self.critic, num_tasks)
+        self.actor_gradients = TaskBatched(self.actor, num_tasks)
+        optimizer = torch.optim.Adam if config.weight_decay_mode == "coupled" else torch.optim.AdamW
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "critic": torch.optim.Adam(self.critic.parameters(), config.learning_rate, fused=True),
+            "actor": optimizer(
+                self.actor.parameters(),
+                config.learning_rate,
+                weight_decay=config.actor_weight_decay,
+                fused=True,
+            ),
+            "temperature": torch.optim.Adam([self.log_alpha], config.learning_rate, fused=True),
+        }
+        self.replay = ReplayBuffer(
+            num_tasks,
+            max(1, min(config.buffer_size // num_tasks, max_steps)),
+            observation_size,
+            action_size,
+            device,
+            normalize_rewards=config.normalize_rewards,
+        )
+
+    # ------------------------------------------------------------------------------------------------- acting
+
+    def _with_task_id(self, observations: Tensor) -> Tensor:
+        return append_task_id(observations) if self.config.task_encoding == "one_hot" else observations
+
+    def act(self, observations: Floats) -> Floats:
+        """Samples one exploring action per task: ``[T, O]`` to ``[T, A]``."""
+        with torch.no_grad():
+            inputs = self._with_task_id(torch.as_tensor(observations, device=self.device))
+            actions: Floats = self.actor.sample(inputs, self.generator)[0].cpu().numpy()
+            return actions
+
+    def act_randomly(self) -> Floats:
+        """One uniform action in ``[-1, 1]`` per task, ``[T, A]``, for the warm-up."""
+        shape = self.replay.actions.shape[0], self.replay.actions.shape[2]
+        uniform = torch.rand(shape, generator=self.generator, device=self.device) * 2 - 1
+        actions: Floats = uniform.cpu().numpy()
+        return actions
+
+    def act_deterministically(self, observations: Floats) -> Floats:
+        """The policy's mode, as evaluation uses it: ``[T, O]`` to ``[T, A]``."""
+        with torch.no_grad():
+            inputs = self._with_task_id(torch.as_tensor(observations, device=self.device))
+            actions: Floats = self.actor.mode(inputs).cpu().numpy()
+            return actions
+
+    def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
+        """Stores one raw transition of every task.
+
+        A task whose simulation broke has none to offer; its previous transition is stored once more.
+
+        Raises:
+            RunError: if the very first step of a task broke.
+        """
+        fields = [
+            torch.as_tensor(field).to(self.device)
+            for field in (observations, actions, step.rewards, step.next_observations, step.terminated)
+        ]
+        if step.unstable.any():
+            if not len(self.replay):
+                broken = [task for task, bad in zip(self.tasks, step.unstable, strict=True) if bad]
+                raise RunError(f"the simulation was unstable at the first step of {', '.join(broken)}")
+            bad = torch.as_tensor(step.unstable, device=self.device)
+            for field, stored in zip(fields, self.replay.last(), strict=True):
+                field[bad] = stored[bad].to(field)
+        self.replay.add(*fields)
+
+    # ----------------------------------------------------------------------------------------------- learning
+
+    def update(self, *, insight: bool = False) -> dict[str, Any]:
+        """One gradient step of critics, actor and temperature, and of the target critics.
+
+        All gradients are taken at the same parameters and then applied together (as in Haarnoja et al.'s own
+        implementation), so that an update that fails leaves every network as it was.
+
+        Args:
+            insight: add measures of gradient conflict, under ``conflict/<objective>/...``.
+
+        Returns:
+            Scalars for logging, as floats or zero-dimensional tensors.
+
+        Raises:
+            RunError: if a loss, gradient or weight is not finite (objective, task and method named); nothing was
+                applied.
+        """
+        batch = self._sample()
+        alpha = self.log_alpha.detach().exp().unsqueeze(-1)
+        targets = critic_targets(self.actor, self.target_critic, batch, alpha, self.config.discount, self.generator)
+        with self.critic_gradients.record():
+            losses = critic_losses(self.critic, batch, targets)
+        critic = self._combine("critic", self.critic_gradients, losses, insight)
+
+        with self.actor_gradients.record():
+            losses, log_prob = actor_losses(self.actor, self.critic, batch, alpha, self.generator)
+        actor = self._combine("actor", self.actor_gradients, losses, insight)
+
+        self.log_alpha.grad = torch.autograd.grad(
+            temperature_loss(self.log_alpha, log_prob, self.target_entropy), self.log_alpha
+        )[0]
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.target_critic.parameters()),
+                list(self.critic.parameters()),
+                self.config.target_update_rate,
+            )
+            self._after_step(self.combiners["critic"], lambda: critic_losses(self.critic, batch, targets))
+            self._after_step(
+                self.combiners["actor"],
+                lambda: actor_losses(self.actor, self.critic, batch, alpha, self.generator)[0],
+            )
+
+        metrics: dict[str, Any] = {
+            "train/critic_loss": critic.losses.mean(),
+            "train/actor_loss": actor.losses.mean(),
+            "train/critic_gradient_norm": critic.update_norm,
+            "train/actor_gradient_norm": actor.update_norm,
+            "train/temperature": alpha.mean(),
+            "train/entropy": -log_prob.mean(),
+            "train/target_value": targets.mean(),
+        }
+        if insight:
+            for objective, combination in (("critic", critic), ("actor", actor)):
+                for key, value in conflict_metrics(combination, self.tasks).items():
+                    metrics[f"conflict/{objective}/{key}"] = value
+        return metrics
+
+    def _sample(self) -> Batch:
+        batch = self.replay.sample(self.batch_size, self.generator)
+        return Batch(
+            self._with_task_id(batch.observations),
+            batch.actions,
+            batch.rewards,
+            self._with_task_id(batch.next_observations),
+            batch.terminated,
+        )
+
+    def _combine(self, objective: str, gradients: TaskBatched, losses: Tensor, insight: bool) -> Combination:
+        """Fills the objective's ``.grad`` with the combined gradient of the mean over tasks."""
+        combiner = self.combiners[objective]
+        try:
+            combination = gradients.backward(losses, combiner, scale=1 / len(self.tasks), insight=insight)
+        except NonFiniteError as error:
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad()
+            task = "" if error.task is None else f" of task '{self.tasks[error.task]}'"
+            raise RunError(
+                f"non-finite {error.quantity}{task} in the {objective} objective under combiner '{combiner.name}'"
+            ) from error
+        limit = self.config.max_gradient_norm
+        if limit is not None:
+            factor = (limit / (combination.update_norm + 1e-12)).clamp(max=1)
+            for parameter in gradients.parameters:
+                assert parameter.grad is not None
+                parameter.grad.mul_(factor)
+        return combination
+
+    @staticmethod
+    def _after_step(combiner: Combiner, losses: Callable[[], Tensor]) -> None:
+        if combiner.needs_losses_after_step:
+            combiner.after_step(losses())
+
+    # -------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`)."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critic": self.critic.state_dict(),
+            "target_critic": self.target_critic.state_dict(),
+            "log_alpha": self.log_alpha.detach(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "combiners": {name: combiner.state_dict() for name, combiner in self.combiners.items()},
+            "generator": self.generator.get_state(),
+            "replay": self.replay.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.load_policy(state)
+        self.critic.load_state_dict(state["critic"])
+        self.target_critic.load_state_dict(state["target_critic"])
+        self.log_alpha.data.copy_(state["log_alpha"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, combiner in self.combiners.items():
+            combiner.load_state_dict(state["combiners"][name])
+        self.generator.set_state(state["generator"].cpu())
+        self.replay.load_state_dict(state["replay"])
+
+    def load_policy(self, state: dict[str, Any]) -> None:
+        """Restores the actor alone, which is all that evaluation needs."""
+        self.actor.load_state_dict(state["actor"])

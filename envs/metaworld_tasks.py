@@ -1,0 +1,68 @@
+"""The names of Meta-World's tasks and of its multi-task benchmarks."""
+
+from collections.abc import Sequence
+
+from mtrl.errors import InputError, unknown_name
+
+# Meta-World is imported where it is used: it loads MuJoCo, which takes most of a second.
+
+
+def benchmark_tasks(name: str) -> list[str]:
+    """The task names of a multi-task benchmark, in the benchmark's own order.
+
+    Args:
+        name: ``"mt10"`` or ``"mt50"``.
+
+    Raises:
+        InputError: for another name.
+    """
+    from metaworld import env_dict
+
+    benchmarks = {"mt10": env_dict.MT10_V3, "mt50": env_dict.MT50_V3}
+    if name not in benchmarks:
+        raise unknown_name("benchmark", name, benchmarks)
+    return list(benchmarks[name])
+
+
+def check_tasks(tasks: Sequence[str]) -> list[str]:
+    """The task names as a list, once they are known to be good.
+
+    Raises:
+        InputError: if there is none, one is not a Meta-World v3 task, or one is listed twice.
+    """
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    if isinstance(tasks, str) or not tasks:
+        raise InputError(f"tasks must be a list with at least one task name, got {tasks!r}")
+    for index, task in enumerate(tasks):
+        if task not in ALL_V3_ENVIRONMENTS:
+            raise unknown_name("task", task, ALL_V3_ENVIRONMENTS)
+        if task in tasks[:index]:
+            raise InputError(f"task '{task}' is listed twice")
+    return list(tasks)
+
+
+def balanced_groups(tasks: Sequence[str], num_groups: int) -> list[list[int]]:
+    """Splits tasks into groups that take about equally long to step; returns each group's indices, in order."""
+    cost = {f"{task}-v3": cost for cost, names in _STEP_COSTS.items() for task in names.split()}
+    groups: list[list[int]] = [[] for _ in range(num_groups)]
+    loads = [0] * num_groups
+    for index in sorted(range(len(tasks)), key=lambda index: -cost[tasks[index]]):
+        lightest = loads.index(min(loads))
+        groups[lightest].append(index)
+        loads[lightest] += cost[tasks[index]]
+    return [sorted(group) for group in groups]
+
+
+# Measured microseconds a step, roughly; only their ratios matter.
+_STEP_COSTS = {
+    100: "button-press button-press-topdown button-press-topdown-wall button-press-wall handle-press "
+    "handle-press-side handle-pull handle-pull-side window-open",
+    115: "door-lock drawer-close drawer-open faucet-close faucet-open lever-pull plate-slide plate-slide-back "
+    "plate-slide-back-side plate-slide-side",
+    125: "basketball coffee-button dial-turn pick-out-of-hole reach reach-wall window-close",
+    135: "bin-picking door-close door-open door-unlock hand-insert sweep",
+    150: "peg-insert-side peg-unplug-side pick-place pick-place-wall push push-back push-wall soccer",
+    165: "assembly coffee-pull coffee-push disassemble hammer shelf-place sweep-into",
+    195: "box-close stick-pull stick-push",
+}

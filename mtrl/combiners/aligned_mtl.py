@@ -1,0 +1,52 @@
+"""Independent component alignment for multi-task learning (Senushkin, Patakin, Kuznetsov & Konushin, 2023)."""
+
+from typing import Any
+
+import numpy as np
+
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array, eigen, on_nonzero
+from mtrl.errors import unknown_name
+
+SCALES = ("min", "median", "rmse")
+
+
+class AlignedMTL(GramianCombiner):
+    """Aligned-MTL (Senushkin et al., 2023, algorithm 1): gradients with their principal components made equal.
+
+    The aligned gradients are the closest ones to ``J``, up to a scale, that are orthonormal within its row space:
+    with ``J = U S V^T`` of rank R, ``s U V^T``, so ``w = s U S^-1 U^T 1``. The scale ``s`` is the smallest singular
+    value, the median or the root mean square of them. Orthogonal gradients of one length keep weight 1. Zero
+    gradients get weight 0.
+
+    The singular values come from ``diag(|g|) C^(1/2)`` with the cosines ``C``, which keeps gradients of norms down to
+    1e-14 of the largest, where the eigenvalues of ``G`` would lose them below 1e-7.
+
+    Args:
+        num_tasks: the number of tasks T.
+        scale: ``min`` (default, the paper), ``median`` or ``rmse`` (options of the authors' code).
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: on an unknown scale.
+    """
+
+    def __init__(self, num_tasks: int, *, scale: str = "min", **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        if scale not in SCALES:
+            raise unknown_name("scale of aligned_mtl", scale, SCALES)
+        self.scale = scale
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        def solve(norms: Array, cosines: Array) -> Array:
+            values, vectors = eigen(cosines, precision)
+            left, singular, _ = np.linalg.svd(norms[:, None] * vectors * np.sqrt(values), full_matrices=False)
+            scales = {
+                "min": singular[-1],
+                "median": np.median(singular),
+                "rmse": np.sqrt((singular**2).mean()),
+            }
+            weights: Array = left @ (left.sum(0) / singular) * scales[self.scale]
+            return weights
+
+        return on_nonzero(norms, cosines, solve)

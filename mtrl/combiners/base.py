@@ -1,0 +1,134 @@
+"""The one abstraction for every way of combining per-task gradients."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.errors import InputError
+
+Needs = Literal["losses", "gramian", "jacobian"]
+
+
+class Combiner(torch.nn.Module):
+    """Combines the gradients of T tasks into one update direction.
+
+    With the per-task gradients as rows of the Jacobian ``J`` (``[T, P]``) and their Gramian ``G = J J^T``, a
+    method is either a re-weighting, which implements `_weights`, or a direction method, which looks at the
+    entries of ``J`` and implements `_combine`. Weights are relative to the sum of the losses: all ones is
+    unitary scalarization. One instance serves one objective (a critic's is not the actor's), since methods keep
+    state; all of it is in ``state_dict()``, the random generator included, so that a resumed run goes on bit
+    for bit.
+
+    Args:
+        num_tasks: the number of tasks T, at least 1.
+        seed: seeds this instance's own random generator.
+        rescale: multiply the weights by ``T / sum_i |w_i|``, so that every method has unitary scalarization's
+            scale and weight decay or gradient clipping mean the same for all; off, each method keeps the
+            scale of its paper. Direction methods without weights are not affected.
+
+    Raises:
+        InputError: if ``num_tasks`` is not a positive integer.
+    """
+
+    needs: ClassVar[Needs]
+    """The cheapest thing that the driver has to compute: per-task losses, their Gramian, or the Jacobian."""
+    positive_losses: ClassVar[bool] = False
+    """Whether every loss has to be positive."""
+    weights_specific: ClassVar[bool] = False
+    """Whether the paper applies the weights to task-specific parameters too (drivers can override it)."""
+
+    def __init__(self, num_tasks: int, *, seed: int = 0, rescale: bool = False) -> None:
+        super().__init__()
+        if not isinstance(num_tasks, int) or num_tasks < 1:
+            raise InputError(f"num_tasks must be a positive integer, got {num_tasks!r}")
+        self.num_tasks = num_tasks
+        self.rescale = rescale
+        # On the CPU whatever the device of the losses, so that a seed means the same stream everywhere.
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def name(self) -> str:
+        """The name in the registry, for messages."""
+        from mtrl import combiners
+
+        return combiners.name_of(type(self))
+
+    def weights(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
+        """The task weights of this step; methods with state advance it.
+
+        Args:
+            losses: ``[T]``, detached or not; no gradient flows through the weights.
+            gramian: ``[T, T]``, the inner products of the per-task gradients; unused by ``"losses"`` methods.
+
+        Returns:
+            ``[T]``, in the dtype and on the device of ``losses``.
+
+        Raises:
+            InputError: on a wrong shape, a missing Gramian, or a loss that this method cannot take.
+        """
+        with torch.no_grad():
+            self._check(losses, gramian)
+            weights = self._weights(losses.detach(), gramian).to(losses)
+            if self.rescale:
+                weights = weights * (
+                    self.num_tasks / weights.abs().sum().clamp_min(torch.finfo(weights.dtype).tiny)
+                )
+            return weights
+
+    def combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
+        """The update direction to put into ``.grad``.
+
+        Args:
+            losses: ``[T]``.
+            jacobian: ``[T, P]``, one task's gradient a row. It may be overwritten.
+
+        Returns:
+            ``[P]``.
+
+        Raises:
+            InputError: as `weights`.
+        """
+        with torch.no_grad():
+            if self.needs == "jacobian":
+                self._check(losses, None)
+                return self._combine(losses.detach(), jacobian)
+            gramian = jacobian @ jacobian.T if self.needs == "gramian" else None
+            return self.weights(losses, gramian) @ jacobian
+
+    def after_step(self, losses: Tensor) -> None:
+        """Shows the losses (``[T]``) on the same batch after the optimizer's step; only FAMO looks."""
+
+    @property
+    def needs_losses_after_step(self) -> bool:
+        """Whether `after_step` does anything, so that drivers compute the losses again only when needed."""
+        return type(self).after_step is not Combiner.after_step
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        raise NotImplementedError(
+            f"{type(self).__name__} has no task weights: it combines entries of the Jacobian"
+        )
+
+    def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _check(self, losses: Tensor, gramian: Tensor | None) -> None:
+        t = self.num_tasks
+        if losses.shape != (t,):
+            raise InputError(f"{self.name} was made for {t} tasks, got losses of shape {tuple(losses.shape)}")
+        if self.needs == "gramian" and (gramian is None or gramian.shape != (t, t)):
+            got = None if gramian is None else tuple(gramian.shape)
+            raise InputError(f"{self.name} needs a Gramian of shape {(t, t)}, got {got}")
+        if self.positive_losses and not bool((losses > 0).all()):
+            task = int((~(losses > 0)).nonzero()[0])
+            raise InputError(
+                f"{self.name} needs positive losses, but task {task} has {float(losses[task]):.4g}"
+            )
+
+    def get_extra_state(self) -> Tensor:
+        """The state of the random generator, saved with ``state_dict()``."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores the state of the random generator."""
+        self.generator.set_state(state.cpu())

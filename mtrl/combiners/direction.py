@@ -1,0 +1,69 @@
+"""What the methods that read the Jacobian entry by entry share."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import Combiner
+from mtrl.errors import InputError
+
+
+CPU_BLOCK = 2**18
+"""Elements of a block that stays in the cache."""
+
+
+def column_blocks(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of the same columns of matrices of one shape, few enough at a time for the processor's cache."""
+    rows = matrices[0].shape[0]
+    # An accelerator loses more by many small kernels than by temporaries of a GiB.
+    elements = CPU_BLOCK if matrices[0].device.type == "cpu" else 2**28
+    width = max(elements // rows, 1)
+    return zip(*(torch.split(matrix, width, dim=1) for matrix in matrices), strict=True)
+
+
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """The generator itself on the CPU; elsewhere one that it seeds, so that masks are drawn where used."""
+    if device.type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
+def at_norm_of(direction: Tensor, reference: Tensor) -> Tensor:
+    """A direction (``[P]``) stretched to the norm of another; a zero direction stays zero."""
+    norm = direction.norm()
+    return direction * torch.where(norm > 0, reference.norm() / norm, 0)
+
+
+class RowMemory(Combiner):
+    """Base of the methods that remember one vector per task, ``memory`` of shape ``[T, P]``.
+
+    It is made at the first call, when P is known, and saved and restored like any other buffer.
+    """
+
+    needs = "jacobian"
+    memory: Tensor | None
+    calls: Tensor
+
+    def __init__(self, num_tasks: int, **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        self.register_buffer("memory", None)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def _recall(self, jacobian: Tensor) -> Tensor:
+        """The memory for a Jacobian, zeros at first; counts the call."""
+        self.calls += 1
+        if self.memory is None:
+            self.memory = torch.zeros_like(jacobian)
+        if self.memory.shape != jacobian.shape:
+            raise InputError(
+                f"{self.name} remembers gradients of shape {tuple(self.memory.shape)}, "
+                f"got a Jacobian of shape {tuple(jacobian.shape)}"
+            )
+        return self.memory
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "memory")
+        self.memory = None if saved is None else torch.empty_like(saved, device=self.calls.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,55 @@
+"""Dynamic Weight Average (Liu, Johns & Davison, 2019)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import Combiner
+from mtrl.combiners.checks import check_count, check_interval
+
+
+class DWA(Combiner):
+    """Dynamic Weight Average (Liu et al., 2019, equation 7): tasks whose loss falls slowly weigh more.
+
+    ``w = T softmax(r / temperature)`` with ``r_i = L_i(k-1) / L_i(k-2)``, the ratio of the mean losses of
+    the two periods before the present one. The weights are 1 in the first two periods. A ratio says how
+    fast a loss falls only for positive losses.
+
+    Args:
+        num_tasks: the number of tasks T.
+        temperature: above 0; 2 as in the paper, large values give equal weights.
+        period: the number of calls that a loss is averaged over. The paper takes an epoch; 25 is the window
+            in the code of Nash-MTL (Navon et al., 2022).
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range.
+    """
+
+    needs = "losses"
+    positive_losses = True
+    weights_specific = True
+    means: Tensor
+    calls: Tensor
+
+    def __init__(self, num_tasks: int, *, temperature: float = 2.0, period: int = 25, **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("dwa", "temperature", temperature, "(0, inf)")
+        check_count("dwa", "period", period)
+        self.temperature = temperature
+        self.period = period
+        # The mean losses of this period so far, the one before, and the one before that.
+        self.register_buffer("means", torch.zeros(3, num_tasks, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        calls = int(self.calls)
+        if calls and calls % self.period == 0:
+            self.means.copy_(self.means.roll(1, 0))
+            self.means[0] = 0
+        self.means[0] += losses.to(self.means) / self.period
+        self.calls += 1
+        if calls < 2 * self.period:
+            return torch.ones_like(losses)
+        return self.num_tasks * (self.means[1] / self.means[2] / self.temperature).softmax(0)

@@ -1,0 +1,26 @@
+"""Equiangular direction method (Katrutsa, Merkulov, Tursynbek & Oseledets, 2020)."""
+
+import numpy as np
+
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array, min_norm, on_nonzero
+
+
+def central_weights(norms: Array, cosines: Array) -> Array:
+    """The weights ``[T]`` of `EDM`, from the norms ``[T]``, all positive, and the cosines ``[T, T]``."""
+    weights = min_norm(np.ones_like(norms), cosines) / norms
+    weights /= weights.sum()
+    return weights
+
+
+class EDM(GramianCombiner):
+    """EDM (Katrutsa et al., 2020): the direction at equal angles with all gradients, of moderate length.
+
+    With ``a`` the weights of the shortest vector in the convex hull of the *unit* gradients,
+    ``w_i = c a_i / |g_i|`` and ``c = 1 / sum_i (a_i / |g_i|)``, so the weights sum to 1. For two tasks ``a`` is
+    (1/2, 1/2) (Gama & Grassi, 2025, proposition 4). Gradients with ``a_i = 0`` lie nearer to the direction than
+    the others; if there are none, this is IMTL-G. A zero gradient has no direction and gets weight 0.
+    """
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        return on_nonzero(norms, cosines, central_weights)

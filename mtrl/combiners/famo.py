@@ -1,0 +1,70 @@
+"""Fast Adaptive Multitask Optimization (Liu, Feng, Stone & Liu, 2023)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.adam import AdamVector
+from mtrl.combiners.base import Combiner
+from mtrl.combiners.checks import check_interval
+from mtrl.errors import InputError
+
+
+class FAMO(Combiner):
+    """FAMO (Liu et al., 2023, equation 11 and algorithm 1): all losses fall at the same relative rate.
+
+    With logits ``x`` and ``z = softmax(x)``, ``w_i = c z_i / L_i`` and ``c = 1 / sum_j (z_j / L_j)``, so
+    the weights sum to 1 (the authors' reinforcement learning code has ``1 / c`` instead). After the
+    optimizer's step, `after_step` takes an Adam step on the logits: with ``d_i = log L_i - log L'_i`` for
+    the losses ``L'`` on the same batch, the gradient is ``z_i (d_i - sum_j z_j d_j) + gamma x_i``. A known
+    lower bound of a loss can be subtracted from the losses that are passed in. The authors also clip the
+    gradient to norm 1, which is up to the driver.
+
+    Args:
+        num_tasks: the number of tasks T.
+        learning_rate: Adam's for the logits, above 0; 0.025 as in the paper.
+        gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (0.001 for most of
+            their supervised runs).
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range.
+    """
+
+    needs = "losses"
+    positive_losses = True
+    weights_specific = True
+    before: Tensor
+
+    def __init__(
+        self, num_tasks: int, *, learning_rate: float = 0.025, gamma: float = 0.01, **common: Any
+    ) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("famo", "learning_rate", learning_rate, "(0, inf)")
+        check_interval("famo", "gamma", gamma, "[0, inf)")
+        self.gamma = gamma
+        self.logits = AdamVector(torch.zeros(num_tasks), learning_rate)
+        self.register_buffer("before", torch.zeros(num_tasks, dtype=torch.float64))
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        self.before.copy_(losses)
+        weights = self.logits.value.softmax(0) / self.before
+        return weights / weights.sum()
+
+    def after_step(self, losses: Tensor) -> None:
+        """Moves the logits by how much each loss fell.
+
+        Args:
+            losses: ``[T]``, on the batch that `weights` last saw, after the optimizer's step.
+
+        Raises:
+            InputError: on a wrong shape, a loss that is not positive, or when `weights` was not called
+                before.
+        """
+        self._check(losses, None)
+        if not self.before.all():
+            raise InputError("famo: after_step needs the losses before the step: call weights first")
+        z = self.logits.value.softmax(0)
+        fall = self.before.log() - losses.detach().to(z).log()
+        self.logits.step(z * (fall - z @ fall) + self.gamma * self.logits.value)

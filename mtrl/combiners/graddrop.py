@@ -1,0 +1,62 @@
+"""Gradient Sign Dropout (Chen et al., 2020, "Just Pick a Sign")."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import Combiner
+from mtrl.combiners.checks import check_interval
+from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
+
+
+class GradDrop(Combiner):
+    """GradDrop (Chen et al., 2020, equations 1 and 2): each coordinate keeps the entries of one sign.
+
+    A coordinate with positive part ``a = sum_i max(J_ip, 0)`` and negative part ``b = sum_i min(J_ip, 0)``
+    has the purity ``P = a / (a - b)``, which is ``(1 + sum_i J_ip / sum_i |J_ip|) / 2``. With ``u`` uniform
+    on [0, 1] and ``f(P) = 1/2 + k (P - 1/2)`` it gets ``a`` if ``f(P) > u`` and ``b`` otherwise. On an
+    accelerator ``u`` is drawn there, by a generator that this combiner's seeds.
+
+    Args:
+        num_tasks: the number of tasks T.
+        leak: how much of the plain sum passes, in [0, 1], the same for every task; 0 as in the paper.
+        k: the slope of f, at least 0; 1 (f is the identity) as in the paper.
+        renormalize: stretch the direction to the norm of the plain sum, as the code of Kurin et al., 2022
+            does and the paper does not.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range.
+    """
+
+    needs = "jacobian"
+
+    def __init__(
+        self,
+        num_tasks: int,
+        *,
+        leak: float = 0.0,
+        k: float = 1.0,
+        renormalize: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("graddrop", "leak", leak, "[0, 1]")
+        check_interval("graddrop", "k", k, "[0, inf)")
+        self.leak = leak
+        self.k = k
+        self.renormalize = renormalize
+
+    def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
+        parts = [
+            (block.clamp_min(0).sum(0), block.clamp_max(0).sum(0)) for (block,) in column_blocks(jacobian)
+        ]
+        positive, negative = (torch.cat(part) for part in zip(*parts, strict=True))
+        u = torch.empty_like(positive).uniform_(generator=generator_on(jacobian.device, self.generator))
+        # Not a number where both parts are 0: the comparison is false and takes the negative part, 0.
+        purity = positive / (positive - negative)
+        kept = torch.where(0.5 + self.k * (purity - 0.5) > u, positive, negative)
+        total = positive + negative
+        direction = kept.lerp_(total, self.leak)
+        return at_norm_of(direction, total) if self.renormalize else direction

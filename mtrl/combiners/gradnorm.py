@@ -1,0 +1,60 @@
+"""GradNorm (Chen, Badrinarayanan, Lee & Rabinovich, 2018)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.adam import AdamVector
+from mtrl.combiners.base import Combiner
+from mtrl.combiners.checks import check_interval
+
+
+class GradNorm(Combiner):
+    """GradNorm (Chen et al., 2018, equations 1 and 2): weighted gradient norms that follow the training rates.
+
+    With ``n_i = |g_i|``, ``r_i`` the ratio of the loss to its first value, divided by the mean of these ratios, and the
+    constant ``C_i = r_i^alpha mean_j (w_j n_j)``, the weights descend ``sum_i |w_i n_i - C_i|``, whose gradient is
+    ``sign(w_i n_i - C_i) n_i``: no second backward pass. They start at 1, take an Adam step after every call, stay
+    above 0.001, since a negative weight would never come back, and are rescaled to the sum T. The paper takes the
+    norms on the last shared layer; these are of whatever the Gramian is of. A zero gradient keeps its weight, up to
+    the rescaling.
+
+    Args:
+        num_tasks: the number of tasks T.
+        alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for its toy
+            problem).
+        learning_rate: Adam's for the weights, above 0; 0.025, as for the learnt weights of `Uncertainty`.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range.
+    """
+
+    needs = "gramian"
+    positive_losses = True
+    weights_specific = True
+    first_losses: Tensor
+
+    def __init__(self, num_tasks: int, *, alpha: float = 1.5, learning_rate: float = 0.025, **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("gradnorm", "alpha", alpha, "[0, inf)")
+        check_interval("gradnorm", "learning_rate", learning_rate, "(0, inf)")
+        self.alpha = alpha
+        self.learnt = AdamVector(torch.ones(num_tasks), learning_rate)
+        self.register_buffer("first_losses", torch.zeros(num_tasks, dtype=torch.float64))
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        assert gramian is not None  # `_check` has seen to it.
+        learnt = self.learnt.value
+        weights = learnt.clone()
+        losses = losses.to(weights)
+        self.first_losses.copy_(torch.where(self.first_losses > 0, self.first_losses, losses))
+        ratio = losses / self.first_losses
+        norms = gramian.diagonal().to(weights).clamp_min(0).sqrt()
+        weighted = weights * norms
+        target = weighted.mean() * (ratio / ratio.mean()) ** self.alpha
+        self.learnt.step((weighted - target).sign() * norms)
+        learnt.clamp_min_(0.001)
+        learnt *= self.num_tasks / learnt.sum()
+        return weights

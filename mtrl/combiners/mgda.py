@@ -1,0 +1,52 @@
+"""The multiple-gradient descent algorithm (Désidéri, 2012; Sener & Koltun, 2018)."""
+
+from typing import Any
+
+import numpy as np
+
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array, min_norm
+from mtrl.errors import unknown_name
+
+NORMALIZATIONS = ("none", "l2", "loss", "loss+")
+
+
+class MGDA(GramianCombiner):
+    """MGDA (Sener & Koltun, 2018, equation 3): the shortest vector in the convex hull of the gradients.
+
+    ``a = argmin |sum_i a_i g_i / s_i|`` over ``a_i >= 0, sum_i a_i = 1``, solved exactly, and ``w_i = a_i / s_i``: a
+    direction that descends every loss, zero at Pareto-stationary points. The paper has ``s_i = 1``, so that the
+    weights sum to 1; published code divides the gradients first by ``s_i = |g_i|`` (``l2``), ``L_i`` (``loss``) or
+    ``L_i |g_i|`` (``loss+``). The update here is the shortest vector of these scaled gradients, as in Kurin et
+    al., 2022; the code of Sener & Koltun puts ``a`` on the unscaled ones, which loses common descent.
+
+    A zero gradient is itself the shortest vector: its task gets all the weight (several share it), the update is 0.
+
+    Args:
+        num_tasks: the number of tasks T.
+        normalization: ``none`` (default, the paper), ``l2``, ``loss`` or ``loss+``; the last two need positive
+            losses.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: on an unknown normalization.
+    """
+
+    def __init__(self, num_tasks: int, *, normalization: str = "none", **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        if normalization not in NORMALIZATIONS:
+            raise unknown_name("normalization of mgda", normalization, NORMALIZATIONS)
+        self.normalization = normalization
+        self.positive_losses = "loss" in normalization  # type: ignore[misc]
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        zero = norms == 0
+        if zero.any():
+            shared: Array = zero / np.count_nonzero(zero)
+            return shared
+        scale = np.ones_like(norms)
+        if self.normalization in ("loss", "loss+"):
+            scale *= losses
+        if self.normalization in ("l2", "loss+"):
+            scale *= norms
+        return min_norm(norms / scale, cosines) / scale

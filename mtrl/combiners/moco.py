@@ -1,0 +1,78 @@
+"""Multi-objective gradient correction (Fernando et al., 2023, "Mitigating Gradient Bias")."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.checks import check_choice, check_interval
+from mtrl.combiners.direction import RowMemory
+
+
+def project_to_simplex(point: Tensor) -> Tensor:
+    """The nearest point with non-negative entries that sum to 1 (Held et al., 1974), for a vector ``[T]``."""
+    ordered = point.sort(descending=True).values
+    levels = (ordered.cumsum(0) - 1) / torch.arange(1, len(point) + 1, device=point.device)
+    return (point - levels[(ordered > levels).sum() - 1]).clamp_min(0)
+
+
+class MoCo(RowMemory):
+    """MoCo (Fernando et al., 2023, algorithm 1): tracks every task's gradient, and MGDA's weights for them.
+
+    At call t, with ``b = beta / sqrt(t)`` and ``c = gamma / sqrt(t)``: ``Y <- Y - b (Y - J)``, then
+    ``l <- project(l - c (Y Y^T + rho I) l)`` onto the simplex, and the direction is ``l^T Y``. ``Y``
+    (``[T, P]``) starts at 0, ``l`` at ``1 / T``. What a ``gamma`` does depends on the gradients' scale.
+
+    Args:
+        num_tasks: the number of tasks T.
+        beta: the first step of the tracked gradients, in (0, 1]; 0.5, as all defaults here, as in LibMTL.
+        gamma: the first step of the weights, above 0.
+        rho: the regularisation of the weights, at least 0.
+        normalize: ``"none"`` as in the algorithm, or ``"loss"``: every row of J is first scaled to the norm
+            of its loss, which has to be positive (LibMTL).
+        projection: ``"simplex"`` as in the algorithm, or ``"softmax"``, which stays near equal weights
+            (LibMTL).
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range; in `combine` also if P changes, or with
+            ``normalize="loss"`` on a loss that is not positive.
+    """
+
+    simplex: Tensor
+
+    def __init__(
+        self,
+        num_tasks: int,
+        *,
+        beta: float = 0.5,
+        gamma: float = 0.1,
+        rho: float = 0.0,
+        normalize: Literal["none", "loss"] = "none",
+        projection: Literal["simplex", "softmax"] = "simplex",
+        **common: Any,
+    ) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("moco", "beta", beta, "(0, 1]")
+        check_interval("moco", "gamma", gamma, "(0, inf)")
+        check_interval("moco", "rho", rho, "[0, inf)")
+        check_choice("moco", "normalize", normalize, ("none", "loss"))
+        check_choice("moco", "projection", projection, ("simplex", "softmax"))
+        self.beta = beta
+        self.gamma = gamma
+        self.rho = rho
+        self.normalize = normalize
+        self.positive_losses = normalize == "loss"  # type: ignore[misc]
+        self.projection = projection
+        self.register_buffer("simplex", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
+
+    def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
+        y = self._recall(jacobian)
+        if self.normalize == "loss":
+            norms = jacobian.norm(dim=1)
+            jacobian.mul_(torch.where(norms > 0, losses / norms, 0)[:, None])
+        y.lerp_(jacobian, (self.beta / self.calls.sqrt()).to(y))
+        slope = (y @ y.T).to(self.simplex) @ self.simplex + self.rho * self.simplex
+        moved = self.simplex - self.gamma / self.calls.sqrt() * slope
+        self.simplex = project_to_simplex(moved) if self.projection == "simplex" else moved.softmax(0)
+        return self.simplex.to(y) @ y

@@ -1,0 +1,51 @@
+"""Multi-task learning as a bargaining game (Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik & Fetaya, 2022)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.checks import check_count, check_interval
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array, limit_norm, on_nonzero, power_balance
+
+
+class NashMTL(GramianCombiner):
+    """Nash-MTL (Navon et al., 2022, claim 3.1): ``G w = 1 / w``, elementwise, with all ``w_i > 0``.
+
+    The Nash bargaining solution of the tasks, for which the gradients' scale does not matter: ``w_i g_i`` is the same
+    if ``g_i`` is multiplied by a positive number. The update ``J^T w`` has length ``sqrt(T)``, so that with T > 1 the
+    default cap on it, that of the authors' code, always applies and gives unit length. A task with a zero gradient
+    takes no part and gets weight 0.
+
+    Args:
+        num_tasks: the number of tasks T.
+        update_every: solve again at every n-th call and keep the weights in between; 1 as in the paper's default.
+        max_norm: cap on the length of the update, above 0; 1 as in the authors' code, infinity for the paper's scale.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range.
+        RunError: from ``weights``, where a convex combination of the gradients vanishes (Pareto stationary): then
+            there is no solution.
+    """
+
+    weights_specific = True
+    solved: Tensor
+    calls: Tensor
+
+    def __init__(self, num_tasks: int, *, update_every: int = 1, max_norm: float = 1.0, **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        check_count("nash_mtl", "update_every", update_every)
+        check_interval("nash_mtl", "max_norm", max_norm, "(0, inf]")
+        self.update_every = update_every
+        self.max_norm = max_norm
+        self.register_buffer("solved", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        if int(self.calls) % self.update_every == 0:
+            solved = on_nonzero(norms, cosines, lambda n, c: power_balance(n, c, 1.0, precision))
+            self.solved.copy_(torch.from_numpy(solved))
+        self.calls += 1
+        return limit_norm(self.solved.cpu().numpy(), norms, cosines, self.max_norm)

@@ -1,0 +1,61 @@
+"""Projecting conflicting gradients (Yu, Kumar, Gupta, Levine, Hausman & Finn, 2020)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array
+from mtrl.errors import unknown_name
+
+REDUCTIONS = ("sum", "mean")
+
+
+class PCGrad(GramianCombiner):
+    """PCGrad (Yu et al., 2020, algorithm 1): each gradient gives up what conflicts with the others.
+
+    Each task's ``g_i' = g_i`` meets every other ``g_j`` once, in an order of its own, uniformly random, and where
+    ``g_i'^T g_j < 0`` loses its component along ``g_j``. The update is ``sum_i g_i'``. All of it happens on
+    coefficients: ``g_i'`` is a combination of the gradients whose products with them are in the Gramian, and all
+    tasks move through their orders at once. A weight can reach ``T max_i |g_i| / |g_j|``. Zero gradients keep
+    weight 1.
+
+    Args:
+        num_tasks: the number of tasks T.
+        reduction: ``sum`` (default, the paper) or ``mean`` over the ``g_i'``, as in some published code.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: on an unknown reduction.
+    """
+
+    def __init__(self, num_tasks: int, *, reduction: str = "sum", **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        if reduction not in REDUCTIONS:
+            raise unknown_name("reduction of pcgrad", reduction, REDUCTIONS)
+        self.reduction = reduction
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        tasks = np.arange(self.num_tasks)
+        # Row i holds g_i' / |g_i| in terms of the unit gradients, and its products with them.
+        coefficients, products = np.eye(self.num_tasks), cosines.copy()
+        for others in orders_of_others(self.num_tasks, self.generator):
+            added = np.maximum(-products[tasks, others], 0.0)
+            coefficients[tasks, others] += added
+            products += added[:, None] * cosines[others]
+        weights = sum_of_rows(norms, coefficients)
+        return weights / self.num_tasks if self.reduction == "mean" else weights
+
+
+def orders_of_others(num_tasks: int, generator: torch.Generator) -> NDArray[np.int64]:
+    """A random order of the other tasks for every task: column ``i`` of ``[T - 1, T]`` permutes all but ``i``."""
+    keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
+    order: NDArray[np.int64] = keys.fill_diagonal_(2.0).argsort(dim=1)[:, :-1].T.numpy()
+    return order
+
+
+def sum_of_rows(norms: Array, coefficients: Array) -> Array:
+    """The weights of ``sum_i g_i'`` when row ``i`` holds ``g_i' / |g_i|`` in terms of the unit gradients."""
+    return np.divide(norms @ coefficients, norms, out=np.ones_like(norms), where=norms > 0)

@@ -1,0 +1,78 @@
+"""Stochastic direction-oriented multi-objective gradient descent (Xiao, Ban & Ji, 2023)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl.combiners.checks import check_count, check_interval
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array
+
+
+class SDMGrad(GramianCombiner):
+    """SDMGrad (Xiao et al., 2023, algorithm 1): MGDA regularised towards the mean gradient, solved inexactly.
+
+    The update is ``g_a + lambda g_0``, ``g_0 = sum_i g_i / T``, for ``a`` on the simplex that minimises its length. At
+    each call ``a`` starts from where it was (first ``1 / T``) and takes projected SGD steps with momentum on
+    ``X (a + lambda / T)``. In the paper ``X`` holds the products of gradients of independent batches, which makes the
+    steps unbiased; here, as in its reinforcement learning code, it is the Gramian of the one batch. As in that code
+    ``X`` is divided by the squared mean of the gradients' norms, so that the step size has no unit. ``w = a +
+    lambda / T``, the paper's scale, where the code divides by ``1 + lambda``. If all gradients are 0, ``a`` stays.
+
+    Args:
+        num_tasks: the number of tasks T.
+        lambda_: the pull towards the mean gradient, at least 0; 0.3 as in the authors' runs (0.6 in the signature).
+        iterations: SGD steps per call; 20 as in their code.
+        learning_rate: of these steps, above 0; 10 as in their code.
+        momentum: of these steps, in [0, 1); 0.5 as in their code.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range.
+    """
+
+    weights_specific = True
+    simplex: Tensor
+
+    def __init__(
+        self,
+        num_tasks: int,
+        *,
+        lambda_: float = 0.3,
+        iterations: int = 20,
+        learning_rate: float = 10.0,
+        momentum: float = 0.5,
+        **common: Any,
+    ) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("sdmgrad", "lambda_", lambda_, "[0, inf)")
+        check_count("sdmgrad", "iterations", iterations)
+        check_interval("sdmgrad", "learning_rate", learning_rate, "(0, inf)")
+        check_interval("sdmgrad", "momentum", momentum, "[0, 1)")
+        self.lambda_ = lambda_
+        self.iterations = iterations
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.register_buffer("simplex", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        point, pull = self.simplex.cpu().numpy().copy(), self.lambda_ / self.num_tasks
+        if norms.any():
+            relative = norms / norms.mean()
+            products = relative[:, None] * cosines * relative
+            velocity = np.zeros_like(point)
+            for _ in range(self.iterations):
+                velocity = self.momentum * velocity + products @ (point + pull)
+                point = project_to_simplex(point - self.learning_rate * velocity)
+            self.simplex.copy_(torch.from_numpy(point))
+        return point + pull
+
+
+def project_to_simplex(point: Array) -> Array:
+    """The nearest point of the probability simplex, ``[T]`` (Held, Wolfe & Crowder, 1974)."""
+    ordered = np.sort(point)[::-1]
+    thresholds = (np.cumsum(ordered) - 1) / np.arange(1, len(point) + 1)
+    projected: Array = np.maximum(point - thresholds[np.count_nonzero(ordered > thresholds) - 1], 0.0)
+    return projected

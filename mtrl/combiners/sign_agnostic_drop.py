@@ -1,0 +1,53 @@
+"""Sign-agnostic gradient masking (Kurin et al., 2022, appendix D.3): GradDrop without the signs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import Combiner
+from mtrl.combiners.checks import check_interval
+from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
+
+
+class SignAgnosticDrop(Combiner):
+    """Drops every entry of J on its own with the same probability (Kurin et al., 2022, appendix D.3).
+
+    ``d_p = sum_i m_ip J_ip`` with ``m_ip ~ Bernoulli(1 - drop)``, stretched to the norm of ``sum_i J_i``.
+    On an accelerator the mask is drawn there, by a generator that this combiner's seeds.
+
+    Args:
+        num_tasks: the number of tasks T.
+        drop: the probability of dropping an entry, in [0, 0.9999], taken to the nearest multiple of 2^-16;
+            0.75 as in the paper's code.
+        renormalize: stretch to the norm of the plain sum, as in the paper's code.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if ``drop`` is out of range.
+    """
+
+    needs = "jacobian"
+
+    def __init__(
+        self, num_tasks: int, *, drop: float = 0.75, renormalize: bool = True, **common: Any
+    ) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("sign_agnostic_drop", "drop", drop, "[0, 0.9999]")
+        self.drop = drop
+        self.renormalize = renormalize
+
+    def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
+        generator = generator_on(jacobian.device, self.generator)
+        # 16 random bits an entry: drawing T x P floats would cost more than all the rest of the update.
+        lowest_kept = round(self.drop * 2**16) - 2**15
+        totals, sums = [], []
+        for (block,) in column_blocks(jacobian):
+            words = torch.empty((block.numel() + 3) // 4, dtype=torch.int64, device=block.device)
+            bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
+            mask = bits[: block.numel()].view(block.shape) >= lowest_kept
+            if self.renormalize:
+                totals.append(block.sum(0))
+            sums.append(block.mul_(mask).sum(0))
+        direction = torch.cat(sums)
+        return at_norm_of(direction, torch.cat(totals)) if self.renormalize else direction

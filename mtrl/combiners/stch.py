@@ -1,0 +1,56 @@
+"""Smooth Tchebycheff scalarization (Lin et al., 2024)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners.base import Combiner
+from mtrl.combiners.checks import check_count, check_interval
+
+
+class STCH(Combiner):
+    """Smooth Tchebycheff scalarization of log-losses (Lin et al., 2024, and the authors' multi-task code).
+
+    Minimises ``T mu log sum_i (L_i / z_i)^(1/mu)``, a smooth ``T max_i log(L_i / z_i)``, so ``w_i = T
+    softmax(log(L / z) / mu)_i / L_i``. The reference ``z`` is a mean loss from early in training: the first
+    ``warmup`` calls have the weights ``1 / L_i`` of ``scale_invariant``, and the last fifth of them is
+    averaged into ``z``, after the authors' 4 epochs of warm-up with the average taken over the fifth.
+
+    Args:
+        num_tasks: the number of tasks T.
+        mu: the smoothing, above 0; 1 as in the authors' code, towards 0 only the worst task counts.
+        warmup: the number of calls before ``z`` is fixed, at least 1. The default is ours: reinforcement
+            learning has no epochs.
+        **common: see `Combiner`.
+
+    Raises:
+        InputError: if an option is out of range.
+    """
+
+    needs = "losses"
+    positive_losses = True
+    weights_specific = True
+    reference: Tensor
+    calls: Tensor
+
+    def __init__(self, num_tasks: int, *, mu: float = 1.0, warmup: int = 5000, **common: Any) -> None:
+        super().__init__(num_tasks, **common)
+        check_interval("stch", "mu", mu, "(0, inf)")
+        check_count("stch", "warmup", warmup)
+        self.mu = mu
+        self.warmup = warmup
+        self.register_buffer("reference", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        losses = losses.to(self.reference)
+        self.calls += 1
+        calls = int(self.calls)
+        if calls > self.warmup:
+            ratios = (losses / self.reference).log()
+            return self.num_tasks * (ratios / self.mu).softmax(0) / losses
+        averaged = max(self.warmup // 5, 1)
+        if calls > self.warmup - averaged:
+            self.reference += losses / averaged
+        return 1 / losses

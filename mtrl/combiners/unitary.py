@@ -1,0 +1,15 @@
+"""Unitary scalarization (Kurin et al., 2022, "In Defense of the Unitary Scalarization for Deep MTL")."""
+
+from torch import Tensor
+
+from mtrl.combiners.base import Combiner
+
+
+class Unitary(Combiner):
+    """Sums the losses (Kurin et al., 2022, equation 1): ``w_i = 1``, one plain backward pass."""
+
+    needs = "losses"
+    weights_specific = True
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        return losses.new_ones(self.num_tasks)

@@ -1,0 +1,24 @@
+"""UPGrad (Quinton & Rey, 2024, "Jacobian Descent for Multi-Objective Optimization")."""
+
+import numpy as np
+
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array, dual_cone
+
+
+class UPGrad(GramianCombiner):
+    """UPGrad (Quinton & Rey, 2024, section 3): the mean of the gradients, each made non-conflicting first.
+
+    Each ``g_i`` is projected onto the cone ``{x : g_j^T x >= 0 for all j}``, so the update conflicts with no task.
+    Where no gradients conflict, it is their mean and all weights are ``1 / T``. The T projections are solved
+    exactly, in one batch. A task with a zero gradient keeps weight ``1 / T``.
+    """
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        kept = np.flatnonzero(norms)
+        weights = np.full_like(norms, 1 / self.num_tasks)
+        if kept.size:
+            # A projection scales with its vector, so those of the unit gradients do.
+            units = dual_cone(cosines[np.ix_(kept, kept)], np.eye(kept.size))
+            weights[kept] *= norms[kept] @ units / norms[kept]
+        return weights

@@ -1,0 +1,73 @@
+"""What the per-task gradients of one step say about conflict between tasks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtrl.gradients import Combination
+
+
+def cosine_matrix(gramian: Tensor) -> Tensor:
+    """The pairwise cosines of per-task gradients, 0 where a gradient is zero (its own included).
+
+    Args:
+        gramian: ``[T, T]``, their inner products.
+
+    Returns:
+        ``[T, T]``, in [-1, 1].
+    """
+    norms = gramian.diagonal().sqrt()
+    products = torch.outer(norms, norms)
+    return torch.where(products > 0, gramian / products, 0).clamp(-1, 1)
+
+
+def magnitude_similarity(gramian: Tensor) -> Tensor:
+    """``2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2)`` (Yu et al., 2020, definition 3), 0 where both are zero.
+
+    Args:
+        gramian: ``[T, T]``, the inner products of the per-task gradients.
+
+    Returns:
+        ``[T, T]``, in [0, 1].
+    """
+    squares = gramian.diagonal()
+    sums = squares[:, None] + squares
+    norms = squares.sqrt()
+    return torch.where(sums > 0, 2 * torch.outer(norms, norms) / sums, 0)
+
+
+def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str, float]:
+    """Flat measures of gradient conflict, for logging.
+
+    Args:
+        combination: of a backward pass; without its Gramian there is nothing to say but the weights.
+        tasks: the name of each task.
+
+    Returns:
+        ``weight/<task>`` where the method has weights; with a Gramian ``cosine_to_update/<task>`` and
+        ``summed_gradient_norm``; from two tasks on also, over all pairs, ``cosine_mean``, ``cosine_min``,
+        ``conflicting_pairs`` (the share with a negative cosine) and ``magnitude_similarity`` (the mean).
+    """
+    names: list[str] = []
+    values: list[Tensor] = []
+    if combination.weights is not None:
+        names += [f"weight/{task}" for task in tasks]
+        values.append(combination.weights)
+    if combination.alignment is not None:
+        names += [f"cosine_to_update/{task}" for task in tasks]
+        values.append(combination.alignment)
+    gramian = combination.gramian
+    if gramian is not None:
+        names.append("summed_gradient_norm")
+        values.append(gramian.sum().clamp_min(0).sqrt().reshape(1))
+    if gramian is not None and len(tasks) > 1:
+        row, column = torch.triu_indices(len(tasks), len(tasks), 1, device=gramian.device)
+        cosine = cosine_matrix(gramian)[row, column]
+        similarity = magnitude_similarity(gramian)[row, column]
+        names += ["cosine_mean", "cosine_min", "conflicting_pairs", "magnitude_similarity"]
+        share = (cosine < 0).to(cosine).mean()
+        values.append(torch.stack([cosine.mean(), cosine.min(), share, similarity.mean()]))
+    if not values:
+        return {}
+    return dict(zip(names, torch.cat([value.double() for value in values]).tolist(), strict=True))

@@ -1,0 +1,100 @@
+"""What every script does around its work: errors in one line, exit codes, summaries of the machine."""
+
+import os
+import platform
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from mtrl.errors import InputError, Interrupted, RunError, unknown_name
+
+_PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Calls a script's Hydra main; ends the process with one line and an exit code where it fails.
+
+    Exit codes: 2 for unusable input, 1 for a run that cannot go on, 128 + signal for an interrupted one. With
+    ``HYDRA_FULL_ERROR=1`` or ``debug=true`` the traceback is shown instead.
+    """
+    debug = os.environ.get("HYDRA_FULL_ERROR") == "1" or "debug=true" in sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
+    try:
+        main()
+    except BaseException as error:
+        known = message_of(error)
+        if debug or known is None:
+            raise
+        code, message = known
+        sys.stderr.write(f"{'error: ' if code < 128 else ''}{message}\n")
+        sys.stderr.flush()
+        sys.exit(code)
+
+
+def message_of(error: BaseException) -> tuple[int, str] | None:
+    """The exit code and the line for an expected error; None for a bug."""
+    if isinstance(error, InputError):
+        return 2, str(error)
+    if isinstance(error, RunError):
+        return 1, str(error)
+    if isinstance(error, Interrupted):
+        return 128 + error.signal_number, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted before anything was to be saved"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return 2, _configuration_message(error)
+    if isinstance(error, OSError):
+        return 1, " ".join(str(error).split())
+    return None
+
+
+def _configuration_message(error: BaseException) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return str(unknown_name(group, name, [option.removeprefix("_") for option in error.options]))
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    key = getattr(cause, "full_key", None) or ""
+    first = str(cause).strip().splitlines()[0]
+    node = getattr(cause, "parent_node", None)
+    if "not in" in first and node is not None and getattr(cause, "key", None) is not None:
+        return str(unknown_name("key", key, [key[: len(key) - len(str(cause.key))] + str(k) for k in node]))  # type: ignore[attr-defined]
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, for ``summary.json``."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory() -> dict[str, float]:
+    """The largest memory so far, in GiB, of this process and on the GPU."""
+    peak = {"process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if torch.cuda.is_available():
+        peak["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return peak

@@ -1,0 +1,39 @@
+"""Files that are either whole or absent."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes to a temporary name, flushes to the disk and renames, so that ``path`` is never half-written.
+
+    Args:
+        path: the file.
+        write: gets the open file.
+
+    Raises:
+        OSError: as the file system does; ``path`` is then as it was and the temporary file is gone.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically, indented for people."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

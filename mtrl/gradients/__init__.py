@@ -1,0 +1,15 @@
+"""Per-task gradients: who differentiates what, and what ends up in ``.grad``.
+
+Two situations, two ways in:
+
+* Every task has its own samples (multi-task RL): `TaskBatched` gets all per-task gradients of a network from
+  one backward pass.
+* All tasks share the input (supervised multi-task learning): `backward` differentiates each loss with respect
+  to the shared representation or the shared parameters.
+"""
+
+from mtrl.gradients.combination import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError
+from mtrl.gradients.shared_input import backward, fan_out
+from mtrl.gradients.task_batched import TaskBatched
+
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Combination", "NonFiniteError", "TaskBatched", "backward", "fan_out"]

@@ -1,0 +1,1 @@
+"""The training loop and evaluation, written against small protocols."""

@@ -1,0 +1,229 @@
+"""What the scripts put together: the configuration's schema, and agents and environments made from it."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agents.sac import MultiTaskSAC, SACConfig
+from envs import TaskVector, benchmark_tasks
+from mtrl import combiners
+from mtrl.combiners import Combiner
+from mtrl.errors import InputError, unknown_name
+from mtrl.experiment.run_directory import read_config
+from mtrl.rl.training import Schedule
+
+OBSERVATION_SIZE, ACTION_SIZE = 39, 4
+
+
+@dataclass
+class BenchmarkConfig:
+    """Which tasks, and how they are played."""
+
+    name: str = MISSING
+    horizon: int = 500
+    reward_version: str = "v2"
+    terminate_on_success: bool = False
+    goals: str = "random"
+    """``random`` draws one of 50 goals at every reset; ``fixed`` keeps one per task for the whole run."""
+    fast: bool = True
+
+
+@dataclass
+class EvalConfig:
+    """When and how long to evaluate."""
+
+    every: int = 10_000
+    episodes: int = 50
+
+
+@dataclass
+class EveryConfig:
+    """How often something is done, in vector steps."""
+
+    every: int = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """The configuration of ``scripts/train.py``; ``configs/train.yaml`` holds the defaults."""
+
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    task: str | None = None
+    tasks: list[str] | None = None
+    combiner: dict[str, Any] = field(default_factory=dict)
+    agent: SACConfig = field(default_factory=SACConfig)
+    seed: int = MISSING
+    steps: int = MISSING
+    warmup_steps: int = MISSING
+    catch_up_updates: int | None = None
+    batch_size: int = MISSING
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: EveryConfig = field(default_factory=EveryConfig)
+    log: EveryConfig = field(default_factory=EveryConfig)
+    insight: EveryConfig = field(default_factory=EveryConfig)
+    run_dir: str | None = None
+    device: str = "auto"
+    num_workers: int | None = None
+    progress: bool = True
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        smallest = {
+            "seed": (self.seed, 0),
+            "steps": (self.steps, 1),
+            "warmup_steps": (self.warmup_steps, 1),
+            "catch_up_updates": (self.catch_up_updates, 0),
+            "batch_size": (self.batch_size, 1),
+            "eval.every": (self.eval.every, 1),
+            "eval.episodes": (self.eval.episodes, 1),
+            "checkpoint.every": (self.checkpoint.every, 1),
+            "log.every": (self.log.every, 1),
+            "insight.every": (self.insight.every, 0),
+            "num_workers": (self.num_workers, 1),
+        }
+        for key, (value, least) in smallest.items():
+            if value is not None and value < least:
+                raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
+
+    @property
+    def schedule(self) -> Schedule:
+        """What happens when."""
+        return Schedule(
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            catch_up_updates=self.warmup_steps if self.catch_up_updates is None else self.catch_up_updates,
+            eval_every=self.eval.every,
+            checkpoint_every=self.checkpoint.every,
+            log_every=self.log.every,
+            insight_every=self.insight.every,
+            eval_episodes=self.eval.episodes,
+        )
+
+
+EVALUATION_SEED = 1_000_003
+"""Every run of every seed is evaluated on the same held-out goals."""
+
+ConfigStore.instance().store("train_schema", TrainConfig)
+
+
+def load_config(directory: Path) -> TrainConfig:
+    """The configuration of a training run's directory.
+
+    Raises:
+        InputError: if it is not a training run's.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), read_config(directory)))
+    except OmegaConfBaseException as error:
+        raise InputError(
+            f"{directory / 'config.yaml'} is not a training run's: {str(error).splitlines()[0]}"
+        ) from error
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def task_names(config: TrainConfig) -> list[str]:
+    """The tasks that a configuration asks for: the benchmark's, a selection of them, or any list.
+
+    Raises:
+        InputError: on an unknown task, or keys that do not fit the benchmark.
+    """
+    name = config.benchmark.name
+    if name == "mt1":
+        if config.task is None or config.tasks is not None:
+            raise InputError("benchmark=mt1 takes one task: add e.g. task=reach-v3")
+        return [config.task]
+    if config.task is not None:
+        raise InputError(f"benchmark={name} takes tasks=[...]; task=NAME is for benchmark=mt1")
+    if name in ("mt10", "mt50"):
+        own = benchmark_tasks(name)
+        for task in config.tasks or ():
+            if task not in own:
+                raise unknown_name(f"task of {name}", task, own)
+        return config.tasks or own
+    if not config.tasks:
+        raise InputError(f"benchmark={name} needs tasks, e.g. tasks=[reach-v3,push-v3]")
+    return config.tasks
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: if the name is unknown, or there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def run_directory(config: TrainConfig) -> Path:
+    """The run's directory, by default named after benchmark, method and seed."""
+    name = config.benchmark.name if config.task is None else f"{config.benchmark.name}-{config.task}"
+    return Path(config.run_dir or f"runs/{name}-{config.combiner['name']}-seed{config.seed}")
+
+
+def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combiner], str | None]:
+    """The combiners of critic and actor, and a remark for the user where they differ.
+
+    A method that needs positive losses serves the critic alone: the actor's losses are negative action values.
+    """
+    options = dict(config.combiner)
+    name = options.pop("name")
+
+    def make(name: str, seed: int, **options: Any) -> Combiner:
+        return combiners.make(name, num_tasks, seed=seed, rescale=config.agent.rescale, **options)
+
+    critic = make(name, config.seed, **options)
+    if not critic.positive_losses:
+        return {"critic": critic, "actor": make(name, config.seed + 1, **options)}, None
+    remark = f"{name} needs positive losses, which the actor's are not: it serves the critic, unitary the actor"
+    return {"critic": critic, "actor": make("unitary", config.seed + 1)}, remark
+
+
+def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, max_steps: int) -> MultiTaskSAC:
+    """The agent that a configuration describes, untrained."""
+    made, _ = make_combiners(config, len(tasks))
+    return MultiTaskSAC(
+        tasks,
+        OBSERVATION_SIZE,
+        ACTION_SIZE,
+        made["critic"],
+        made["actor"],
+        config.agent,
+        batch_size=config.batch_size,
+        max_steps=max_steps,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def make_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
+    """The environments of training."""
+    return TaskVector(tasks, **_environment_options(config))
+
+
+def make_evaluation_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
+    """Environments for evaluation: all 50 goals in turn (or the run's one), each episode up to its first success."""
+    options = _environment_options(config) | {"terminate_on_success": True}
+    if config.benchmark.goals != "fixed":
+        options |= {"goals": "evaluation", "seed": EVALUATION_SEED}
+    return TaskVector(tasks, **options)
+
+
+def _environment_options(config: TrainConfig) -> dict[str, Any]:
+    benchmark = dataclasses.asdict(config.benchmark)
+    del benchmark["name"]
+    return benchmark | {"seed": config.seed, "num_workers": config.num_workers}

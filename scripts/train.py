@@ -1,0 +1,76 @@
+"""Trains one multi-task SAC agent: ``python scripts/train.py benchmark=mt10 combiner=pcgrad seed=3``."""
+
+import dataclasses
+import os
+import sys
+
+# Threads that wait for work must sleep: spinning, they would take the cores that the simulators need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from mtrl.analysis.training_report import report
+from mtrl.experiment.command_line import machine, peak_memory, run
+from mtrl.experiment.run_directory import RunDirectory
+from mtrl.rl.training import Trainer
+from scripts.composition import (
+    TrainConfig,
+    device_of,
+    make_agent,
+    make_combiners,
+    make_environments,
+    make_evaluation_environments,
+    run_directory,
+    task_names,
+)
+
+
+def train(config: TrainConfig) -> None:
+    """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
+    console = Console(stderr=True, highlight=False)
+    tasks = task_names(config)
+    device = device_of(config.device)
+    _, remark = make_combiners(config, len(tasks))
+    directory = RunDirectory(run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
+    try:
+        if directory.finished:
+            console.print(f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.")
+            return
+        if remark:
+            console.print(remark)
+        agent = make_agent(config, tasks, device, max_steps=config.steps)
+        console.print(
+            f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
+            f"replay buffer of {agent.replay.nbytes / 2**30:.2f} GiB; run directory {directory.path}"
+        )
+        with make_environments(config, tasks) as environments:
+            trainer = Trainer(
+                agent,
+                environments,
+                lambda: make_evaluation_environments(config, tasks),
+                directory,
+                config.schedule,
+                show_progress=config.progress,
+            )
+            trainer.train()
+        directory.finish(trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
+        report(directory.path, Console())
+    finally:
+        directory.close()
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(config: DictConfig) -> None:
+    """Checks the configuration and trains."""
+    checked = OmegaConf.to_object(config)
+    assert isinstance(checked, TrainConfig)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    train(checked)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch.distributions import Independent, Normal, TransformedDistribution
+from torch.distributions.transforms import TanhTransform
+from torch.nn import functional
+
+from agents.networks import Actor, TwinCritic, append_task_id
+
+
+def test_the_task_id_is_appended_to_every_sample() -> None:
+    observations = torch.randn(3, 4, 5)
+    extended = append_task_id(observations)
+    assert torch.equal(extended[..., :5], observations)
+    assert torch.equal(extended[..., 5:], torch.eye(3).unsqueeze(1).expand(3, 4, 3))
+    assert torch.equal(append_task_id(torch.zeros(2, 5))[:, 5:], torch.eye(2))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_log_prob_is_that_of_a_squashed_gaussian(layer_norm: bool) -> None:
+    torch.manual_seed(0)
+    actor = Actor(6, 4, [16, 16], layer_norm=layer_norm, log_std_max=0.0).double()
+    observations = 0.1 * torch.randn(3, 7, 6, dtype=torch.float64)
+    actions, log_prob = actor.sample(observations, torch.Generator().manual_seed(1))
+    mean, log_std = actor(observations)
+    reference = TransformedDistribution(Independent(Normal(mean, log_std.exp()), 1), [TanhTransform()])
+    torch.testing.assert_close(log_prob, reference.log_prob(actions), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(actor.mode(observations), mean.tanh())
+
+
+def test_log_prob_stays_finite_where_the_squashing_saturates() -> None:
+    actor = Actor(1, 1, [4])
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.fill_(30.0)
+    actions, log_prob = actor.sample(torch.ones(1, 1, 1), torch.Generator().manual_seed(0))
+    assert actions.abs().max() <= 1
+    assert torch.isfinite(log_prob).all()
+
+
+def test_the_ensemble_is_two_independent_networks() -> None:
+    torch.manual_seed(0)
+    critic = TwinCritic(5, 2, [8, 9], layer_norm=True)
+    observations, actions = torch.randn(3, 4, 5), torch.randn(3, 4, 2)
+    values = critic(observations, actions)
+    for member in range(2):
+        x = torch.cat([observations, actions], -1)
+        layers = list(critic.layers)
+        for linear, norm in ((layers[0], layers[1]), (layers[3], layers[4])):
+            x = x @ linear.weight[member] + linear.bias[member]
+            x = functional.layer_norm(x, x.shape[-1:]) * norm.weight[member] + norm.bias[member]
+            x = x.relu()
+        x = x @ layers[6].weight[member] + layers[6].bias[member]
+        torch.testing.assert_close(values[member], x.squeeze(-1))
+    assert not torch.equal(values[0], values[1])

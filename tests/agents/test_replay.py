@@ -1,0 +1,121 @@
+import pytest
+import torch
+
+from agents.replay import ReplayBuffer
+from mtrl.errors import InputError
+
+CPU = torch.device("cpu")
+TASKS, OBSERVATION, ACTION = 3, 5, 2
+
+
+def make(capacity: int = 7, **options: bool) -> ReplayBuffer:
+    return ReplayBuffer(TASKS, capacity, OBSERVATION, ACTION, CPU, **options)
+
+
+def transition(number: int, rewards: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    """Fields that tell which task and which transition they are of."""
+    label = 100.0 * torch.arange(TASKS) + number
+    return (
+        label.unsqueeze(1).expand(TASKS, OBSERVATION),
+        label.unsqueeze(1).expand(TASKS, ACTION),
+        label.double() if rewards is None else rewards,
+        label.unsqueeze(1).expand(TASKS, OBSERVATION) + 0.5,
+        torch.tensor([number % 2 == 0] * TASKS),
+    )
+
+
+def fill(buffer: ReplayBuffer, count: int) -> None:
+    for number in range(count):
+        buffer.add(*transition(number))
+
+
+def test_a_batch_has_an_equal_slice_of_each_task_and_keeps_transitions_together() -> None:
+    buffer = make(normalize_rewards=False)
+    fill(buffer, 5)
+    batch = buffer.sample(64, torch.Generator().manual_seed(0))
+    assert batch.observations.shape == (TASKS, 64, OBSERVATION)
+    label = batch.observations[..., 0]
+    assert torch.equal(label // 100, torch.arange(TASKS).float().unsqueeze(1).expand(TASKS, 64))
+    assert set((label % 100).unique().tolist()) == {0, 1, 2, 3, 4}
+    assert torch.equal(batch.rewards, label)
+    assert torch.equal(batch.actions[..., 0], label)
+    assert torch.equal(batch.next_observations[..., 0], label + 0.5)
+    assert torch.equal(batch.terminated, (label % 2 == 0).float())
+
+
+def test_the_ring_holds_the_last_transitions() -> None:
+    buffer = make(capacity=7, normalize_rewards=False)
+    fill(buffer, 17)
+    assert len(buffer) == 7
+    labels = buffer.sample(500, torch.Generator().manual_seed(0)).rewards % 100
+    assert set(labels.unique().tolist()) == set(range(10, 17))
+
+
+def test_raw_rewards_are_stored_and_normalised_when_sampled() -> None:
+    """Against a naive recomputation over what the ring holds, at very different scales and offsets."""
+    buffer = make(capacity=50)
+    generator = torch.Generator().manual_seed(1)
+    scale, offset = torch.tensor([1e-3, 1.0, 50.0]), torch.tensor([10.0, 0.0, -1e3])
+    history = []
+    for number in range(180):
+        rewards = (torch.randn(TASKS, generator=generator) * scale + offset).double()
+        history.append(rewards.float())
+        buffer.add(*transition(number, rewards))
+        if number in (0, 1, 30, 49, 50, 51, 120, 179):
+            held = torch.stack(history[-50:], 1)
+            assert torch.equal(buffer.rewards[:, : len(buffer)].sort().values, held.sort().values)
+            naive = held.double().std(1, correction=0)
+            expected = torch.where(naive > 0, naive, 1.0)
+            torch.testing.assert_close(buffer.reward_std(), expected, rtol=1e-6, atol=0)
+    batch = buffer.sample(1000, torch.Generator().manual_seed(2))
+    std = torch.stack(history[-50:], 1).double().std(1, correction=0)
+    raw = torch.stack(history[-50:], 1)
+    for task in range(TASKS):
+        expected = set((raw[task] / std[task].float()).tolist())
+        assert set(batch.rewards[task].unique().tolist()) <= expected
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_constant_rewards_have_no_scale(value: float) -> None:
+    buffer = make(capacity=4)
+    for number in range(11):
+        buffer.add(*transition(number, torch.full((TASKS,), value)))
+    assert torch.equal(buffer.reward_std(), torch.ones(TASKS, dtype=torch.float64))
+
+
+def test_an_empty_buffer_refuses_to_sample() -> None:
+    with pytest.raises(InputError, match="empty"):
+        make().sample(1, torch.Generator())
+
+
+def test_memory_is_stated_and_refused_before_it_is_taken() -> None:
+    buffer = make(capacity=11)
+    assert buffer.nbytes == ReplayBuffer.bytes_needed(TASKS, 11, OBSERVATION, ACTION)
+    with pytest.raises(InputError, match=r"GiB.*lower agent.buffer_size"):
+        ReplayBuffer(50, 10**10, 39, 4, CPU)
+
+
+def test_mt50_with_four_million_transitions_fits_into_two_gib() -> None:
+    assert ReplayBuffer.bytes_needed(50, 4_000_000 // 50, 39, 4) < 2 * 2**30
+
+
+@pytest.mark.parametrize("count", [3, 7, 20])
+def test_slices_and_state_restore_the_buffer_bit_for_bit(count: int) -> None:
+    buffer = make(capacity=7)
+    fill(buffer, count)
+    copy = make(capacity=7)
+    copy.restore(max(0, count - 7), buffer.slice(0, count))
+    copy.load_state_dict(buffer.state_dict())
+    for more in range(count, count + 3):
+        buffer.add(*transition(more))
+        copy.add(*transition(more))
+    one = buffer.sample(40, torch.Generator().manual_seed(3))
+    other = copy.sample(40, torch.Generator().manual_seed(3))
+    for name in ReplayBuffer.FIELDS:
+        assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_last_gives_the_transition_added_last() -> None:
+    buffer = make(capacity=7)
+    fill(buffer, 9)
+    assert torch.equal(buffer.last()[2], transition(8)[2].float())

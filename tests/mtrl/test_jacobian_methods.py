@@ -1,0 +1,204 @@
+"""The methods that read the Jacobian entry by entry, against their equations and TorchJD in float64."""
+
+import io
+import math
+
+import pytest
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+from torchjd import aggregation
+
+from mtrl import combiners
+from mtrl.combiners import direction
+from mtrl.combiners.moco import project_to_simplex
+from mtrl.errors import InputError
+
+T, P = 4, 30
+
+
+def jacobians(steps: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([[0.1], [1.0], [3.0], [0.5]], dtype=torch.float64)
+    return [torch.randn(T, P, generator=generator, dtype=torch.float64) * scale for _ in range(steps)]
+
+
+LOSSES = torch.tensor([0.3, 1.0, 2.0, 5.0], dtype=torch.float64)
+
+
+@pytest.fixture(params=[2**18, 28])
+def block_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything in one block of columns, and in blocks that do not divide the matrix."""
+    monkeypatch.setattr(direction, "CPU_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block_elements")
+@pytest.mark.parametrize("leak", [0.0, 0.3])
+@pytest.mark.parametrize("k", [1.0, 0.4])
+def test_graddrop(leak: float, k: float) -> None:
+    (jacobian,) = jacobians(1)
+    jacobian[:, 0] = 0
+    oracle = aggregation.GradDrop(lambda purity: 0.5 + k * (purity - 0.5), torch.full((T,), leak, dtype=torch.float64))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = oracle(jacobian)
+        # TorchJD divides 0 by 0 in a column of zeros.
+        expected[0] = 0
+        combined = combiners.make("graddrop", T, seed=seed, leak=leak, k=k).combine(LOSSES, jacobian)
+        torch.testing.assert_close(combined, expected)
+
+
+def test_graddrop_keeps_one_sign() -> None:
+    column = torch.tensor([[3.0], [1.0], [-2.0], [-2.0]]).expand(T, 20000)
+    combined = combiners.make("graddrop", T).combine(torch.ones(T), column)
+    assert set(combined.tolist()) == {4.0, -4.0}
+    assert (combined > 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["graddrop", "sign_agnostic_drop"])
+def test_renormalized_to_the_plain_sum(name: str) -> None:
+    (jacobian,) = jacobians(1)
+    plain = combiners.make(name, T, renormalize=False).combine(LOSSES, jacobian.clone())
+    combined = combiners.make(name, T, renormalize=True).combine(LOSSES, jacobian.clone())
+    torch.testing.assert_close(combined.norm(), jacobian.sum(0).norm())
+    torch.testing.assert_close(combined / combined.norm(), plain / plain.norm())
+    zeros = torch.zeros(T, P)
+    assert combiners.make(name, T, renormalize=True).combine(torch.ones(T), zeros.clone()).equal(zeros[0])
+
+
+@pytest.mark.usefixtures("block_elements")
+@pytest.mark.parametrize("drop", [0.0, 0.3, 0.75])
+def test_sign_agnostic_drop_masks_every_entry_on_its_own(drop: float) -> None:
+    # Powers of 2 make every sum tell which of its terms were kept.
+    jacobian = (2.0 ** torch.arange(T))[:, None].expand(T, 3000).clone()
+    combiner = combiners.make("sign_agnostic_drop", T, drop=drop, renormalize=False)
+    sums = combiner.combine(torch.ones(T), jacobian).long()
+    kept = (sums[None] >> torch.arange(T)[:, None]) & 1
+    torch.testing.assert_close(kept.float().mean(1), torch.full((T,), 1 - drop), rtol=0, atol=0.035)
+    expected = torch.eye(T) * drop * (1 - drop)
+    torch.testing.assert_close(torch.cov(kept.float()), expected, rtol=0, atol=0.03)
+
+
+def test_project_to_simplex() -> None:
+    torch.manual_seed(0)
+    for point in [torch.randn(6, dtype=torch.float64) * scale for scale in (0.01, 1.0, 100.0)]:
+        level = brentq(lambda t, point=point: (point - t).clamp_min(0).sum().item() - 1, point.min() - 1, point.max())
+        torch.testing.assert_close(project_to_simplex(point), (point - level).clamp_min(0))
+
+
+@pytest.mark.parametrize("normalize", ["none", "loss"])
+@pytest.mark.parametrize("projection", ["simplex", "softmax"])
+def test_moco(normalize: str, projection: str) -> None:
+    combiner = combiners.make("moco", T, beta=0.7, gamma=0.2, rho=0.1, normalize=normalize, projection=projection)
+    y, weights = torch.zeros(T, P, dtype=torch.float64), torch.full((T,), 1 / T, dtype=torch.float64)
+    for step, jacobian in enumerate(jacobians(5), start=1):
+        rows = jacobian.clone()
+        if normalize == "loss":
+            rows = torch.stack([row / row.norm() * loss for row, loss in zip(rows, LOSSES, strict=True)])
+        y = y - 0.7 / math.sqrt(step) * (y - rows)
+        moved = weights - 0.2 / math.sqrt(step) * (y @ y.T + 0.1 * torch.eye(T)) @ weights
+        weights = project_to_simplex(moved) if projection == "simplex" else moved.softmax(0)
+        torch.testing.assert_close(combiner.combine(LOSSES, jacobian), y.T @ weights)
+
+
+def test_moco_approaches_the_minimum_norm_point() -> None:
+    (jacobian,) = jacobians(1)
+    jacobian = jacobian + jacobian[1]
+    combiner = combiners.make("moco", T, gamma=0.02)
+    for _ in range(3000):
+        combined = combiner.combine(LOSSES, jacobian.clone())
+    oracle = aggregation.MGDA(epsilon=1e-9, max_iters=20000)(jacobian)
+    assert combined.norm().item() == pytest.approx(oracle.norm().item(), rel=1e-3)
+
+
+def test_moco_needs_positive_losses_only_to_scale_rows() -> None:
+    (jacobian,) = jacobians(1)
+    losses = torch.tensor([1.0, -1.0, 1.0, 1.0])
+    combiners.make("moco", T).combine(losses, jacobian.clone())
+    combiner = combiners.make("moco", T, normalize="loss")
+    assert combiner.positive_losses
+    with pytest.raises(InputError, match="moco needs positive losses, but task 1"):
+        combiner.combine(losses, jacobian)
+
+
+@pytest.mark.parametrize(("beta", "beta_decay"), [(0.9, 0.0), (0.5, 0.5), (0.0, 0.0)])
+def test_db_mtl(beta: float, beta_decay: float) -> None:
+    combiner = combiners.make("db_mtl", T, beta=beta, beta_decay=beta_decay)
+    mean = torch.zeros(T, P, dtype=torch.float64)
+    for step, jacobian in enumerate(jacobians(5), start=1):
+        jacobian[0] = 0
+        b = beta / step**beta_decay
+        mean = b * mean + (1 - b) * jacobian / LOSSES[:, None]
+        longest = max(row.norm() for row in mean)
+        expected = sum(longest * row / row.norm() for row in mean[1:])
+        torch.testing.assert_close(combiner.combine(LOSSES, jacobian), expected)
+
+
+@pytest.mark.usefixtures("block_elements")
+@pytest.mark.parametrize("warmup", [1, 3])
+def test_excess_mtl(warmup: int) -> None:
+    oracle = aggregation.ExcessMTL(robust_step_size=0.4, n_warmup_steps=warmup)
+    combiner = combiners.make("excess_mtl", T, step_size=0.4, warmup=warmup)
+    for jacobian in jacobians(6):
+        expected = oracle(jacobian)
+        # TorchJD adds 1e-7 under the root and to the first risk.
+        torch.testing.assert_close(combiner.combine(LOSSES, jacobian), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_excess_mtl_measures_a_task_from_its_first_gradient() -> None:
+    combiner = combiners.make("excess_mtl", T, step_size=1.0)
+    sequence = jacobians(5)
+    for jacobian in sequence[:3]:
+        jacobian[2] = 0
+        combiner.combine(LOSSES, jacobian)
+    assert combiner.initial[2] == 0
+    for jacobian in sequence[3:]:
+        assert combiner.combine(LOSSES, jacobian).isfinite().all()
+    assert combiner.initial[2] > 0
+
+
+def test_excess_mtl_rescales_its_weights() -> None:
+    (jacobian,) = jacobians(1)
+    plain = combiners.make("excess_mtl", T).combine(LOSSES, jacobian)
+    torch.testing.assert_close(combiners.make("excess_mtl", T, rescale=True).combine(LOSSES, jacobian), T * plain)
+
+
+@pytest.mark.parametrize("name", ["moco", "db_mtl", "excess_mtl"])
+def test_memory_follows_the_state_dict(name: str) -> None:
+    used = combiners.make(name, T)
+    fresh_state = io.BytesIO()
+    torch.save(used.state_dict(), fresh_state)
+    (jacobian,) = jacobians(1)
+    first = used.combine(LOSSES, jacobian.clone())
+    with pytest.raises(InputError, match=rf"{name} remembers gradients of shape \(4, 30\), got .* \(4, 29\)"):
+        used.combine(LOSSES, jacobian[:, 1:])
+    fresh_state.seek(0)
+    used.load_state_dict(torch.load(fresh_state, weights_only=True))
+    assert used.memory is None
+    assert used.combine(LOSSES, jacobian.clone()).equal(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("graddrop", "leak", 1.5),
+        ("graddrop", "k", -1.0),
+        ("sign_agnostic_drop", "drop", 1.0),
+        ("moco", "beta", 0.0),
+        ("moco", "gamma", 0.0),
+        ("moco", "rho", math.nan),
+        ("db_mtl", "beta", 1.0),
+        ("db_mtl", "beta_decay", -0.5),
+        ("excess_mtl", "step_size", 0.0),
+        ("excess_mtl", "warmup", 0),
+    ],
+)
+def test_options_out_of_range(name: str, option: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"^{name}: {option} must be [^\n]*{value!r}$"):
+        combiners.make(name, T, **{option: value})
+
+
+@pytest.mark.parametrize(("option", "value"), [("normalize", "los"), ("projection", "simplx")])
+def test_moco_offers_the_nearest_choice(option: str, value: str) -> None:
+    with pytest.raises(InputError, match=rf"unknown {option} of moco '{value}': did you mean"):
+        combiners.make("moco", T, **{option: value})
