@@ -2,16 +2,15 @@
 
 Most of a Meta-World step is not physics but Python around it: contacts fetched one object at a time, rotations
 checked for validity, names looked up, short vectors stacked, clipped and measured by functions made for long ones.
-Each replacement here does the same arithmetic in the same order, so its results are the same to the last bit; what
-it is not made for it hands to the original. Sums of products stay with NumPy and `**` stays `**`, because
-libraries round them differently from processor to processor.
+Each replacement does the same arithmetic in the same order, so its results are the same to the last bit; what it is
+not made for it hands to the original. Sums of products stay with NumPy and ``**`` stays ``**``, because libraries
+round these differently from processor to processor.
 
 Nothing is replaced when this is imported: a worker calls `install` in its own process.
 """
 
 import math
 import sys
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +23,15 @@ from numpy.typing import NDArray
 
 try:
     from scipy.spatial.transform._rotation_cy import from_matrix as _quaternion_from_matrix
-except ImportError:  # a SciPy that keeps it elsewhere: then its public function remains in use
+except ImportError:  # a SciPy that keeps it elsewhere: its public function remains in use then
     _quaternion_from_matrix = None
 
 _original_norm = np.linalg.norm
-_original_tolerance = reward_utils.tolerance
 _original_observation = SawyerXYZEnv._get_obs
-_ONE, _MINUS_ONE = np.float32(1), np.float32(-1)
+_original_tolerance = reward_utils.tolerance
+_hamacher_product = reward_utils.hamacher_product
+
+_MINUS_ONE, _ONE = np.float32(-1), np.float32(1)
 _MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])
 
 
@@ -66,27 +67,23 @@ def replacements() -> list[tuple[Any, str, Any]]:
     return found
 
 
-# --- the step ------------------------------------------------------------------------------------------------
-
-
 def _step(env: Any, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
     """Replaces `SawyerXYZEnv.step`.
 
-    Left out: moving the target's site, which `mj_forward` moves back before anyone looks.
+    Left out: moving the target's site, which ``mj_forward`` moves back before anyone looks, and what follows a
+    flag that nothing sets (``_did_see_sim_exception``).
     """
     if env.curr_path_length >= env.max_path_length:
-        raise ValueError("You must reset the env manually once truncate==True")
+        raise ValueError("the episode is over: reset the environment first")
     views = _views(env)
-    position = views.mocap_position
-    moved = position + action[:3].clip(_MINUS_ONE, _ONE) * env.action_scale
-    position[:] = moved.clip(env.mocap_low, env.mocap_high)
+    moved = views.mocap_position + action[:3].clip(_MINUS_ONE, _ONE) * env.action_scale
+    views.mocap_position[:] = moved.clip(env.mocap_low, env.mocap_high)
     views.mocap_quaternion[:] = _MOCAP_QUATERNION
     _do_simulation(env, (action[-1], -action[-1]), env.frame_skip)
     env.curr_path_length += 1
     mujoco.mj_forward(env.model, env.data)
     space = env.sawyer_observation_space
-    observation = _observation(env).clip(space.low, space.high)
-    env._last_stable_obs = observation
+    env._last_stable_obs = observation = _observation(env).clip(space.low, space.high)
     reward, info = env.evaluate_state(observation, action)
     return observation, reward, False, env.curr_path_length == env.max_path_length, info
 
@@ -94,7 +91,7 @@ def _step(env: Any, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], f
 def _do_simulation(env: Any, control: Any, substeps: int) -> None:
     """Replaces `MujocoEnv.do_simulation`.
 
-    Left out: `mj_rnePostConstraint`, whose outputs (`cacc`, `cfrc_int`, `cfrc_ext`) no task reads.
+    Left out: ``mj_rnePostConstraint``, whose results (``cacc``, ``cfrc_int``, ``cfrc_ext``) no task reads.
     """
     env.data.ctrl[:] = control
     mujoco.mj_step(env.model, env.data, nstep=substeps)
@@ -106,9 +103,9 @@ class _Views:
     def __init__(self, env: Any) -> None:
         self.bodies: dict[str, NDArray[np.float64]] = {}
         self.sites: dict[str, NDArray[np.float64]] = {}
-        self.mocap_position = env.data.mocap_pos[0]
-        self.mocap_quaternion = env.data.mocap_quat[0]
-        self.pads = env.data.geom("leftpad_geom").id, env.data.geom("rightpad_geom").id
+        self.mocap_position: NDArray[np.float64] = env.data.mocap_pos[0]
+        self.mocap_quaternion: NDArray[np.float64] = env.data.mocap_quat[0]
+        self.pads: tuple[int, int] = env.data.geom("leftpad_geom").id, env.data.geom("rightpad_geom").id
 
 
 def _views(env: Any) -> _Views:
@@ -119,7 +116,7 @@ def _views(env: Any) -> _Views:
 
 
 def _body_position(env: Any, name: str) -> NDArray[np.float64]:
-    """Replaces `MujocoEnv.get_body_com`; a live view, as the original's (v2 rewards depend on that)."""
+    """Replaces `MujocoEnv.get_body_com`; a live view as there, on which v2 rewards depend."""
     bodies = _views(env).bodies
     if name not in bodies:
         bodies[name] = env.data.body(name).xpos
@@ -127,6 +124,7 @@ def _body_position(env: Any, name: str) -> NDArray[np.float64]:
 
 
 def _site_position(env: Any, name: str) -> NDArray[np.float64]:
+    """For `SawyerXYZEnv._get_site_pos`, which copies it."""
     sites = _views(env).sites
     if name not in sites:
         sites[name] = env.data.site(name).xpos
@@ -135,20 +133,18 @@ def _site_position(env: Any, name: str) -> NDArray[np.float64]:
 
 def _tcp_center(env: Any) -> NDArray[np.float64]:
     """Replaces `SawyerMocapBase.tcp_center`."""
-    center: NDArray[np.float64] = _site_position(env, "rightEndEffector") + _site_position(env, "leftEndEffector")
-    center /= 2.0
-    return center
+    return (_site_position(env, "rightEndEffector") + _site_position(env, "leftEndEffector")) / 2.0
 
 
 def _observation(env: Any) -> NDArray[np.float64]:
-    """Replaces `SawyerXYZEnv._get_obs`: slices are written instead of stacked."""
+    """Replaces `SawyerXYZEnv._get_obs`: written into slices instead of stacked."""
     positions, quaternions = env._get_pos_objects(), env._get_quat_objects()
-    if len(quaternions) * 3 != len(positions) * 4:
+    if (len(positions), len(quaternions)) not in ((3, 4), (6, 8)):
         return _original_observation(env)
     observation = np.zeros(39)
     observation[:3] = _body_position(env, "hand")
     opening = _distance(_body_position(env, "rightclaw"), _body_position(env, "leftclaw")) / 0.1
-    observation[3] = 0.0 if opening < 0.0 else 1.0 if opening > 1.0 else opening
+    observation[3] = 1.0 if opening > 1.0 else opening
     observation[4:7] = positions[:3]
     observation[7:11] = quaternions[:4]
     if len(positions) == 6:
@@ -162,7 +158,7 @@ def _observation(env: Any) -> NDArray[np.float64]:
 
 
 def _touching_object(env: Any, object_geom: int) -> bool:
-    """Replaces `SawyerXYZEnv.touching_object`, which walks over all contacts twice, an object each.
+    """Replaces `SawyerXYZEnv.touching_object`, which makes an object of every contact, twice.
 
     The forces are added in the same order.
     """
@@ -179,18 +175,33 @@ def _touching_object(env: Any, object_geom: int) -> bool:
     return bool(left > 0 and right > 0)
 
 
-# --- the rewards ---------------------------------------------------------------------------------------------
+class _Rotation:
+    """Replaces SciPy's `Rotation` in the task modules, which only turn rotation matrices into quaternions.
+
+    The same compiled function, without its check that the matrix is orthogonal: MuJoCo's are.
+    """
+
+    def __init__(self, quaternion: NDArray[np.float64]) -> None:
+        self._quaternion = quaternion
+
+    @staticmethod
+    def from_matrix(matrix: NDArray[np.float64]) -> "_Rotation":
+        return _Rotation(_quaternion_from_matrix(matrix, assume_valid=True))
+
+    def as_quat(self) -> NDArray[np.float64]:
+        return self._quaternion
 
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
-    """Replaces `numpy.linalg.norm` in the task modules: for a vector, its own last two lines."""
+    """Replaces `numpy.linalg.norm` in the task modules: for a vector, what it comes down to there."""
     if type(x) is np.ndarray and x.ndim == 1 and x.dtype == np.float64 and axis is None and ord in (None, 2):
-        x = x.ravel()
+        x = x.ravel()  # as there: a product of strided vectors may be rounded differently
         return np.sqrt(x.dot(x))
     return _original_norm(x, ord, axis, keepdims)
 
 
 def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The norm of ``a - b`` as a Python float."""
     difference = a - b
     return math.sqrt(difference.dot(difference))
 
@@ -202,17 +213,15 @@ def _tolerance(
     sigmoid: Any = "gaussian",
     value_at_margin: float = 0.1,
 ) -> Any:
-    """Replaces `reward_utils.tolerance`: for one number, Python floats instead of arrays.
+    """Replaces `reward_utils.tolerance`: for one number and the sigmoid of nearly all rewards, without arrays.
 
-    Addition, multiplication, division and square roots round alike in both, and both raise to a power with the C
-    library's `pow`.
+    Python's and NumPy's float64 add, multiply, divide and take square roots alike, and both leave powers to C.
     """
     lower, upper = bounds
-    if sigmoid != "long_tail" or not isinstance(x, float) or not isinstance(margin, float):
+    if not isinstance(x, float) or not isinstance(margin, float) or sigmoid != "long_tail":
         return _original_tolerance(x, bounds, margin, sigmoid, value_at_margin)
     if lower > upper or margin < 0:
-        return _original_tolerance(x, bounds, margin, sigmoid, value_at_margin)  # raises
-    x = float(x)
+        return _original_tolerance(x, bounds, margin, sigmoid, value_at_margin)  # it raises
     if lower <= x <= upper:
         return 1.0
     if margin == 0:
@@ -256,20 +265,3 @@ def _gripper_caging_reward(
         margin = abs(_distance(start, env.init_tcp) - object_reach_radius)
         return (reward + _tolerance(_distance(obj_pos, tcp), (0, object_reach_radius), margin, "long_tail")) / 2
     return reward
-
-
-_hamacher_product: Callable[[Any, Any], Any] = reward_utils.hamacher_product
-
-
-class _Rotation:
-    """Replaces SciPy's `Rotation` in the task modules, which only turn rotation matrices into quaternions.
-
-    The same compiled function, without its check of the matrix: MuJoCo's are orthogonal.
-    """
-
-    def __init__(self, quaternion: NDArray[np.float64]) -> None:
-        self.as_quat = lambda: quaternion
-
-    @staticmethod
-    def from_matrix(matrix: NDArray[np.float64]) -> "_Rotation":
-        return _Rotation(_quaternion_from_matrix(matrix, assume_valid=True))

@@ -1,4 +1,4 @@
-"""What a task vector and its workers share: their options, and the memory through which they step."""
+"""What a task vector and its workers share: options, the messages of a step, and the memory it goes through."""
 
 from dataclasses import dataclass
 from mmap import mmap
@@ -9,6 +9,9 @@ import numpy as np
 
 OBSERVATION_SIZE = 39
 ACTION_SIZE = 4
+
+STEP = b"step"
+DONE = b""
 
 Goals = Literal["random", "evaluation", "fixed"]
 RewardVersion = Literal["v1", "v2"]

@@ -18,8 +18,17 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from envs.metaworld_tasks import balanced_groups, check_tasks
-from envs.shared import ACTION_SIZE, OBSERVATION_SIZE, Goals, Options, RewardVersion, block, block_size
-from envs.worker import DONE, STEP
+from envs.shared import (
+    ACTION_SIZE,
+    DONE,
+    OBSERVATION_SIZE,
+    STEP,
+    Goals,
+    Options,
+    RewardVersion,
+    block,
+    block_size,
+)
 from mtrl.errors import InputError, RunError, unknown_name
 
 
@@ -89,7 +98,7 @@ class TaskVector:
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.num_tasks = len(self.tasks)
-        num_workers = min(_cores() if num_workers is None else num_workers, self.num_tasks)
+        num_workers = _cores() if num_workers is None else num_workers
         for what, value, least in (("seed", seed, 0), ("horizon", horizon, 1), ("num_workers", num_workers, 1)):
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{what} must be an integer of at least {least}, got {value!r}")
@@ -110,7 +119,7 @@ class TaskVector:
         self._waiting: list[_Worker] = []
         self._stepping = False
         self._started = False
-        for rows in balanced_groups(self.tasks, num_workers):
+        for rows in balanced_groups(self.tasks, min(num_workers, self.num_tasks)):
             names = {row: self.tasks[row] for row in rows}
             self._workers.append(_Worker(len(self._workers), names, memory))
         self._call("build", [(self.num_tasks, worker.tasks, self.options) for worker in self._workers])

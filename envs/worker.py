@@ -1,4 +1,4 @@
-"""A worker process: steps some of a vector's tasks. `envs.vector` starts it and speaks to it."""
+"""A worker process: steps some of a vector's tasks. `envs.vector` starts it, in a new interpreter."""
 
 import contextlib
 import mmap
@@ -12,10 +12,11 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from envs.shared import Options, block, block_size
+import mujoco
 
-STEP = b"step"
-DONE = b""
+from envs import fast
+from envs.shared import DONE, STEP, Options, block, block_size
+from envs.task import TaskEnv
 
 
 def main() -> None:
@@ -62,13 +63,7 @@ class _Group:
     """The tasks of this worker, each with its row of the shared block."""
 
     def __init__(self, memory: int, num_tasks: int, rows: dict[int, str], options: Options) -> None:
-        import mujoco
-
-        from envs.task import TaskEnv  # only now, so that a failing import too is answered, not died of
-
         if options.fast:
-            from envs import fast
-
             fast.install()
         mujoco.set_mju_user_warning(lambda _: None)  # instead of a log file; the step says that it was unstable
         self._block = block(mmap.mmap(memory, block_size(num_tasks)), num_tasks)

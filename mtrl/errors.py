@@ -22,8 +22,8 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InputError:
     """
     names = sorted(valid)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return InputError(f"unknown {kind} '{name}': {hint}valid: {', '.join(names)}")
+    expected = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(names)}"
+    return InputError(f"unknown {kind} '{name}': {expected}")
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user or the scheduler asked for it

@@ -11,13 +11,14 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agents.sac import MultiTaskSAC, SACConfig
-from envs import TaskVector, benchmark_tasks
+from envs import TaskVector, benchmark_tasks, check_tasks
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
 from mtrl.experiment.run_directory import read_config
 from mtrl.rl.training import Schedule
 
+CONFIGS = str(Path(__file__).parents[1] / "configs")
 OBSERVATION_SIZE, ACTION_SIZE = 39, 4
 
 
@@ -139,7 +140,7 @@ def task_names(config: TrainConfig) -> list[str]:
     if name == "mt1":
         if config.task is None or config.tasks is not None:
             raise InputError("benchmark=mt1 takes one task: add e.g. task=reach-v3")
-        return [config.task]
+        return check_tasks([config.task])
     if config.task is not None:
         raise InputError(f"benchmark={name} takes tasks=[...]; task=NAME is for benchmark=mt1")
     if name in ("mt10", "mt50"):
@@ -147,10 +148,10 @@ def task_names(config: TrainConfig) -> list[str]:
         for task in config.tasks or ():
             if task not in own:
                 raise unknown_name(f"task of {name}", task, own)
-        return config.tasks or own
+        return check_tasks(config.tasks or own)
     if not config.tasks:
         raise InputError(f"benchmark={name} needs tasks, e.g. tasks=[reach-v3,push-v3]")
-    return config.tasks
+    return check_tasks(config.tasks)
 
 
 def device_of(name: str) -> torch.device:

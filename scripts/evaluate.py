@@ -12,10 +12,10 @@ from rich.table import Table
 
 from mtrl.errors import InputError
 from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.command_line import run
+from mtrl.experiment.command_line import one_line_errors, run
 from mtrl.experiment.files import write_json
 from mtrl.rl.evaluation import evaluate
-from scripts.composition import device_of, load_config, make_agent, make_evaluation_environments
+from scripts.composition import CONFIGS, device_of, load_config, make_agent, make_evaluation_environments
 
 
 @dataclass
@@ -37,13 +37,8 @@ class EvaluateConfig:
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
-def main(config: DictConfig) -> None:
+def evaluate_run(options: EvaluateConfig) -> None:
     """Loads the newest checkpoint's policy, plays the evaluation episodes, writes ``evaluation-<step>.json``."""
-    if OmegaConf.is_missing(config, "run"):
-        raise InputError("name the run to evaluate: run=DIRECTORY")
-    options = OmegaConf.to_object(config)
-    assert isinstance(options, EvaluateConfig)
     directory = Path(options.run)
     trained = load_config(directory)
     trained.num_workers = options.num_workers
@@ -85,6 +80,17 @@ def main(config: DictConfig) -> None:
         },
     )
     Console().print(f"written to {file}", highlight=False, soft_wrap=True)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Checks the options and evaluates."""
+    with one_line_errors(debug=config.debug):
+        if OmegaConf.is_missing(config, "run"):
+            raise InputError("name the run to evaluate: run=DIRECTORY")
+        checked = OmegaConf.to_object(config)
+        assert isinstance(checked, EvaluateConfig)
+        evaluate_run(checked)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mtrl.analysis.training_report import report
-from mtrl.experiment.command_line import machine, peak_memory, run
+from mtrl.experiment.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.experiment.run_directory import RunDirectory
 from mtrl.rl.training import Trainer
 from scripts.composition import (
+    CONFIGS,
     TrainConfig,
     device_of,
     make_agent,
@@ -44,7 +44,8 @@ def train(config: TrainConfig) -> None:
         agent = make_agent(config, tasks, device, max_steps=config.steps)
         console.print(
             f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
-            f"replay buffer of {agent.replay.nbytes / 2**30:.2f} GiB; run directory {directory.path}"
+            f"replay buffer of {agent.replay.nbytes / 2**30:.2f} GiB; run directory {directory.path}",
+            soft_wrap=True,
         )
         with make_environments(config, tasks) as environments:
             trainer = Trainer(
@@ -62,14 +63,13 @@ def train(config: TrainConfig) -> None:
         directory.close()
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
 def main(config: DictConfig) -> None:
     """Checks the configuration and trains."""
-    checked = OmegaConf.to_object(config)
-    assert isinstance(checked, TrainConfig)
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-    train(checked)
+    with one_line_errors(debug=config.debug):
+        checked = OmegaConf.to_object(config)
+        assert isinstance(checked, TrainConfig)
+        train(checked)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -100,8 +101,8 @@ class Checkpoints:
                 if stream is not None:
                     for piece in manifest["stream"]:
                         stream.restore(piece["start"], self._load(piece))
-            except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-                reasons.append(f"step {step}: {error}")
+            except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+                reasons.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 continue
             if reasons:
                 warnings.warn(f"damaged checkpoint passed over ({'; '.join(reasons)})", stacklevel=2)

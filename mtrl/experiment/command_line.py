@@ -2,32 +2,49 @@
 
 import os
 import platform
+import re
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf.errors import OmegaConfBaseException
 
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
 
+_KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
 _PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Calls a script's Hydra main; ends the process with one line and an exit code where it fails.
-
-    Exit codes: 2 for unusable input, 1 for a run that cannot go on, 128 + signal for an interrupted one. With
-    ``HYDRA_FULL_ERROR=1`` or ``debug=true`` the traceback is shown instead.
-    """
-    debug = os.environ.get("HYDRA_FULL_ERROR") == "1" or "debug=true" in sys.argv
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
-    try:
+    """Calls a script's Hydra main; what is wrong with the configuration ends the process in one line."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    with one_line_errors(debug=os.environ["HYDRA_FULL_ERROR"] == "1" or "debug=true" in sys.argv):
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
         main()
+
+
+@contextmanager
+def one_line_errors(*, debug: bool) -> Iterator[None]:
+    """Ends the process with one line and an exit code where an expected error occurs; bugs keep their traceback.
+
+    Exit codes: 2 for unusable input, 1 for a run that cannot go on, 128 + signal for an interrupted one.
+
+    Args:
+        debug: show the traceback of expected errors too.
+    """
+    try:
+        yield
     except BaseException as error:
         known = message_of(error)
         if debug or known is None:
@@ -59,12 +76,17 @@ def _configuration_message(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return str(unknown_name(group, name, [option.removeprefix("_") for option in error.options]))
+    if isinstance(error, OverrideParseException):
+        return f"override '{error.override}' cannot be parsed: {error.message.splitlines()[0]}"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     key = getattr(cause, "full_key", None) or ""
     first = str(cause).strip().splitlines()[0]
     node = getattr(cause, "parent_node", None)
     if "not in" in first and node is not None and getattr(cause, "key", None) is not None:
         return str(unknown_name("key", key, [key[: len(key) - len(str(cause.key))] + str(k) for k in node]))  # type: ignore[attr-defined]
+    if conversion := re.match(r"Value (.*) of type .* could not be converted to (\w+)", first):
+        value, kind = conversion.groups()
+        return f"{key}: expected {_KINDS.get(kind, kind)}, got {value}"
     return f"{key}: {first}" if key and key not in first else first
 
 

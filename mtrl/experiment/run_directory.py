@@ -41,15 +41,23 @@ class RunDirectory:
             self._lock = (path / ".lock").open("w")
         except OSError as error:
             raise InputError(f"run_dir '{path}' cannot be written: {error.strerror}") from error
-        _acquire(self._lock, path)
-        file = path / "config.yaml"
+        try:
+            _acquire(self._lock, path)
+            self._claim()
+        except BaseException:
+            self._lock.close()
+            raise
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    def _claim(self) -> None:
+        """Makes the directory this run's, or checks that it is."""
+        file = self.path / "config.yaml"
         if file.exists():
-            _compare(read_config(path), self.config, path)
-        elif any(entry.name != ".lock" for entry in path.iterdir()):
-            raise InputError(f"run_dir '{path}' is not empty and has no config.yaml: choose another directory")
+            _compare(read_config(self.path), self.config, self.path)
+        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise InputError(f"run_dir '{self.path}' is not empty and has no config.yaml: choose another directory")
         else:
             write_text(file, yaml.safe_dump(self.config, sort_keys=False))
-        self.checkpoints = Checkpoints(path / "checkpoints")
 
     @property
     def finished(self) -> bool:
@@ -69,7 +77,6 @@ def _acquire(lock: IO[str], path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        lock.close()
         raise RunError(f"run_dir '{path}' is in use by another process") from error
     lock.write(f"{os.getpid()}\n")
     lock.flush()

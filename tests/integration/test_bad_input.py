@@ -1,0 +1,96 @@
+"""What a wrong command ends with: one line, exit code 2, nothing written."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from mtrl.experiment.command_line import run
+from scripts import evaluate, train
+from scripts.composition import CONFIGS
+
+
+def fails(
+    script: object, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """The one line that a script writes before it ends with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["script", *overrides])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        run(script.main)  # type: ignore[attr-defined]
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["stepz=3"], "unknown key 'stepz': did you mean 'steps'?"),
+        (["agent.learnin_rate=3"], "did you mean 'agent.learning_rate'?"),
+        (["steps=many"], "steps: expected an integer, got 'many'"),
+        (["agent.discount=high"], "agent.discount: expected a number, got 'high'"),
+        (["agent.learning_rate=-1"], "agent.learning_rate: expected a positive number, got -1.0"),
+        (["eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
+        (["combiner=pcgrod"], "unknown combiner 'pcgrod': did you mean 'pcgrad'?"),
+        (["+combiner.strength=3"], "unknown option of unitary 'strength'"),
+        (["benchmark=mt100"], "unknown benchmark 'mt100': did you mean 'mt10'?"),
+        (["benchmark=mt1"], "add e.g. task=reach-v3"),
+        (["benchmark=mt1", "task=reech-v3"], "unknown task 'reech-v3': did you mean 'reach-v3'?"),
+        (["benchmark=custom"], "needs tasks"),
+        (["benchmark=custom", "tasks=[reach-v3,puhs-v3]"], "unknown task 'puhs-v3': did you mean"),
+        (["tasks=[hammer-v3]"], "unknown task of mt10 'hammer-v3'"),
+        (["device=cuda:99"], "device=cuda:99 cannot be used"),
+        (["agent.buffer_size=900000000000", "steps=100000000000"], "lower agent.buffer_size"),
+        (["steps=["], "override 'steps=[' cannot be parsed"),
+    ],
+)
+def test_training_refuses(
+    overrides: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    assert expected in fails(train, [*overrides, f"run_dir={run_dir}"], monkeypatch, capsys)
+    assert not run_dir.exists() or not any(run_dir.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "name the run to evaluate"),
+        (["run=/does/not/exist"], "is not a run directory"),
+        (["run=.", "episodes=0"], "episodes: expected an integer of at least 1"),
+    ],
+)
+def test_evaluation_refuses(
+    overrides: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in fails(evaluate, overrides, monkeypatch, capsys)
+
+
+def test_a_run_without_a_checkpoint_cannot_be_evaluated_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        OmegaConf.save(compose("train"), tmp_path / "config.yaml")
+    assert "has no checkpoint yet" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
+    (tmp_path / "config.yaml").write_text("seed: many\n")
+    assert "is not a training run's" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "agent.discount=2", "debug=true"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(Exception, match=r"agent\.discount") as raised:
+        run(train.main)
+    assert raised.type is not SystemExit

@@ -1,0 +1,141 @@
+"""Real training runs through the command line: on the simulator, interrupted, resumed, evaluated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mtrl.experiment.checkpoints import Checkpoints
+from mtrl.experiment.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "benchmark=custom",
+    "tasks=[reach-v3,drawer-close-v3]",
+    "benchmark.horizon=20",
+    "agent.hidden_sizes=[32,32]",
+    "batch_size=16",
+    "steps=90",
+    "warmup_steps=30",
+    "eval.every=40",
+    "eval.episodes=3",
+    "checkpoint.every=25",
+    "log.every=20",
+    "insight.every=20",
+    "device=cpu",
+    "seed=3",
+]
+
+
+def command(script: str, *overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / script), *overrides]
+
+
+def run(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(script, *overrides), capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+
+
+def comparable(directory: Path) -> list[dict[str, Any]]:
+    """The metrics without what depends on the clock."""
+    return [
+        {key: value for key, value in entry.items() if key != "time" and not key.startswith("speed/")}
+        for entry in read_metrics(directory / "metrics.jsonl")
+    ]
+
+
+def parameters(directory: Path) -> dict[str, torch.Tensor]:
+    loaded = Checkpoints(directory / "checkpoints").load()
+    assert loaded is not None
+    agent = loaded[1]["agent"]
+    networks = {f"{net}.{k}": v for net in ("actor", "critic", "target_critic") for k, v in agent[net].items()}
+    return networks | {"log_alpha": agent["log_alpha"], "generator": agent["generator"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    result = run("train.py", *SMALL, f"run_dir={directory}")
+    assert result.returncode == 0, result.stderr
+    assert "reach-v3" in result.stdout
+    assert str(directory) in result.stdout
+    return directory
+
+
+def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 90
+    assert summary["updates"] == 60 + 30  # one per step after the warm-up, and as many at once as it had steps
+    assert summary["tasks"] == ["reach-v3", "drawer-close-v3"]
+    assert [e["step"] for e in comparable(finished) if "eval/success_mean" in e] == [40, 80, 90]
+    last = comparable(finished)[-1]
+    assert {"eval/success/reach-v3", "eval/success/drawer-close-v3"} < set(last)
+    training = next(e for e in comparable(finished) if "train/critic_loss" in e)
+    assert {"train/actor_loss", "train/temperature", "train/entropy"} < set(training)
+    assert any("conflict/critic/cosine_mean" in e for e in comparable(finished))
+    assert Checkpoints(finished / "checkpoints").steps() == [75, 90]
+    assert list(finished.glob("events.out.tfevents.*"))
+    Image.open(finished / "learning_curve.png").verify()
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+    result = run("train.py", *SMALL, f"run_dir={finished}")
+    assert result.returncode == 0
+    assert "is finished" in result.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+
+
+def test_another_configuration_is_refused(finished: Path) -> None:
+    result = run("train.py", *SMALL, "agent.discount=0.5", f"run_dir={finished}")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "agent.discount=0.99, not 0.5" in result.stderr
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_continues_as_if_nothing_had_happened(
+    finished: Path, tmp_path: Path, how: signal.Signals, code: int
+) -> None:
+    directory = tmp_path / "stopped"
+    overrides = [*SMALL, f"run_dir={directory}", "num_workers=1"]  # nor does the number of workers matter
+    process = subprocess.Popen(
+        command("train.py", *overrides), stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not Checkpoints(directory / "checkpoints").steps():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    if how != signal.SIGKILL:
+        assert "the same command goes on from there" in errors
+        assert "Traceback" not in errors
+    assert not (directory / "summary.json").exists()
+    result = run("train.py", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert comparable(directory) == comparable(finished)
+    whole, resumed = parameters(finished), parameters(directory)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_run_can_be_evaluated_again(finished: Path) -> None:
+    result = run("evaluate.py", f"run={finished}", "episodes=3")
+    assert result.returncode == 0, result.stderr
+    evaluation = json.loads((finished / "evaluation-90.json").read_text())
+    summary = json.loads((finished / "summary.json").read_text())
+    assert evaluation["success"] == summary["final"]["success"]

@@ -1,0 +1,198 @@
+"""Run directories, checkpoints and metrics on a real file system."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from mtrl.errors import InputError, RunError, unknown_name
+from mtrl.experiment.checkpoints import Checkpoints
+from mtrl.experiment.files import write_atomically, write_json
+from mtrl.experiment.metrics import MetricsWriter, read_metrics
+from mtrl.experiment.run_directory import RunDirectory, read_config, read_summary
+
+CONFIG = {"seed": 1, "agent": {"learning_rate": 3e-4}, "tasks": ["a", "b"], "device": "cpu"}
+
+
+class Ring:
+    """The simplest stream: numbers in a ring."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.added = capacity, 0
+        self.values = torch.full((capacity,), -1)
+
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            self.values[self.added % self.capacity] = self.added
+            self.added += 1
+
+    def slice(self, start: int, stop: int) -> dict[str, Tensor]:
+        return {"values": self.values[torch.arange(start, stop) % self.capacity]}
+
+    def restore(self, start: int, entries: dict[str, Tensor]) -> None:
+        values = entries["values"]
+        self.values[torch.arange(start, start + len(values)) % self.capacity] = values
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    write_json(file, {"a": 1})
+
+    def fail(_: Any) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, fail)
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("capacity", [4, 10, 100])
+def test_checkpoints_restore_the_stream_and_write_each_entry_once(tmp_path: Path, capacity: int) -> None:
+    checkpoints, ring = Checkpoints(tmp_path / "checkpoints"), Ring(capacity)
+    written: dict[str, int] = {}
+    for step in (3, 6, 7, 7, 20, 33):
+        ring.add(step - ring.added)
+        checkpoints.save(step, {"step": step}, ring)
+        for path in checkpoints.directory.glob("replay-*.pt"):
+            written[path.name] = len(torch.load(path)["values"])
+        copy = Ring(capacity)
+        loaded = checkpoints.load(copy)
+        assert loaded == (step, {"step": step})
+        assert torch.equal(copy.values, ring.values)
+    assert sum(written.values()) <= 33
+    assert checkpoints.steps() == [20, 33]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    checkpoints, ring = Checkpoints(tmp_path), Ring(10)
+    for step in (5, 8):
+        ring.add(step - ring.added)
+        checkpoints.save(step, {"values": torch.arange(1000)}, ring)
+    damaged = tmp_path / "step-8.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(bytes(content))
+    copy = Ring(10)
+    with pytest.warns(UserWarning, match="step 8: step-8.pt does not match its checksum"):
+        loaded = checkpoints.load(copy)
+    assert loaded is not None
+    assert loaded[0] == 5
+    checkpoints.discard_after(5)
+    assert copy.values.tolist()[:5] == [0, 1, 2, 3, 4]
+    copy.added = 5
+    copy.add(1)
+    checkpoints.save(6, {}, copy)
+    again = Ring(10)
+    checkpoints.load(again)
+    assert again.values.tolist()[:6] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_truncated_manifest_gives_way_and_none_intact_is_an_error(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load() is None
+    checkpoints.save(1, {"x": 1})
+    (tmp_path / "step-1.json").write_text('{"step"')
+    with pytest.raises(RunError, match="no intact checkpoint"):
+        checkpoints.load()
+
+
+def test_a_checkpoint_that_was_interrupted_does_not_exist(tmp_path: Path) -> None:
+    """Files without a manifest are what a kill in the middle of saving leaves."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": 1})
+    (tmp_path / "step-2.pt").write_bytes(b"half")
+    (tmp_path / "replay-0-2.pt.tmp").write_bytes(b"half")
+    assert checkpoints.load() == (1, {"x": 1})
+    checkpoints.save(3, {"x": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1.json", "step-1.pt", "step-3.json", "step-3.pt"]
+
+
+def test_loading_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "harm",))
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": Harmful()})
+    with pytest.raises(RunError, match="no intact checkpoint"):
+        checkpoints.load()
+    assert not (tmp_path / "harm").exists()
+
+
+def test_metrics_go_on_without_gaps_or_doubles(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for step in (10, 20, 30):
+        writer.write(step, step / 10, {"train/loss": torch.tensor(float(step)), "eval/x": float("nan")})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "ti')
+    assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30]
+    writer = MetricsWriter(tmp_path, step=20)
+    writer.write(30, 3.5, {"train/loss": 31.0})
+    writer.close()
+    entries = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(e["step"], e["train/loss"]) for e in entries] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+    assert entries[0]["eval/x"] is None
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": "x"}', "null"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2"):
+        read_metrics(file)
+
+
+def test_a_run_directory_is_one_configuration(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", CONFIG)
+    assert read_config(tmp_path / "run") == CONFIG
+    assert not run.finished
+    run.close()
+    RunDirectory(tmp_path / "run", CONFIG | {"device": "cuda"}).close()
+    with pytest.raises(InputError, match=r"agent.learning_rate=0.0003, not 0.1"):
+        RunDirectory(tmp_path / "run", CONFIG | {"agent": {"learning_rate": 0.1}})
+    run = RunDirectory(tmp_path / "run", CONFIG)
+    run.finish({"steps": 3})
+    assert run.finished
+    assert read_summary(tmp_path / "run") == {"steps": 3}
+    run.close()
+
+
+def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="not empty"):
+        RunDirectory(tmp_path, CONFIG)
+    with pytest.raises(InputError, match="not a run directory"):
+        read_config(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        RunDirectory(tmp_path / "file" / "run", CONFIG)
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", CONFIG)
+    code = (
+        "import sys, json, pathlib\n"
+        "from mtrl.experiment.run_directory import RunDirectory\n"
+        "RunDirectory(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run"), json.dumps(CONFIG)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "is in use by another process" in refused.stderr
+    run.close()
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_unknown_names_offer_the_nearest_or_all() -> None:
+    assert str(unknown_name("task", "reech", ["push", "reach"])) == "unknown task 'reech': did you mean 'reach'?"
+    assert str(unknown_name("task", "xyz", ["push", "reach"])) == "unknown task 'xyz': valid: push, reach"
