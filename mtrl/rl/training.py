@@ -1,12 +1,9 @@
 """The training loop: act, send, update while the simulators step, receive."""
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from mtrl.errors import Interrupted, RunError
 from mtrl.experiment.metrics import MetricsWriter
 from mtrl.experiment.progress import TrainingProgress
 from mtrl.experiment.run_directory import RunDirectory
+from mtrl.experiment.signals import on_stop_request
 from mtrl.rl.evaluation import evaluate
 from mtrl.rl.protocols import Agent, Environments, Floats, Step
 
@@ -102,7 +100,7 @@ class Trainer:
         self._started = time.monotonic() - self.seconds
         self._logged = self.step, self.updates, self.seconds
         try:
-            with _signals(self._stop), self._progress:
+            with on_stop_request(self._stop), self._progress:
                 if self.evaluations:
                     self._progress.show(f"success {self.evaluations[-1]['success_mean']:.2f}")
                 if self._evaluation_pending:
@@ -303,28 +301,3 @@ class _Meter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums, self._updates, self._episodes = state["sums"], state["updates"], state["episodes"]
-
-
-@contextmanager
-def _signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into a call; a second one acts as if nobody listened."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        restore()
-        stop(number)
-
-    for number in numbers:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        restore()

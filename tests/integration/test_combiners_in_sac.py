@@ -1,0 +1,93 @@
+"""Every combiner drives the agent that ``scripts/train.py`` builds from its configuration."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from agents.sac import MultiTaskSAC
+from mtrl import combiners
+from scripts.composition import ACTION_SIZE, CONFIGS, OBSERVATION_SIZE, TrainConfig, make_agent, make_combiners
+
+TASKS = ["reach-v3", "push-v3", "door-open-v3", "drawer-close-v3"]
+
+
+def configuration(name: str) -> TrainConfig:
+    GlobalHydra.instance().clear()
+    overrides = [f"combiner={name}", "agent.hidden_sizes=[32,32]", "batch_size=8", "agent.buffer_size=400"]
+    if name == "fixed":
+        overrides.append("combiner.weights=[1,2,3,4]")
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        config = OmegaConf.to_object(compose("train", overrides))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def filled_agent(config: TrainConfig) -> MultiTaskSAC:
+    agent = make_agent(config, TASKS, torch.device("cpu"), max_steps=100)
+    random = np.random.default_rng(0)
+    n = len(TASKS)
+    for _ in range(50):
+        step = SimpleNamespace(
+            rewards=random.normal(size=n),
+            next_observations=random.normal(size=(n, OBSERVATION_SIZE)).astype(np.float32),
+            terminated=np.zeros(n, bool),
+            unstable=np.zeros(n, bool),
+        )
+        observations = random.normal(size=(n, OBSERVATION_SIZE)).astype(np.float32)
+        agent.remember(observations, random.uniform(-1, 1, (n, ACTION_SIZE)).astype(np.float32), step)
+    return agent
+
+
+@pytest.mark.parametrize("name", combiners.names())
+def test_every_combiner_trains_the_agent(name: str) -> None:
+    config = configuration(name)
+    agent, twin = filled_agent(config), filled_agent(config)
+    before = [p.clone() for p in (*agent.actor.parameters(), *agent.critic.parameters())]
+    for step in range(4):
+        metrics = agent.update(insight=step == 2)
+        twin.update()
+    after = [*agent.actor.parameters(), *agent.critic.parameters()]
+    assert all(torch.isfinite(p).all() for p in after)
+    assert sum(not torch.equal(a, b) for a, b in zip(after, before, strict=True)) == len(after)
+    same = [*twin.actor.parameters(), *twin.critic.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(after, same, strict=True)), "looking at conflict changed the update"
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", combiners.names())
+def test_methods_that_need_positive_losses_serve_the_critic_alone(name: str) -> None:
+    made, remark = make_combiners(configuration(name), len(TASKS))
+    assert made["critic"] is not made["actor"]
+    assert made["critic"].name == name
+    if made["critic"].positive_losses:
+        assert made["actor"].name == "unitary"
+        assert remark is not None
+        assert "positive losses" in remark
+    else:
+        assert made["actor"].name == name
+        assert remark is None
+
+
+def test_conflict_is_measured_for_unitary_too() -> None:
+    agent = filled_agent(configuration("unitary"))
+    metrics = agent.update(insight=True)
+    for objective in ("critic", "actor"):
+        keys = {"cosine_mean", "cosine_min", "conflicting_pairs", "magnitude_similarity", "summed_gradient_norm"}
+        keys |= {f"{kind}/{task}" for kind in ("weight", "cosine_to_update") for task in TASKS}
+        assert {f"conflict/{objective}/{key}" for key in keys} <= set(metrics)
+
+
+def test_rescaled_weights_sum_to_the_number_of_tasks_unless_the_papers_scale_is_asked_for() -> None:
+    config = configuration("mgda")
+    metrics = filled_agent(config).update(insight=True)
+    weights = [metrics[f"conflict/critic/weight/{task}"] for task in TASKS]
+    assert sum(weights) == pytest.approx(len(TASKS), rel=1e-5)
+    unscaled = dataclasses.replace(config, agent=dataclasses.replace(config.agent, rescale=False))
+    metrics = filled_agent(unscaled).update(insight=True)
+    assert sum(metrics[f"conflict/critic/weight/{task}"] for task in TASKS) == pytest.approx(1, rel=1e-5)
