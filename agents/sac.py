@@ -113,7 +113,7 @@ class MultiTaskSAC:
         actor_combiner: combines the tasks' actor gradients; an instance of its own.
         config: the hyperparameters.
         batch_size: transitions per task and update.
-        max_steps: vector steps of the run; the buffer is not made larger than they can fill.
+        capacity: transitions per task that the replay buffer holds.
         seed: seeds initial weights, exploration and sampling.
         device: where networks and buffer live.
 
@@ -131,7 +131,7 @@ class MultiTaskSAC:
         config: SACConfig,
         *,
         batch_size: int,
-        max_steps: int,
+        capacity: int,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -171,7 +171,7 @@ class MultiTaskSAC:
         }
         self.replay = ReplayBuffer(
             num_tasks,
-            max(1, min(config.buffer_size // num_tasks, max_steps)),
+            capacity,
             observation_size,
             action_size,
             device,
@@ -302,13 +302,14 @@ class MultiTaskSAC:
         combiner = self.combiners[objective]
         try:
             combination = gradients.backward(losses, combiner, scale=1 / len(self.tasks), insight=insight)
-        except NonFiniteError as error:
+        except RunError as error:
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
-            task = "" if error.task is None else f" of task '{self.tasks[error.task]}'"
-            raise RunError(
-                f"non-finite {error.quantity}{task} in the {objective} objective under combiner '{combiner.name}'"
-            ) from error
+            reason = str(error)
+            if isinstance(error, NonFiniteError):
+                task = "" if error.task is None else f" of task '{self.tasks[error.task]}'"
+                reason = f"non-finite {error.quantity}{task}"
+            raise RunError(f"{reason} in the {objective} objective under combiner '{combiner.name}'") from error
         limit = self.config.max_gradient_norm
         if limit is not None:
             factor = (limit / (combination.update_norm + 1e-12)).clamp(max=1)

@@ -194,8 +194,13 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
     return {"critic": critic, "actor": make("unitary", config.seed + 1)}, remark
 
 
-def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, max_steps: int) -> MultiTaskSAC:
-    """The agent that a configuration describes, untrained."""
+def replay_capacity(config: TrainConfig, num_tasks: int) -> int:
+    """Transitions per task: an equal share of ``agent.buffer_size``, and no more than the run can fill."""
+    return max(1, min(config.agent.buffer_size // num_tasks, config.steps))
+
+
+def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, capacity: int) -> MultiTaskSAC:
+    """The agent that a configuration describes, untrained, with a replay buffer of ``capacity`` per task."""
     made, _ = make_combiners(config, len(tasks))
     return MultiTaskSAC(
         tasks,
@@ -205,7 +210,7 @@ def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, m
         made["actor"],
         config.agent,
         batch_size=config.batch_size,
-        max_steps=max_steps,
+        capacity=capacity,
         seed=config.seed,
         device=device,
     )

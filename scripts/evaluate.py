@@ -46,7 +46,7 @@ def evaluate_run(options: EvaluateConfig) -> None:
     if loaded is None:
         raise InputError(f"run '{directory}' has no checkpoint yet: wait for the first one")
     step, state = loaded
-    agent = make_agent(trained, state["tasks"], device_of(options.device), max_steps=1)
+    agent = make_agent(trained, state["tasks"], device_of(options.device), capacity=1)
     agent.load_policy(state["agent"])
     total = options.episodes * len(state["tasks"])
     console = Console(stderr=True)

@@ -11,18 +11,22 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from agents.replay import ReplayBuffer
 from mtrl.analysis.training_report import report
 from mtrl.experiment.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.experiment.run_directory import RunDirectory
 from mtrl.rl.training import Trainer
 from scripts.composition import (
+    ACTION_SIZE,
     CONFIGS,
+    OBSERVATION_SIZE,
     TrainConfig,
     device_of,
     make_agent,
     make_combiners,
     make_environments,
     make_evaluation_environments,
+    replay_capacity,
     run_directory,
     task_names,
 )
@@ -41,12 +45,14 @@ def train(config: TrainConfig) -> None:
             return
         if remark:
             console.print(remark)
-        agent = make_agent(config, tasks, device, max_steps=config.steps)
+        capacity = replay_capacity(config, len(tasks))
+        memory = ReplayBuffer.bytes_needed(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE)
         console.print(
             f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
-            f"replay buffer of {agent.replay.nbytes / 2**30:.2f} GiB; run directory {directory.path}",
+            f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}",
             soft_wrap=True,
         )
+        agent = make_agent(config, tasks, device, capacity=capacity)
         with make_environments(config, tasks) as environments:
             trainer = Trainer(
                 agent,

@@ -21,7 +21,7 @@ DISCOUNT = 0.9
 
 
 def make_agent(combiner: str = "unitary", seed: int = 0, **options: object) -> MultiTaskSAC:
-    config = SACConfig(hidden_sizes=[16, 16], buffer_size=300, **options)  # type: ignore[arg-type]
+    config = SACConfig(hidden_sizes=[16, 16], **options)  # type: ignore[arg-type]
     return MultiTaskSAC(
         TASKS,
         OBSERVATION,
@@ -30,7 +30,7 @@ def make_agent(combiner: str = "unitary", seed: int = 0, **options: object) -> M
         combiners.make(combiner, len(TASKS), seed=2),
         config,
         batch_size=SAMPLES,
-        max_steps=1000,
+        capacity=100,
         seed=seed,
         device=torch.device("cpu"),
     )
@@ -242,5 +242,5 @@ def test_objectives_cannot_share_a_combiner() -> None:
     shared = combiners.make("unitary", 3)
     with pytest.raises(InputError, match="own"):
         MultiTaskSAC(
-            TASKS, 5, 2, shared, shared, SACConfig(), batch_size=1, max_steps=1, seed=0, device=torch.device("cpu")
+            TASKS, 5, 2, shared, shared, SACConfig(), batch_size=1, capacity=1, seed=0, device=torch.device("cpu")
         )

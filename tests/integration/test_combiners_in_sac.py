@@ -19,7 +19,7 @@ TASKS = ["reach-v3", "push-v3", "door-open-v3", "drawer-close-v3"]
 
 def configuration(name: str) -> TrainConfig:
     GlobalHydra.instance().clear()
-    overrides = [f"combiner={name}", "agent.hidden_sizes=[32,32]", "batch_size=8", "agent.buffer_size=400"]
+    overrides = [f"combiner={name}", "agent.hidden_sizes=[32,32]", "batch_size=8"]
     if name == "fixed":
         overrides.append("combiner.weights=[1,2,3,4]")
     with initialize_config_dir(CONFIGS, version_base="1.3"):
@@ -29,7 +29,7 @@ def configuration(name: str) -> TrainConfig:
 
 
 def filled_agent(config: TrainConfig) -> MultiTaskSAC:
-    agent = make_agent(config, TASKS, torch.device("cpu"), max_steps=100)
+    agent = make_agent(config, TASKS, torch.device("cpu"), capacity=100)
     random = np.random.default_rng(0)
     n = len(TASKS)
     for _ in range(50):

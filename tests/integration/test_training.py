@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -62,6 +63,14 @@ def parameters(directory: Path) -> dict[str, torch.Tensor]:
     return networks | {"log_alpha": agent["log_alpha"], "generator": agent["generator"]}
 
 
+def wait_for_checkpoint(process: subprocess.Popen[str], directory: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not Checkpoints(directory / "checkpoints").steps():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
@@ -113,11 +122,7 @@ def test_a_stopped_run_continues_as_if_nothing_had_happened(
     process = subprocess.Popen(
         command("train.py", *overrides), stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
     )
-    deadline = time.monotonic() + 120
-    while not Checkpoints(directory / "checkpoints").steps():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for_checkpoint(process, directory)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
@@ -139,3 +144,20 @@ def test_a_run_can_be_evaluated_again(finished: Path) -> None:
     evaluation = json.loads((finished / "evaluation-90.json").read_text())
     summary = json.loads((finished / "summary.json").read_text())
     assert evaluation["success"] == summary["final"]["success"]
+
+
+def test_a_worker_that_dies_ends_the_run_in_one_line_and_loses_nothing(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    overrides = [*SMALL, f"run_dir={directory}", "num_workers=2"]
+    process = subprocess.Popen(
+        command("train.py", *overrides), stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
+    )
+    wait_for_checkpoint(process, directory)
+    psutil.Process(process.pid).children()[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: ")
+    assert "worker" in errors.splitlines()[-1]
+    assert run("train.py", *overrides).returncode == 0
+    assert comparable(directory) == comparable(finished)

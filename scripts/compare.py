@@ -1,0 +1,84 @@
+"""Compares the methods of a set of runs: ``python scripts/compare.py runs=runs/sweep out=report``."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mtrl.analysis.comparison import compare
+from mtrl.analysis.report import verdicts, write_report
+from mtrl.analysis.runs import load_runs
+from mtrl.analysis.tables import methods_table, text_of
+from mtrl.errors import InputError
+from mtrl.experiment.command_line import one_line_errors, run
+
+
+@dataclass
+class CompareConfig:
+    """The configuration of this script."""
+
+    runs: str = MISSING
+    out: str = "report"
+    baseline: str = "unitary"
+    metric: str = "eval/success_mean"
+    task_metric: str = "eval/success/"
+    last_k: int = 5
+    seed: int = 0
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        for key, value, least in (("last_k", self.last_k, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
+
+
+ConfigStore.instance().store("compare_schema", CompareConfig)
+
+
+def compare_runs(options: CompareConfig) -> None:
+    """Writes the report, and prints its verdicts and its first table."""
+    console = Console()
+    runs, left_out = load_runs(Path(options.runs), options.metric, options.task_metric)
+    comparison = compare(
+        runs,
+        metric=options.metric,
+        baseline=options.baseline,
+        seed=options.seed,
+        last_k=options.last_k,
+        left_out=left_out,
+    )
+    page = write_report(comparison, Path(options.out), sys.argv)
+    numbers = methods_table(comparison)
+    table = Table(title=f"{comparison.benchmark} at step {comparison.step:,}: {options.metric}")
+    for name in numbers.header:
+        table.add_column(Text(name), justify="left" if name == "method" else "right")
+    for row in numbers.rows:
+        table.add_row(*(Text(text_of(cell)) for cell in row))
+    console.print(table)
+    for line in verdicts(comparison):
+        console.print(Text(line))
+    for line in comparison.warnings:
+        console.print(Text(f"note: {line}", style="yellow"))
+    console.print(f"report   {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
+def main(config: DictConfig) -> None:
+    """Checks the options and compares."""
+    with one_line_errors(debug=config.debug):
+        if OmegaConf.is_missing(config, "runs"):
+            raise InputError("name the folder with the runs: runs=DIRECTORY")
+        checked = OmegaConf.to_object(config)
+        assert isinstance(checked, CompareConfig)
+        compare_runs(checked)
+
+
+if __name__ == "__main__":
+    run(main)
