@@ -33,7 +33,7 @@ class Combiner(torch.nn.Module):
 
     needs: ClassVar[Needs]
     """The cheapest thing that the driver has to compute: per-task losses, their Gramian, or the Jacobian."""
-    positive_losses: ClassVar[bool] = False
+    positive_losses: bool = False
     """Whether every loss has to be positive."""
     weights_specific: ClassVar[bool] = False
     """Whether the paper applies the weights to task-specific parameters too (drivers can override it)."""
@@ -71,9 +71,8 @@ class Combiner(torch.nn.Module):
             self._check(losses, gramian)
             weights = self._weights(losses.detach(), gramian).to(losses)
             if self.rescale:
-                weights = weights * (
-                    self.num_tasks / weights.abs().sum().clamp_min(torch.finfo(weights.dtype).tiny)
-                )
+                # Divided first: all weights can be zero.
+                weights = weights / weights.abs().sum().clamp_min(torch.finfo(weights.dtype).tiny) * self.num_tasks
             return weights
 
     def combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:

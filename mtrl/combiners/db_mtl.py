@@ -14,11 +14,12 @@ class DBMTL(RowMemory):
 
     At call t the gradients of the log-losses are averaged, ``m_i <- b m_i + (1 - b) J_i / L_i`` with
     ``b = beta / t^beta_decay`` and ``m = 0`` at first, and the direction is
-    ``sum_i m_i max_j ||m_j|| / ||m_i||``. A zero ``m_i`` adds nothing.
+    ``sum_i m_i max_j ||m_j|| / ||m_i||``. A zero ``m_i`` adds nothing. The paper takes the log-losses for
+    task-specific parameters too; here these get the gradient of their plain loss.
 
     Args:
         num_tasks: the number of tasks T.
-        beta: the averaging, in [0, 1); 0.9 as in the paper.
+        beta: the averaging, in [0, 1); 0.9 as in LibMTL.
         beta_decay: its decay, at least 0; 0 as in LibMTL.
         **common: see `Combiner`.
 

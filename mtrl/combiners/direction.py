@@ -9,7 +9,6 @@ from torch import Tensor
 from mtrl.combiners.base import Combiner
 from mtrl.errors import InputError
 
-
 CPU_BLOCK = 2**18
 """Elements of a block that stays in the cache."""
 

@@ -15,7 +15,8 @@ class ExcessMTL(RowMemory):
     With the squared gradients summed over the calls, ``S <- S + J * J`` (``[T, P]``), the excess risk of a
     task is estimated as ``r_i = sum_p J_ip^2 / sqrt(S_ip)``. Over its mean in a task's first ``warmup``
     calls with a non-zero gradient, it moves the weights, ``w_i <- w_i exp(step_size r_i / r_i0)``, which
-    keep the sum 1; until then the ratio counts as 1. The direction is ``w^T J``.
+    keep the sum 1; until then the ratio counts as 1. The direction is ``w^T J``. The paper weights the
+    task-specific parameters too; here these get the gradient of their plain loss.
 
     Args:
         num_tasks: the number of tasks T.

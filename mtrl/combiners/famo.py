@@ -12,7 +12,7 @@ from mtrl.errors import InputError
 
 
 class FAMO(Combiner):
-    """FAMO (Liu et al., 2023, equation 11 and algorithm 1): all losses fall at the same relative rate.
+    """FAMO (Liu et al., 2023, equation 11): all losses fall at the same relative rate.
 
     With logits ``x`` and ``z = softmax(x)``, ``w_i = c z_i / L_i`` and ``c = 1 / sum_j (z_j / L_j)``, so
     the weights sum to 1 (the authors' reinforcement learning code has ``1 / c`` instead). After the
@@ -37,9 +37,7 @@ class FAMO(Combiner):
     weights_specific = True
     before: Tensor
 
-    def __init__(
-        self, num_tasks: int, *, learning_rate: float = 0.025, gamma: float = 0.01, **common: Any
-    ) -> None:
+    def __init__(self, num_tasks: int, *, learning_rate: float = 0.025, gamma: float = 0.01, **common: Any) -> None:
         super().__init__(num_tasks, **common)
         check_interval("famo", "learning_rate", learning_rate, "(0, inf)")
         check_interval("famo", "gamma", gamma, "[0, inf)")

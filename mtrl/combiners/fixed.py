@@ -32,9 +32,7 @@ class Fixed(Combiner):
         if weights is None or isinstance(weights, str) or not hasattr(weights, "__len__"):
             raise InputError(f"fixed: weights must be a list of {num_tasks} numbers, got {weights!r}")
         if len(weights) != num_tasks:
-            raise InputError(
-                f"fixed: weights must have one number per task ({num_tasks}), got {len(weights)}"
-            )
+            raise InputError(f"fixed: weights must have one number per task ({num_tasks}), got {len(weights)}")
         for task, weight in enumerate(weights):
             check_interval("fixed", f"weights[{task}]", weight, "[0, inf)")
         if not any(weights):

@@ -11,7 +11,7 @@ from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
 
 
 class GradDrop(Combiner):
-    """GradDrop (Chen et al., 2020, equations 1 and 2): each coordinate keeps the entries of one sign.
+    """GradDrop (Chen et al., 2020, algorithm 1; Kurin et al., 2022, equation 6): one sign per coordinate.
 
     A coordinate with positive part ``a = sum_i max(J_ip, 0)`` and negative part ``b = sum_i min(J_ip, 0)``
     has the purity ``P = a / (a - b)``, which is ``(1 + sum_i J_ip / sum_i |J_ip|) / 2``. With ``u`` uniform
@@ -49,9 +49,7 @@ class GradDrop(Combiner):
         self.renormalize = renormalize
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
-        parts = [
-            (block.clamp_min(0).sum(0), block.clamp_max(0).sum(0)) for (block,) in column_blocks(jacobian)
-        ]
+        parts = [(block.clamp_min(0).sum(0), block.clamp_max(0).sum(0)) for (block,) in column_blocks(jacobian)]
         positive, negative = (torch.cat(part) for part in zip(*parts, strict=True))
         u = torch.empty_like(positive).uniform_(generator=generator_on(jacobian.device, self.generator))
         # Not a number where both parts are 0: the comparison is false and takes the negative part, 0.

@@ -64,8 +64,8 @@ class GradVac(GramianCombiner):
             stored = targets[tasks, others]
             target = np.minimum(stored, 1 - 1e-6)
             below = counts & (cosine < target)
-            turn = target * np.sqrt((1 - cosine**2) / (1 - target**2)) - cosine
-            added = np.where(below, length * turn, 0.0)
+            sines = np.sqrt(np.divide(1 - cosine**2, 1 - target**2, out=np.zeros_like(target), where=below))
+            added = np.where(below, length * (target * sines - cosine), 0.0)
             coefficients[tasks, others] += added
             products += added[:, None] * cosines[others]
             moves = counts if self.update == "always" else below

@@ -37,7 +37,7 @@ class MGDA(GramianCombiner):
         if normalization not in NORMALIZATIONS:
             raise unknown_name("normalization of mgda", normalization, NORMALIZATIONS)
         self.normalization = normalization
-        self.positive_losses = "loss" in normalization  # type: ignore[misc]
+        self.positive_losses = "loss" in normalization
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         zero = norms == 0

@@ -7,13 +7,7 @@ from torch import Tensor
 
 from mtrl.combiners.checks import check_choice, check_interval
 from mtrl.combiners.direction import RowMemory
-
-
-def project_to_simplex(point: Tensor) -> Tensor:
-    """The nearest point with non-negative entries that sum to 1 (Held et al., 1974), for a vector ``[T]``."""
-    ordered = point.sort(descending=True).values
-    levels = (ordered.cumsum(0) - 1) / torch.arange(1, len(point) + 1, device=point.device)
-    return (point - levels[(ordered > levels).sum() - 1]).clamp_min(0)
+from mtrl.combiners.sdmgrad import project_to_simplex
 
 
 class MoCo(RowMemory):
@@ -62,7 +56,7 @@ class MoCo(RowMemory):
         self.gamma = gamma
         self.rho = rho
         self.normalize = normalize
-        self.positive_losses = normalize == "loss"  # type: ignore[misc]
+        self.positive_losses = normalize == "loss"
         self.projection = projection
         self.register_buffer("simplex", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
 
@@ -74,5 +68,8 @@ class MoCo(RowMemory):
         y.lerp_(jacobian, (self.beta / self.calls.sqrt()).to(y))
         slope = (y @ y.T).to(self.simplex) @ self.simplex + self.rho * self.simplex
         moved = self.simplex - self.gamma / self.calls.sqrt() * slope
-        self.simplex = project_to_simplex(moved) if self.projection == "simplex" else moved.softmax(0)
+        if self.projection == "softmax":
+            self.simplex.copy_(moved.softmax(0))
+        else:
+            self.simplex.copy_(torch.from_numpy(project_to_simplex(moved.cpu().numpy())))
         return self.simplex.to(y) @ y

@@ -17,8 +17,8 @@ class RandomGradDrop(Combiner):
 
     Args:
         num_tasks: the number of tasks T.
-        p: the probability of keeping a task, in (0, 1]. The paper leaves it open; 0.5 is that of the
-            Bernoulli weights in Lin et al., 2022.
+        p: the probability of keeping a task, in (0, 1]. The paper leaves it open; 0.5 as for the Bernoulli
+            weights of RLW in its code.
         **common: see `Combiner`.
 
     Raises:

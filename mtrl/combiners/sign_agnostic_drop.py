@@ -18,8 +18,8 @@ class SignAgnosticDrop(Combiner):
 
     Args:
         num_tasks: the number of tasks T.
-        drop: the probability of dropping an entry, in [0, 0.9999], taken to the nearest multiple of 2^-16;
-            0.75 as in the paper's code.
+        drop: the probability of dropping an entry, in [0, 1), rounded down to a multiple of 2^-16; 0.75 as
+            in the paper's code.
         renormalize: stretch to the norm of the plain sum, as in the paper's code.
         **common: see `Combiner`.
 
@@ -29,18 +29,16 @@ class SignAgnosticDrop(Combiner):
 
     needs = "jacobian"
 
-    def __init__(
-        self, num_tasks: int, *, drop: float = 0.75, renormalize: bool = True, **common: Any
-    ) -> None:
+    def __init__(self, num_tasks: int, *, drop: float = 0.75, renormalize: bool = True, **common: Any) -> None:
         super().__init__(num_tasks, **common)
-        check_interval("sign_agnostic_drop", "drop", drop, "[0, 0.9999]")
+        check_interval("sign_agnostic_drop", "drop", drop, "[0, 1)")
         self.drop = drop
         self.renormalize = renormalize
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         generator = generator_on(jacobian.device, self.generator)
         # 16 random bits an entry: drawing T x P floats would cost more than all the rest of the update.
-        lowest_kept = round(self.drop * 2**16) - 2**15
+        lowest_kept = int(self.drop * 2**16) - 2**15
         totals, sums = [], []
         for (block,) in column_blocks(jacobian):
             words = torch.empty((block.numel() + 3) // 4, dtype=torch.int64, device=block.device)

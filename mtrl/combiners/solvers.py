@@ -62,7 +62,7 @@ def limit_norm(weights: Array, norms: Array, cosines: Array, max_norm: float) ->
     """Scales the weights down so that the update ``J^T w`` is no longer than ``max_norm``."""
     lengths = weights * norms
     norm = float(np.sqrt(np.maximum(lengths @ cosines @ lengths, 0.0)))
-    return weights * (max_norm / norm) if norm > max_norm else weights
+    return weights * (max_norm / norm if norm > max_norm else 1.0)
 
 
 def positive_definite(cosines: Array) -> Array:
@@ -149,7 +149,7 @@ def _interior_point(quadratic: Array, linear: Array) -> Array:
     for _ in range(50):
         residual = x @ quadratic - f - y
         gap = (x * y).mean(1, keepdims=True)
-        if max(np.abs(residual).max(), np.sqrt(gap.max())) <= 1e-9 * x.max():
+        if (np.maximum(np.abs(residual), np.sqrt(gap)) <= 1e-9 * x.max(1, keepdims=True)).all():
             break
         systems[:] = quadratic
         systems[:, np.arange(size), np.arange(size)] += y / x
@@ -216,8 +216,8 @@ def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: floa
     Maximises ``min_i g_i^T d`` subject to ``|d - g_0| <= c |g_0|``, ``g_0 = J^T 1 / T`` (Liu et al., 2021,
     equation 2). For a fixed level ``v`` the closest ``d`` with ``g_i^T d >= v`` for all ``i`` is a quadratic
     program, ``d = g_0 + J^T z`` with ``z >= 0``, and its distance from ``g_0`` grows with ``v`` along pieces on
-    which ``z`` is linear in ``v``; the level at which it reaches the radius is found by solving each piece
-    exactly. Where no level above 0 can be reached (Pareto stationary points, or a zero gradient), the maximiser
+    which ``z`` is linear in ``v``; the level at which it reaches the radius is found by solving these pieces
+    exactly, and a Newton step where that leaves the bracket. Where no level above 0 can be reached (Pareto stationary points, or a zero gradient), the maximiser
     may not be unique; the one nearest to ``g_0`` is taken.
 
     Args:
@@ -266,9 +266,11 @@ def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: floa
         square = b[positive] @ np.linalg.solve(quadratic[np.ix_(positive, positive)], b[positive])
         slope = y @ b
         under_root = slope**2 + square * missing
-        level += missing / (slope + np.sqrt(under_root)) if under_root > 0 else np.inf
-        if not low < level < high:
-            level = (low + high) / 2
+        trial = level + missing / (slope + np.sqrt(under_root)) if under_root > 0 else np.inf
+        if not low < trial < high and slope > 0:
+            # Newton's step on the distance, which is convex in the level: from above it cannot pass the root.
+            trial = level + (np.sqrt(target * squared) - squared) / slope
+        level = trial if low < trial < high else (low + high) / 2
         y = nonnegative_qp(quadratic, (level * b - mean)[None], positive[None])[0]
         squared = y @ quadratic @ y
         low, high = (level, high) if squared < target else (low, level)

@@ -30,9 +30,7 @@ class Uncertainty(Combiner):
     needs = "losses"
     weights_specific = True
 
-    def __init__(
-        self, num_tasks: int, *, learning_rate: float = 0.025, initial: float = 0.0, **common: Any
-    ) -> None:
+    def __init__(self, num_tasks: int, *, learning_rate: float = 0.025, initial: float = 0.0, **common: Any) -> None:
         super().__init__(num_tasks, **common)
         check_interval("uncertainty", "learning_rate", learning_rate, "(0, inf)")
         check_interval("uncertainty", "initial", initial, "(-inf, inf)")

@@ -216,7 +216,7 @@ def test_every_combiner_fills_every_gradient(name: str) -> None:
         given = gradients.fan_out(z, T) if by == "aliases" else z
         gradients.backward(
             model.losses(given),
-            combiners.make(name, T),
+            combiners.make(name, T, **({"weights": [1.0, 2.0, 3.0]} if name == "fixed" else {})),
             shared=model.shared,
             specific=model.heads,
             representation=None if by == "parameters" else given,
@@ -274,7 +274,6 @@ def test_non_finite_values_stop_before_anything_is_written(quantity: str, needs:
     combiner = Weighted(needs)
     task: int | None = 1
     if quantity == "weight":
-        combiner.register_forward_hook
         bad = WEIGHTS.clone()
         bad[1] = torch.inf
         combiner._weights = lambda losses, gramian: bad  # type: ignore[method-assign]
@@ -300,7 +299,7 @@ def test_what_excludes_each_other_is_refused() -> None:
         ("'measured' is for Gramian methods", "gramian", {"measured": shared, "representation": z}),
         ("'measured' is for Gramian methods", "jacobian", {"measured": shared}),
         ("Weighted has no task weights", "jacobian", {"weigh_specific": True}),
-        ("the Jacobian needs 1,752 bytes, memory_limit is 100", "jacobian", {"memory_limit": 100}),
+        ("the Jacobian needs 1,464 bytes, memory_limit is 100", "jacobian", {"memory_limit": 100}),
         ("3 losses, but 2 representations", "gramian", {"representation": gradients.fan_out(z, 2)}),
         ("no loss depends on the representation", "gramian", {"representation": gradients.fan_out(z, 3)}),
         ("no loss depends on the representation", "gramian", {"representation": model.encode()}),

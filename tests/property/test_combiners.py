@@ -95,7 +95,13 @@ PROMISES = {
     # The sine of an angle near 180 degrees is exact to the root of the machine epsilon only.
     "gradvac": Promise(random=True, degree=1, rounding=1e-7),
     "cagrad": Promise(degree=1),
-    "nash_mtl": Promise(degree=0, row_scaling="update", non_conflicting=always, no_solution=stationary),
+    "nash_mtl": Promise(
+        options=lambda tasks: {"update_every": 2},
+        degree=0,
+        row_scaling="update",
+        non_conflicting=always,
+        no_solution=stationary,
+    ),
     "fairgrad": Promise(
         options=lambda tasks: {"max_norm": math.inf},
         degree=-1 / 3,
@@ -155,8 +161,7 @@ def rounding(name: str, jacobian: Tensor) -> float:
     norms = jacobian.norm(dim=1)
     if not norms.any():
         return 0.0
-    epsilon = torch.finfo(jacobian.dtype).eps
-    return promise(name).rounding * norms[norms > 0].min().item() + epsilon * norms.max().item()
+    return promise(name).rounding * norms[norms > 0].min().item() + 1e-15 * norms.max().item()
 
 
 def assert_same(name: str, actual: Tensor, expected: Tensor, jacobian: Tensor, case: object = "") -> None:
@@ -261,16 +266,17 @@ def test_single_task_gets_its_own_gradient(name: str) -> None:
 @pytest.mark.parametrize("tasks", [1, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_state_round_trip_goes_on_bit_for_bit(name: str, tasks: int) -> None:
-    steps = [problem("random", tasks, seed) for seed in range(6)]
+    saved = promise(name).steps + 1
+    steps = [problem("random", tasks, seed) for seed in range(saved + 3)]
     combiner = make(name, tasks)
-    for losses, jacobian in steps[:3]:
+    for losses, jacobian in steps[:saved]:
         update(combiner, losses.float(), jacobian.float())
     file = io.BytesIO()
     torch.save(combiner.state_dict(), file)
     file.seek(0)
     restored = make(name, tasks, seed=1)
     restored.load_state_dict(torch.load(file, weights_only=True))
-    for losses, jacobian in steps[3:]:
+    for losses, jacobian in steps[saved:]:
         expected = update(combiner, losses.float(), jacobian.float())
         assert update(restored, losses.float(), jacobian.float()).equal(expected)
 

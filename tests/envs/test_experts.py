@@ -1,0 +1,59 @@
+"""Meta-World's scripted experts drive all tasks through the vector and succeed as on the plain environments."""
+
+import warnings
+
+import numpy as np
+from metaworld.policies import ENV_POLICY_MAP
+
+from envs import TaskVector, benchmark_tasks
+from envs.shared import Options
+from envs.task import TaskEnv
+
+SEED = 2
+
+
+def expert_action(policy: object, observation: np.ndarray) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "environments clip": some experts ask for more than 1
+        action = policy.get_action(observation.astype(np.float64))
+    return np.clip(action, -1, 1).astype(np.float32)
+
+
+def plain_episode(name: str) -> tuple[bool, int, float]:
+    """Success, length and return of one episode on Meta-World's own environment, until it succeeds."""
+    task, policy = TaskEnv(name, Options(SEED, 500, "v2", True, "fixed", fast=False)), ENV_POLICY_MAP[name]()
+    observation = task.reset()
+    total = 0.0
+    for length in range(1, 501):
+        action = expert_action(policy, observation.astype(np.float32))
+        observation, reward, _, _, info = task.env.step(action)
+        total += float(reward)
+        if info["success"] > 0:
+            return True, length, total
+    return False, length, total
+
+
+def test_experts_succeed_as_on_the_plain_environments() -> None:
+    tasks = benchmark_tasks("mt50")
+    policies = [ENV_POLICY_MAP[task]() for task in tasks]
+    outcomes: dict[str, tuple[bool, int, float]] = {}
+    with TaskVector(tasks, seed=SEED, terminate_on_success=True, goals="fixed") as vector:
+        observations = vector.reset()
+        active = np.ones(len(tasks), bool)
+        for length in range(1, 501):
+            actions = np.zeros((len(tasks), 4), np.float32)
+            for row in np.flatnonzero(active):
+                actions[row] = expert_action(policies[row], observations[row])
+            result = vector.step(actions, active)
+            for row in np.flatnonzero(active & (result.terminated | result.truncated)):
+                success = bool(result.episode_success[row])
+                assert success == result.terminated[row]
+                outcomes[tasks[row]] = success, length, float(result.episode_return[row])
+                active[row] = False
+            observations = result.observations
+            if not active.any():
+                break
+    print(sum(x[0] for x in outcomes.values()), sum(x[1] for x in outcomes.values()))
+    assert sum(success for success, _, _ in outcomes.values()) >= 45
+    for task in tasks:
+        assert outcomes[task] == plain_episode(task), task

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import nn
+
+from mtrl.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])
+def test_ensemble_linear_is_one_linear_layer_per_member(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ensemble = EnsembleLinear(3, 4, 6).double()
+    nn.init.normal_(ensemble.bias)
+    x = torch.randn(3, *shape, 4, dtype=torch.float64)
+    y = ensemble(x)
+    assert y.shape == (3, *shape, 6)
+    for member in range(3):
+        expected = nn.functional.linear(x[member], ensemble.weight[member].T, ensemble.bias[member])
+        torch.testing.assert_close(y[member], expected)
+
+
+def test_ensemble_linear_takes_one_input_for_all_members() -> None:
+    ensemble = EnsembleLinear(3, 4, 6)
+    x = torch.randn(2, 5, 4)
+    torch.testing.assert_close(ensemble(x.expand(3, *x.shape)), ensemble(x.repeat(3, 1, 1, 1)))
+
+
+def test_ensemble_linear_starts_as_different_linear_layers() -> None:
+    torch.manual_seed(0)
+    ensemble, single = EnsembleLinear(2, 300, 400), nn.Linear(300, 400)
+    assert not torch.equal(ensemble.weight[0], ensemble.weight[1])
+    for member in ensemble.weight:
+        torch.testing.assert_close(member.std(), single.weight.std(), rtol=0.02, atol=0)
+        assert member.abs().max() <= 300**-0.5
+    assert not ensemble.bias.any()
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
+def test_ensemble_layer_norm_is_one_layer_norm_per_member(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ensemble = EnsembleLayerNorm(3, 4).double()
+    x = torch.randn(3, *shape, 4, dtype=torch.float64)
+    torch.testing.assert_close(ensemble(x), nn.functional.layer_norm(x, (4,)))
+    nn.init.normal_(ensemble.weight)
+    nn.init.normal_(ensemble.bias)
+    y = ensemble(x)
+    for member in range(3):
+        expected = nn.functional.layer_norm(x[member], (4,), ensemble.weight[member], ensemble.bias[member])
+        torch.testing.assert_close(y[member], expected)
+
+
+def test_ensemble_embedding_is_one_table_per_member() -> None:
+    torch.manual_seed(0)
+    ensemble = EnsembleEmbedding(3, 7, 4)
+    index = torch.tensor([[0, 6], [3, 3]])
+    y = ensemble(index)
+    assert y.shape == (3, 2, 2, 4)
+    for member in range(3):
+        assert torch.equal(y[member], nn.functional.embedding(index, ensemble.weight[member]))
