@@ -8,8 +8,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from mtrl.analysis.training_report import print_success
 from mtrl.errors import InputError
 from mtrl.experiment.checkpoints import Checkpoints
 from mtrl.experiment.command_line import one_line_errors, run
@@ -61,14 +61,7 @@ def evaluate_run(options: EvaluateConfig) -> None:
             options.episodes,
             lambda finished: progress.update(bar, completed=sum(finished)),
         )
-    table = Table(title=f"{directory}, step {step:,}: success rate over {options.episodes} episodes per task")
-    table.add_column("task")
-    table.add_column("success rate", justify="right")
-    for task, rate in result.success_rates.items():
-        table.add_row(task, f"{rate:.2f}")
-    table.add_section()
-    table.add_row("mean over tasks", f"{result.success_mean:.2f}", style="bold")
-    Console().print(table)
+    print_success(result.success_rates, result.success_mean, options.episodes, Console())
     file = directory / f"evaluation-{step}.json"
     write_json(
         file,

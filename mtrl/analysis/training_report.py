@@ -1,10 +1,11 @@
 """What a training run ends with: success rates, a learning curve, where everything is, what to do next."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtrl.experiment.metrics import read_metrics
 from mtrl.experiment.run_directory import read_config, read_summary
@@ -42,6 +43,17 @@ def learning_curve(directory: Path, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
+def print_success(rates: Mapping[str, float], mean: float, episodes: int, console: Console) -> None:
+    """Prints a table of success rates (in [0, 1]) by task, and their mean."""
+    table = Table("task", Column("success rate", justify="right"))
+    for task, rate in rates.items():
+        table.add_row(task, f"{rate:.2f}")
+    table.add_section()
+    table.add_row("mean over tasks", f"{mean:.2f}", style="bold")
+    console.print(f"Success rate over {episodes} episodes per task", highlight=False, soft_wrap=True)
+    console.print(table)
+
+
 def report(directory: Path, console: Console) -> None:
     """Prints a finished run's success rates and writes ``learning_curve.png`` into its directory."""
     summary = read_summary(directory)
@@ -49,19 +61,13 @@ def report(directory: Path, console: Console) -> None:
     picture = directory / "learning_curve.png"
     learning_curve(directory, picture)
     final, best = summary["final"], summary["best"]
-    table = Table(title=f"Success rate over {summary['episodes_per_evaluation']} episodes per task")
-    table.add_column("task")
-    table.add_column("success rate", justify="right")
-    for task, rate in final["success"].items():
-        table.add_row(task, f"{rate:.2f}")
-    table.add_section()
-    table.add_row("mean over tasks", f"{final['success_mean']:.2f}", style="bold")
-    console.print(table)
+    print_success(final["success"], final["success_mean"], summary["episodes_per_evaluation"], console)
     console.print(
         f"{summary['steps']:,} vector steps ({summary['transitions']:,} transitions, {summary['updates']:,} updates) "
         f"in {summary['seconds'] / 60:.1f} min; best of {best['of_evaluations']} evaluations: "
         f"{best['success_mean']:.2f} at step {best['step']:,}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(f"learning curve   {picture}", highlight=False, soft_wrap=True)
     console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)

@@ -36,7 +36,7 @@ def test_training_commands_are_valid(line: str) -> None:
     make_combiners(config, len(task_names(config)))
 
 
-@pytest.mark.parametrize(("benchmark", "key", "value"), [("quickstart", "steps", 18_000), ("mt50", "batch_size", 26)])
+@pytest.mark.parametrize(("benchmark", "key", "value"), [("quickstart", "steps", 20_000), ("mt50", "batch_size", 26)])
 def test_a_benchmark_sets_its_own_defaults(benchmark: str, key: str, value: int) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(CONFIGS, version_base="1.3"):
