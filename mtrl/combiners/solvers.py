@@ -215,10 +215,10 @@ def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: floa
 
     Maximises ``min_i g_i^T d`` subject to ``|d - g_0| <= c |g_0|``, ``g_0 = J^T 1 / T`` (Liu et al., 2021,
     equation 2). For a fixed level ``v`` the closest ``d`` with ``g_i^T d >= v`` for all ``i`` is a quadratic
-    program, ``d = g_0 + J^T z`` with ``z >= 0``, and its distance from ``g_0`` grows with ``v`` along pieces on
-    which ``z`` is linear in ``v``; the level at which it reaches the radius is found by solving these pieces
-    exactly, and a Newton step where that leaves the bracket. Where no level above 0 can be reached (Pareto stationary points, or a zero gradient), the maximiser
-    may not be unique; the one nearest to ``g_0`` is taken.
+    program, ``d = g_0 + J^T z`` with ``z >= 0``, and its distance from ``g_0`` is convex in ``v``, along pieces on
+    which ``z`` is linear. The level at which it reaches the radius is found by solving these pieces exactly, with
+    a Newton step where that leaves the bracket. Where no level above 0 can be reached (Pareto-stationary points,
+    or a zero gradient) the maximiser may not be unique; the one nearest to ``g_0`` is taken.
 
     Args:
         norms: ``[T]``, some of them may be 0.
