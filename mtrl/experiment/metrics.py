@@ -23,11 +23,12 @@ class MetricsWriter:
 
     def __init__(self, directory: Path, step: int = 0) -> None:
         path = directory / "metrics.jsonl"
-        if path.exists():
+        resumed = path.exists()
+        if resumed:
             kept = [json.dumps(entry) + "\n" for entry in read_metrics(path) if entry["step"] <= step]
             write_text(path, "".join(kept))
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        self._tensorboard = SummaryWriter(str(directory), purge_step=step + 1 if resumed else None)
 
     def write(self, step: int, time: float, values: Mapping[str, Any]) -> None:
         """Writes scalars; values that are not finite become ``null``.

@@ -126,7 +126,8 @@ def test_loading_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
     assert not (tmp_path / "harm").exists()
 
 
-def test_metrics_go_on_without_gaps_or_doubles(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [0, 20])
+def test_metrics_go_on_without_gaps_or_doubles(tmp_path: Path, start: int) -> None:
     writer = MetricsWriter(tmp_path)
     for step in (10, 20, 30):
         writer.write(step, step / 10, {"train/loss": torch.tensor(float(step)), "eval/x": float("nan")})
@@ -134,15 +135,17 @@ def test_metrics_go_on_without_gaps_or_doubles(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "ti')
     assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30]
-    writer = MetricsWriter(tmp_path, step=20)
-    writer.write(30, 3.5, {"train/loss": 31.0})
+    writer = MetricsWriter(tmp_path, step=start)
+    for step in range(start + 10, 40, 10):
+        writer.write(step, 3.5, {"train/loss": step + 0.5, "eval/x": float("inf")})
     writer.close()
     entries = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(e["step"], e["train/loss"]) for e in entries] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+    expected = [(step, step + 0.5 * (step > start)) for step in (10, 20, 30)]
+    assert [(e["step"], e["train/loss"]) for e in entries] == expected
     assert entries[0]["eval/x"] is None
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == expected
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"step": "x"}', "null"])
