@@ -71,6 +71,7 @@ class TrainConfig:
     run_dir: str | None = None
     device: str = "auto"
     num_workers: int | None = None
+    threads: int | None = None
     progress: bool = True
     debug: bool = False
 
@@ -88,6 +89,7 @@ class TrainConfig:
             "log.every": (self.log.every, 1),
             "insight.every": (self.insight.every, 0),
             "num_workers": (self.num_workers, 1),
+            "threads": (self.threads, 1),
         }
         for key, (value, least) in smallest.items():
             if value is not None and value < least:

@@ -8,6 +8,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -36,6 +37,8 @@ def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
     console = Console(stderr=True, highlight=False)
     tasks = task_names(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = device_of(config.device)
     _, remark = make_combiners(config, len(tasks))
     directory = RunDirectory(run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})

@@ -1,7 +1,6 @@
 """Real training runs through the command line: on the simulator, interrupted, resumed, evaluated."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ SMALL = [
     "insight.every=20",
     "device=cpu",
     "seed=3",
+    "threads=1",
 ]
 
 
@@ -41,10 +41,7 @@ def command(script: str, *overrides: str) -> list[str]:
 
 
 def run(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(script, *overrides), capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
+    return subprocess.run(command(script, *overrides), capture_output=True, text=True, check=False, timeout=300)
 
 
 def comparable(directory: Path) -> list[dict[str, Any]]:
@@ -119,9 +116,7 @@ def test_a_stopped_run_continues_as_if_nothing_had_happened(
 ) -> None:
     directory = tmp_path / "stopped"
     overrides = [*SMALL, f"run_dir={directory}", "num_workers=1"]  # nor does the number of workers matter
-    process = subprocess.Popen(
-        command("train.py", *overrides), stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
-    )
+    process = subprocess.Popen(command("train.py", *overrides), stderr=subprocess.PIPE, text=True)
     wait_for_checkpoint(process, directory)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
@@ -149,9 +144,7 @@ def test_a_run_can_be_evaluated_again(finished: Path) -> None:
 def test_a_worker_that_dies_ends_the_run_in_one_line_and_loses_nothing(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     overrides = [*SMALL, f"run_dir={directory}", "num_workers=2"]
-    process = subprocess.Popen(
-        command("train.py", *overrides), stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
-    )
+    process = subprocess.Popen(command("train.py", *overrides), stderr=subprocess.PIPE, text=True)
     wait_for_checkpoint(process, directory)
     psutil.Process(process.pid).children()[0].kill()
     _, errors = process.communicate(timeout=60)

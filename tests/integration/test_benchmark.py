@@ -1,0 +1,94 @@
+"""The benchmark script at sizes that take seconds: what it prints and writes, not how fast anything is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mtrl import combiners
+from mtrl.errors import InputError
+from mtrl.gradients import TaskBatched
+from scripts import benchmark
+
+SMALL = ["--hidden-sizes", "8", "8", "--repeats", "1"]
+
+
+def measured(out: Path, *command_line: str) -> dict[str, Any]:
+    benchmark.main([*command_line, "--out", str(out)])
+    result: dict[str, Any] = json.loads(out.read_text())
+    assert result["command"] == command_line[0]
+    assert result["versions"]["torch"]
+    assert result["threads"] >= 1
+    return result
+
+
+def test_overhead_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured(tmp_path / "deep" / "out.json", "overhead", "--cases", "2x3", "3x2", *SMALL)
+    names = [*combiners.names(), *benchmark.RIVALS]
+    assert [(r["tasks"], r["batch_size"], r["method"]) for r in result["rows"]] == [
+        (*case, name) for case in ((2, 3), (3, 2)) for name in names
+    ]
+    for row in result["rows"]:
+        assert len(row["seconds"]) == len(row["unitary_seconds"]) == 1
+        assert row["median"] == row["seconds"][0] > 0
+        assert row["ratio"] == pytest.approx(row["seconds"][0] / row["unitary_seconds"][0])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*names, "2 x 3", "3 x 2", "out.json"])
+
+
+def test_overhead_of_some_without_torchjd(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "Engine", None)
+    methods = ["mgda", "torchjd_autojac", "retain_graph_loop", "torchjd_autogram"]
+    result = measured(tmp_path / "out.json", "overhead", "--cases", "2x3", "--methods", *methods, *SMALL)
+    assert ["ratio" in row for row in result["rows"]] == [True, False, True, False]
+    assert capsys.readouterr().out.count("not installed") == 2
+
+
+@pytest.mark.parametrize("name", benchmark.RIVALS)
+def test_rivals_do_the_same_work(name: str) -> None:
+    """With two tasks, PCGrad draws nothing."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)), torch.randn(2, 3, 5)
+    found = []
+    for kind, combiner in ((TaskBatched, "pcgrad"), (benchmark.RIVALS[name], "pcgrad"), (TaskBatched, "unitary")):
+        gradients = kind(network, 2)
+        with gradients.record():
+            losses = (network(x) - torch.tensor([-1.0, 1.0]).view(2, 1, 1)).square().mean((1, 2))
+        gradients.backward(losses, combiners.make(combiner, 2), scale=0.5)
+        found.append(torch.cat([p.grad.flatten() for p in gradients.parameters if p.grad is not None]))
+        network.zero_grad()
+    ours, theirs, plain = found
+    torch.testing.assert_close(theirs, ours)
+    assert not torch.allclose(plain, ours)  # the tasks do conflict
+
+
+def test_solvers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured(tmp_path / "out.json", "solvers", "--tasks", "2", "5", "--repeats", "2")
+    names = [name for name in combiners.names() if combiners.get(name).needs == "gramian"]
+    families = [family.__name__ for family in benchmark.FAMILIES]
+    assert [(r["tasks"], r["method"], r["family"]) for r in result["rows"]] == [
+        (tasks, name, family) for tasks in (2, 5) for name in names for family in families
+    ]
+    assert all(len(row["seconds"]) == 2 if "seconds" in row else row["no_solution"] for row in result["rows"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+
+
+@pytest.mark.parametrize("command", ["overhead", "solvers"])
+def test_an_unknown_method_is_named(command: str) -> None:
+    with pytest.raises(InputError, match=r"unknown method 'mgdda': did you mean 'mgda'\?"):
+        benchmark.main([command, "--methods", "mgdda"])
+
+
+@pytest.mark.parametrize(
+    "options", [["--cases", "10"], ["--cases", "0x2"], ["--repeats", "0"], ["--hidden-sizes", "x"]]
+)
+def test_bad_numbers_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["overhead", *options])
+    assert f"argument {options[0]}" in capsys.readouterr().err
