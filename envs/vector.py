@@ -237,7 +237,6 @@ class TaskVector:
             raise RunError("the task vector is closed")
         if self._stepping:
             raise RunError("step_wait must be called first: a step is under way")
-        self._receive()  # what an interrupted call has left
 
     def _send(self, messages: Iterable[tuple["_Worker", bytes]]) -> None:
         for worker, message in messages:
@@ -340,4 +339,4 @@ def _to_tensor(leaf: Any) -> Any:
 def _to_array(leaf: Any) -> Any:
     import torch
 
-    return leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf
+    return leaf.cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf

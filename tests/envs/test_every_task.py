@@ -13,7 +13,7 @@ from envs import fast
 from envs.shared import Options
 from envs.task import TaskEnv
 
-STEPS = 60
+STEPS = 75  # enough for every expert to touch its object with one finger, then with both
 
 
 @pytest.fixture(scope="module", params=list(ALL_V3_ENVIRONMENTS))

@@ -182,15 +182,6 @@ def test_fast_path_and_remembered_starts_change_nothing() -> None:
     assert recorded[0] == recorded[1]
 
 
-def test_actions_are_clipped() -> None:
-    with TaskVector(TASKS, seed=0, num_workers=1) as vector:
-        results = []
-        for size in (1.0, 7.5):
-            vector.reset(restart_goals=True)
-            results.append(vector.step(np.full((3, 4), -size)))
-    assert rows(results[:1], 0) == rows(results[1:], 0)
-
-
 def test_inactive_tasks_stay_where_they_are() -> None:
     active, actions = np.array([True, False, True]), actions_for(TASKS, 7)
     with TaskVector(TASKS, seed=0, num_workers=2, horizon=4) as vector:

@@ -65,7 +65,8 @@ def test_workers_leave_signals_to_the_parent(vector: TaskVector) -> None:
     assert not vector.step(ACTIONS).unstable.any()
 
 
-def test_an_interrupted_wait_can_be_taken_up_again(vector: TaskVector) -> None:
+@pytest.mark.parametrize("method", ["step_wait", "state_dict"])
+def test_after_an_interruption_everything_can_be_saved(vector: TaskVector, method: str) -> None:
     worker = worker_of(vector, TASKS[1])
 
     def interrupt(*_: object) -> None:
@@ -75,13 +76,15 @@ def test_an_interrupted_wait_can_be_taken_up_again(vector: TaskVector) -> None:
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         worker.send_signal(signal.SIGSTOP)
-        vector.step_async(ACTIONS)
+        if method == "step_wait":
+            vector.step_async(ACTIONS)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
-            vector.step_wait()
+            getattr(vector, method)()
     finally:
         signal.signal(signal.SIGALRM, previous)
-    vector.step_wait()
+    if method == "step_wait":
+        vector.step_wait()
     state = vector.state_dict()
     following = vector.step(ACTIONS)
     vector.load_state_dict(state)
