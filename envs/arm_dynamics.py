@@ -14,8 +14,10 @@ _MODEL = Path("assets", "sawyer_xyz", "sawyer_reach_v3.xml")
 def inverse_dynamics(count: int, seed: int = 0) -> tuple[Array, Array]:
     """Torques that the arm's seven hinges need, computed by MuJoCo for random motions.
 
-    Angles are uniform over the hinges' ranges, velocities (rad/s) and accelerations (rad/s^2) standard normal.
-    Simulated data: the model is Meta-World's Sawyer without its actuators, contacts and joint limits.
+    Angles are normal about the middle of the hinges' ranges (0.3 rad), velocities (rad/s) and accelerations (rad/s^2)
+    standard normal.
+    Simulated data: the model is Meta-World's Sawyer without damping (which would drown the rest), contacts, joint
+    limits and its gripper's motion.
 
     Args:
         count: how many records.
@@ -32,12 +34,12 @@ def inverse_dynamics(count: int, seed: int = 0) -> tuple[Array, Array]:
     model.opt.disableflags |= (
         mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_LIMIT | mujoco.mjtDisableBit.mjDSBL_EQUALITY
     )
+    model.dof_damping[:] = 0
     hinges = [model.joint(f"right_j{number}").id for number in range(JOINTS)]
     positions, velocities = model.jnt_qposadr[hinges], model.jnt_dofadr[hinges]
     random = np.random.default_rng(seed)
-    low, high = model.jnt_range[hinges].T
-    angles = random.uniform(low, high, (count, JOINTS))
-    speeds, accelerations = random.standard_normal((2, count, JOINTS))
+    deviations, speeds, accelerations = random.standard_normal((3, count, JOINTS))
+    angles = model.jnt_range[hinges].mean(1) + 0.3 * deviations
     torques = np.empty((count, JOINTS))
     mujoco.mj_resetData(model, data)
     for row in range(count):

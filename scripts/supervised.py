@@ -19,12 +19,13 @@ from mtrl.experiment.command_line import machine, one_line_errors, peak_memory, 
 from mtrl.experiment.metrics import read_metrics
 from mtrl.experiment.run_directory import RunDirectory
 from mtrl.supervised import Benchmark, benchmarks
+from mtrl.supervised.auto_lambda import AutoLambdaUpdate
 from mtrl.supervised.measures import extracted_weights
 from mtrl.supervised.training import Schedule, Trainer
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, random_groups
 from scripts.composition import EveryConfig, device_of
 
-METHODS = ("combined", "individual_steps", "individual_optimizers")
+METHODS = ("combined", "individual_steps", "individual_optimizers", "auto_lambda")
 
 
 @dataclass
@@ -87,7 +88,10 @@ def train(config: SupervisedConfig) -> None:
     directory = RunDirectory(run_directory(config, tasks), dataclasses.asdict(config) | {"tasks": tasks})
     try:
         if directory.finished:
-            console.print(f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.")
+            console.print(
+                f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.",
+                soft_wrap=True,
+            )
             return
         trainer = Trainer(
             benchmark,
@@ -137,6 +141,8 @@ def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
         )
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
+    if name == "auto_lambda":
+        return AutoLambdaUpdate(benchmark.model, benchmark.tasks, config.optimizer, **options)
     groups = random_groups(tasks, options["groups"], config.seed)
     individual = name == "individual_optimizers"
     return IndividualUpdates(

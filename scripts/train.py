@@ -44,7 +44,10 @@ def train(config: TrainConfig) -> None:
     directory = RunDirectory(run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
     try:
         if directory.finished:
-            console.print(f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.")
+            console.print(
+                f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.",
+                soft_wrap=True,
+            )
             return
         if remark:
             console.print(remark)

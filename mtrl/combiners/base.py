@@ -104,9 +104,7 @@ class Combiner(torch.nn.Module):
         return type(self).after_step is not Combiner.after_step
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        raise NotImplementedError(
-            f"{type(self).__name__} has no task weights: it combines entries of the Jacobian"
-        )
+        raise NotImplementedError(f"{type(self).__name__} has no task weights: it combines entries of the Jacobian")
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         raise NotImplementedError
@@ -120,9 +118,7 @@ class Combiner(torch.nn.Module):
             raise InputError(f"{self.name} needs a Gramian of shape {(t, t)}, got {got}")
         if self.positive_losses and not bool((losses > 0).all()):
             task = int((~(losses > 0)).nonzero()[0])
-            raise InputError(
-                f"{self.name} needs positive losses, but task {task} has {float(losses[task]):.4g}"
-            )
+            raise InputError(f"{self.name} needs positive losses, but task {task} has {float(losses[task]):.4g}")
 
     def get_extra_state(self) -> Tensor:
         """The state of the random generator, saved with ``state_dict()``."""

@@ -1,0 +1,98 @@
+"""Tables of numbers for linear multi-task learning, from files of the user's or from scikit-learn's wheel."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mtrl.errors import InputError
+
+Array = npt.NDArray[np.float64]
+
+SARCOS_SOURCE = (
+    "SARCOS is published at http://www.gaussianprocess.org/gpml/data/ without a licence; nothing is downloaded here"
+)
+_SARCOS_COLUMNS, _SARCOS_TARGETS = 28, 7
+
+
+def load(data: str, outputs: int | None = None) -> tuple[Array, Array]:
+    """Inputs ``[n, p]`` and targets ``[n, k]``.
+
+    Args:
+        data: ``linnerud`` (20 records, from scikit-learn), or a file: ``.csv``, with or without a header, or ``.mat``
+            with one table; SARCOS has 21 inputs and 7 joint torques.
+        outputs: how many of the last columns are targets; SARCOS and ``linnerud`` need none.
+
+    Raises:
+        InputError: if the data are missing, damaged or not a table of numbers.
+    """
+    if data == "linnerud":
+        try:
+            from sklearn.datasets import load_linnerud  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise InputError("data=linnerud needs scikit-learn: pip install scikit-learn") from error
+        source = load_linnerud()
+        return np.asarray(source.data, dtype=np.float64), np.asarray(source.target, dtype=np.float64)
+    path = Path(data)
+    if not path.is_file():
+        raise InputError(
+            f"there is no file '{path}' (data= takes a .mat or .csv file, linnerud or simulated). {SARCOS_SOURCE}"
+        )
+    if path.suffix == ".mat":
+        table, sarcos = _read_mat(path)
+        if sarcos and outputs is None:
+            outputs = _SARCOS_TARGETS
+    elif path.suffix == ".csv":
+        table = _read_csv(path)
+    else:
+        raise InputError(f"'{path}' is neither a .mat nor a .csv file")
+    if outputs is None:
+        raise InputError(f"'{path}' needs outputs=K: how many of its {table.shape[1]} columns, the last, are targets")
+    if not 1 <= outputs < table.shape[1]:
+        raise InputError(f"outputs: expected 1 to {table.shape[1] - 1} of {table.shape[1]} columns, got {outputs}")
+    return table[:, :-outputs], table[:, -outputs:]
+
+
+def _read_mat(path: Path) -> tuple[Array, bool]:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise InputError("a .mat file needs SciPy: pip install scipy") from error
+    try:
+        content = loadmat(path)
+    except Exception as error:  # SciPy has no common class for what a damaged file raises
+        raise InputError(f"'{path}' is not a whole MATLAB file ({' '.join(str(error).split())})") from error
+    tables = {key: value for key, value in content.items() if not key.startswith("__")}
+    if len(tables) != 1:
+        raise InputError(f"'{path}': expected one table, found {', '.join(tables) or 'none'}")
+    (name, table), *_ = tables.items()
+    if getattr(table, "ndim", 0) != 2 or table.dtype.kind not in "fiu":
+        raise InputError(f"'{path}': {name} is not a table of numbers")
+    sarcos = name.startswith("sarcos_inv")
+    if sarcos and table.shape[1] != _SARCOS_COLUMNS:
+        raise InputError(f"'{path}': {name} has {table.shape[1]} columns, SARCOS has 28 (21 inputs, 7 torques)")
+    return np.asarray(table, dtype=np.float64), sarcos
+
+
+def _read_csv(path: Path) -> Array:
+    rows: list[list[float]] = []
+    try:
+        with path.open(newline="") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if not row:
+                    continue
+                try:
+                    values = [float(cell) for cell in row]
+                except ValueError as error:
+                    if number == 1:
+                        continue
+                    raise InputError(f"'{path}', line {number}: {error}") from error
+                if rows and len(values) != len(rows[0]):
+                    raise InputError(f"'{path}', line {number}: {len(values)} columns, expected {len(rows[0])}")
+                rows.append(values)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"'{path}' is not a CSV file ({error})") from error
+    if not rows:
+        raise InputError(f"'{path}' has no records")
+    return np.array(rows)
