@@ -8,11 +8,17 @@ Each prints a table and writes one JSON file with every single measurement.
 
 import argparse
 import itertools
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+# As in training, so that what is measured is what training does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch
 from rich.console import Console
@@ -23,7 +29,7 @@ from torch import Tensor, nn
 from agents.sac import MultiTaskSAC, SACConfig
 from mtrl import combiners
 from mtrl.combiners import Combiner
-from mtrl.errors import unknown_name
+from mtrl.errors import RunError, unknown_name
 from mtrl.experiment.command_line import machine, run
 from mtrl.experiment.files import write_json
 from mtrl.gradients import Combination, TaskBatched
@@ -37,6 +43,7 @@ except ImportError:
     Engine = None  # type: ignore[assignment, misc]
 
 Update = Callable[[], object]
+Item = TypeVar("Item")
 
 
 def seconds(function: Update, device: torch.device) -> float:
@@ -48,6 +55,12 @@ def seconds(function: Update, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
+    """The items, with a progress bar where somebody looks."""
+    console = Console(stderr=True)
+    return track(items, title, console=console, disable=not console.is_terminal)
 
 
 def make_combiner(name: str, num_tasks: int) -> Combiner:
@@ -186,14 +199,16 @@ def overhead(arguments: argparse.Namespace, device: torch.device) -> list[dict[s
         unitary = make_update(agent, "unitary")
         updates: dict[str, Update] = {}
         for name in names:
-            if name == "torchjd_autogram" and Engine is not None:
-                agent = make_agent(num_tasks, batch_size, arguments.hidden_sizes, device)
-                use_linear_critics(agent, arguments.hidden_sizes)
-            if not name.startswith("torchjd") or Engine is not None:
-                updates[name] = make_update(agent, name)
+            if name.startswith("torchjd") and Engine is None:
+                continue
+            own = agent
+            if name == "torchjd_autogram":
+                own = make_agent(num_tasks, batch_size, arguments.hidden_sizes, device)
+                use_linear_critics(own, arguments.hidden_sizes)
+            updates[name] = make_update(own, name)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in updates}
         title = f"{num_tasks} tasks x {batch_size} samples"
-        for round_ in track(range(1 + arguments.repeats), title, console=Console(stderr=True)):
+        for round_ in tracked(range(1 + arguments.repeats), title):
             for name, update in updates.items():
                 if name in RIVALS and not 0 < round_ <= RIVAL_REPEATS:
                     continue
@@ -206,7 +221,7 @@ def overhead(arguments: argparse.Namespace, device: torch.device) -> list[dict[s
             if name in times:
                 row["unitary_seconds"], row["seconds"] = zip(*times[name], strict=True)
                 row["median"] = statistics.median(row["seconds"])
-                row["ratio"] = statistics.median(own / base for base, own in times[name])
+                row["ratio"] = statistics.median(time_ / base for base, time_ in times[name])
             rows.append(row)
     return rows
 
@@ -214,7 +229,7 @@ def overhead(arguments: argparse.Namespace, device: torch.device) -> list[dict[s
 def overhead_table(rows: list[dict[str, Any]]) -> Table:
     """One line a method, one column a case."""
     table = Table(title="full SAC update: time relative to unitary scalarization's (and in milliseconds)")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     table.add_column("needs")
     lines: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -248,7 +263,7 @@ def random(num_tasks: int, generator: torch.Generator) -> Tensor:
 
 
 def rank_deficient(num_tasks: int, generator: torch.Generator) -> Tensor:
-    """Twice as many gradients as dimensions."""
+    """Half as many dimensions as gradients."""
     return random(num_tasks, generator)[:, : max(num_tasks // 2, 1)]
 
 
@@ -263,9 +278,9 @@ FAMILIES = (random, aligned, conflicting, rank_deficient, spread)
 def solvers(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Times the weights of every method that needs the Gramian alone."""
     valid = [name for name in combiners.names() if combiners.get(name).needs == "gramian"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for num_tasks in arguments.tasks:
-        for name in track(chosen(arguments.methods, valid), f"{num_tasks} tasks", console=Console(stderr=True)):
+        for name in tracked(chosen(arguments.methods, valid), f"{num_tasks} tasks"):
             for family in FAMILIES:
                 jacobian = family(num_tasks, torch.Generator().manual_seed(0))
                 gramian = (jacobian @ jacobian.T).float().to(device)
@@ -275,16 +290,13 @@ def solvers(arguments: argparse.Namespace, device: torch.device) -> list[dict[st
                 def solve(combiner: Combiner = combiner, losses: Tensor = losses, gramian: Tensor = gramian) -> Tensor:
                     return combiner.weights(losses, gramian)
 
-                times = [seconds(solve, device) for _ in range(1 + arguments.repeats)][1:]
-                rows.append(
-                    {
-                        "tasks": num_tasks,
-                        "method": name,
-                        "family": family.__name__,
-                        "seconds": times,
-                        "median": statistics.median(times),
-                    }
-                )
+                row: dict[str, Any] = {"tasks": num_tasks, "method": name, "family": family.__name__}
+                try:
+                    row["seconds"] = [seconds(solve, device) for _ in range(1 + arguments.repeats)][1:]
+                    row["median"] = statistics.median(row["seconds"])
+                except RunError as error:
+                    row["no_solution"] = str(error)
+                rows.append(row)
     return rows
 
 
@@ -292,12 +304,13 @@ def solvers_table(rows: list[dict[str, Any]]) -> Table:
     """One line a method and number of tasks, one column a family."""
     table = Table(title="from the Gramian to the weights: milliseconds")
     table.add_column("tasks", justify="right")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for family in FAMILIES:
-        table.add_column(family.__name__, justify="right")
+        table.add_column(family.__name__.replace("_", " "), justify="right")
     lines: dict[tuple[int, str], list[str]] = {}
     for row in rows:
-        lines.setdefault((row["tasks"], row["method"]), []).append(f"{1e3 * row['median']:.2f}")
+        cell = f"{1e3 * row['median']:.2f}" if "median" in row else "no solution"
+        lines.setdefault((row["tasks"], row["method"]), []).append(cell)
     for (num_tasks, method), cells in lines.items():
         table.add_row(str(num_tasks), method, *cells)
     return table
@@ -355,7 +368,10 @@ def main(command_line: Sequence[str] | None = None) -> None:
     device = device_of(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    about = machine() | {"device": str(device), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
+    about = machine()
+    if Engine is not None:
+        about["versions"]["torchjd"] = version("torchjd")
+    about |= {"device": str(device), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
     rows = arguments.measure(arguments, device)
     out = arguments.out or Path("runs/benchmark") / f"{arguments.command}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -364,7 +380,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     console.print(arguments.table(rows))
     console.print(
         f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['gpu'] or 'no GPU'}, "
-        f"device {device}; {', '.join(f'{name} {version}' for name, version in about['versions'].items())}",
+        f"device {device}; {', '.join(' '.join(item) for item in about['versions'].items())}",
         highlight=False,
     )
     console.print(f"written to {out}", highlight=False, soft_wrap=True)

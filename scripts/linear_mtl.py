@@ -211,7 +211,7 @@ def draw(file: Path, found: Sequence[Point], problem: Problem, targets: Sequence
         axes.set_zlabel(labels[2])
         axes.view_init(elev=25, azim=45)
     axes.legend(loc="upper left", bbox_to_anchor=(1.05, 1))
-    write_atomically(file, lambda stream: figure.savefig(stream, dpi=120, format="png"))
+    write_atomically(file, lambda stream: figure.savefig(stream, dpi=120, format="png", bbox_inches="tight"))
 
 
 def report(found: Sequence[Point], problem: Problem, targets: Sequence[int], rank: int, console: Console) -> None:

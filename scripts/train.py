@@ -6,6 +6,8 @@ import sys
 
 # Threads that wait for work must sleep: spinning, they would take the cores that the simulators need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# NumPy solves problems of T x T here, which are too small to share.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hydra
 import torch

@@ -82,6 +82,7 @@ def cosines(gramian: Tensor, products: Tensor, norm: Tensor) -> Tensor:
 
 def weighted_cosines(gramian: Tensor, weights: Tensor) -> Tensor:
     """The cosine of each per-task gradient with their sum weighted by ``weights`` (``[T]``)."""
+    weights = weights.to(gramian)
     products = gramian @ weights
     return cosines(gramian, products, (weights @ products).clamp_min(0).sqrt())
 

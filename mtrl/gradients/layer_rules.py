@@ -82,18 +82,15 @@ def rule_for(module: nn.Module, trainable: Collection[str]) -> Rule | None:
     return _RULES.get(type(module))
 
 
-def is_ensemble(module: nn.Module) -> bool:
-    """Whether tasks are in the output's second dimension, after the ensemble's members."""
-    return isinstance(module, (EnsembleLinear, EnsembleLayerNorm, EnsembleEmbedding))
-
-
 def grouped_by_task(module: nn.Module, x: Tensor, delta: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
     """Brings a layer's input and its output's gradient to the shape that its rule reads.
 
+    Tasks are expected in the first dimension; in the second, after the members, where there is an ensemble.
+
     Raises:
-        ValueError: if a tensor has no dimension of ``num_tasks`` where tasks belong; the message says which.
+        ValueError: if a tensor has no such dimension; the message says which tensor.
     """
-    lead = int(is_ensemble(module))
+    lead = int(isinstance(module, (EnsembleLinear, EnsembleLayerNorm, EnsembleEmbedding)))
     if not x.is_floating_point():
         return _grouped(x.unsqueeze(-1), 0, num_tasks), _grouped(delta, lead, num_tasks)
     features = len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 1

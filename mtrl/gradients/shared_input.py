@@ -150,10 +150,8 @@ def backward(
         try:
             total_norm(gradients)
         except NonFiniteError:
-            for task, scalar in enumerate(scalars):
-                for gradient in differentiate([scalar], parameters, [torch.ones_like(scalar)]):
-                    if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                        raise NonFiniteError("gradient", task) from None
+            norms = [_by_parameters([scalar], parameters, ()).gramian.reshape(()) for scalar in scalars]
+            check_finite("gradient", torch.stack(norms))
             raise
         accumulate(parameters, gradients)
     gramian = None if found is None else found.gramian

@@ -185,6 +185,27 @@ def test_parameter_gramian_is_exact_under_any_memory_limit(memory_limit: int, we
     assert_grad(specific, weighted(losses, specific, WEIGHTS if weigh_specific else torch.ones_like(WEIGHTS)))
 
 
+@pytest.mark.parametrize(("memory_limit", "passes"), [(0, 2 * T + 1), (24 * 15, T + 1), (1 << 20, T)])
+def test_blocks_of_parameters_are_no_larger_than_the_limit(memory_limit: int, passes: int) -> None:
+    """Blocks of the first layer (12 weights and 3 biases), those of the last do not pass the counter."""
+    model = Model()
+    gradients.backward(
+        model.losses(model.encode()), Weighted("gramian"), shared=model.shared, memory_limit=memory_limit
+    )
+    assert CountBackward.passes == passes
+
+
+def test_gradients_share_no_memory() -> None:
+    """Autograd gives both terms of a sum the same gradient."""
+    a, b = (torch.zeros(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    total = a + b
+    losses = [(total - target).square().sum() for target in (1.0, 2.0, 3.0)]
+    gradients.backward(losses, Weighted("losses"), shared=[a, b])
+    assert a.grad is not None
+    assert b.grad is not None
+    assert a.grad.data_ptr() != b.grad.data_ptr()
+
+
 @pytest.mark.parametrize("memory_limit", [0, 1 << 20])
 def test_measured_parameters_make_the_gramian_and_all_are_updated(memory_limit: int) -> None:
     model = Model()

@@ -278,6 +278,18 @@ def test_losses_methods_need_no_recording() -> None:
         torch.testing.assert_close(parameter.grad, expected)
 
 
+@pytest.mark.parametrize("needs", ["losses", "gramian"])
+def test_losses_may_be_more_precise_than_the_network(needs: Needs) -> None:
+    network, x = made("mlp", torch.float32)
+    batched = TaskBatched(network, T)
+    with batched.record():
+        losses = task_losses(network, x).double()
+    rows = oracle(losses, batched.parameters)
+    combination = batched.backward(losses, Weighted(needs), insight=True)
+    assert combination.weights is not None
+    assert_gradients(network, rows, combination.weights.float(), rtol=1e-4, atol=1e-5)
+
+
 def test_one_task() -> None:
     network, x = made("mlp")
     batched = TaskBatched(network, 1)
@@ -500,6 +512,10 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "parametrised": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, 3))),
         "layer '0' .*ParametrizedLinear",
+    ),
+    "re-parametrised by a hook": (
+        lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(FEATURES, 3))),
+        r"layer '0' \(Linear with parameters bias, weight_orig\)",
     ),
     "scaled embedding": (
         lambda: Calls(
