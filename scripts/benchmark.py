@@ -11,7 +11,8 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,6 +106,16 @@ class TorchJDGramian(TaskBatched):
     def __init__(self, network: nn.Module, num_tasks: int) -> None:
         super().__init__(network, num_tasks)
         self.engine = Engine(network, batch_dim=0)
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """As `TaskBatched.record`; forgets what the engine saw of other losses, such as the actor's."""
+        self.engine._gramian_accumulator.reset()
+        self.engine._target_edges.reset()
+        for computer in self.engine._gramian_computers.values():
+            computer.reset()
+        with super().record():
+            yield
 
     def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
         """As `TaskBatched.backward`; the combiner is TorchJD's."""

@@ -56,11 +56,12 @@ def compare_runs(options: CompareConfig) -> None:
     )
     page = write_report(comparison, Path(options.out), sys.argv)
     numbers = methods_table(comparison)
+    shown = [numbers.header.index(name) for name in ("method", "seeds", f"last {options.last_k}", "best")]
     table = Table(title=f"{comparison.benchmark} at step {comparison.step:,}: {options.metric}")
-    for name in numbers.header:
-        table.add_column(Text(name), justify="left" if name == "method" else "right")
+    for index in shown:
+        table.add_column(Text(numbers.header[index]), justify="right" if index else "left")
     for row in numbers.rows:
-        table.add_row(*(Text(text_of(cell)) for cell in row))
+        table.add_row(*(Text(text_of(row[index])) for index in shown))
     console.print(table)
     for line in verdicts(comparison):
         console.print(Text(line))
