@@ -83,7 +83,7 @@ def _acquire(lock: IO[str], path: Path) -> None:
 
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    old, new = _flatten(before), _flatten(now)
+    old, new = flatten(before), flatten(now)
     for key in sorted(old.keys() | new.keys()):
         if key.split(".")[0] not in _FREE_KEYS and old.get(key) != new.get(key):
             raise InputError(
@@ -92,11 +92,12 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> N
             )
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -163,16 +163,18 @@ class Trainer:
 
     def _update(self) -> None:
         if self.step == self.schedule.warmup_steps:
-            for _ in range(self.schedule.catch_up_updates):
+            for done in range(self.schedule.catch_up_updates):
+                self._progress.show(f"catching up: {done}/{self.schedule.catch_up_updates} updates")
                 self._meter.add_update(self.agent.update())
                 self.updates += 1
-        insight = self.schedule.insight_every > 0 and self.step % self.schedule.insight_every == 0
+        step = self.step + 1  # the one under way
+        insight = self.schedule.insight_every > 0 and step % self.schedule.insight_every == 0
         metrics = self.agent.update(insight=insight)
         self.updates += 1
         self._meter.add_update({key: value for key, value in metrics.items() if key.startswith("train/")})
         if insight:
             conflict = {key: value for key, value in metrics.items() if not key.startswith("train/")}
-            self._metrics.write(self.step, self._clock(), conflict)
+            self._metrics.write(step, self._clock(), conflict)
 
     def _after_step(self) -> None:
         self._progress.advance(self.step)

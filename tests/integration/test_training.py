@@ -27,7 +27,7 @@ SMALL = [
     "warmup_steps=30",
     "eval.every=40",
     "eval.episodes=3",
-    "checkpoint.every=25",
+    "checkpoint.every=20",
     "log.every=20",
     "insight.every=20",
     "device=cpu",
@@ -90,7 +90,7 @@ def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     training = next(e for e in comparable(finished) if "train/critic_loss" in e)
     assert {"train/actor_loss", "train/temperature", "train/entropy"} < set(training)
     assert any("conflict/critic/cosine_mean" in e for e in comparable(finished))
-    assert Checkpoints(finished / "checkpoints").steps() == [75, 90]
+    assert Checkpoints(finished / "checkpoints").steps() == [80, 90]
     assert list(finished.glob("events.out.tfevents.*"))
     Image.open(finished / "learning_curve.png").verify()
 

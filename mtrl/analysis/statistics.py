@@ -1,0 +1,277 @@
+"""Statistics over runs, small enough to check by eye: estimates with intervals, and what may be said of them.
+
+Scores come as a matrix ``[n, T]``: a row is the run of one seed, a column a task. Every interval is a 95%
+percentile-bootstrap interval (Efron, 1979) from `RESAMPLES` resamples; with one seed there is none (NaN). The same
+scores and the same generator give the same digits.
+
+Two ways of resampling are in use, and they answer different questions:
+
+* *Within each task* (`mean_over_tasks`): every task draws its own n seeds. This is the stratified bootstrap of
+  Agarwal et al. (2021, "Deep reinforcement learning at the edge of the statistical precipice", section 4.1), as in
+  their library rliable. It takes the scores of one run on different tasks as independent.
+* *Whole seeds* (everything else): a draw takes all tasks of a run along. One multi-task run trains one network, so
+  its tasks rise and fall together; this interval sees that, and is the wider one where they do.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 10_000
+SIGNIFICANCE = 0.05
+_EXACT_SEEDS = 16
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95% interval, NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Three digits, e.g. ``0.831 [0.790, 0.872]``; the value alone where there is no interval."""
+        if math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def mean_over_tasks(scores: Floats, generator: Generator) -> Estimate:
+    """The mean over runs and tasks, with the interval of the stratified bootstrap: seeds resampled within each task.
+
+    Args:
+        scores: ``[n, T]``.
+        generator: draws the resamples.
+    """
+    resampled = np.zeros(RESAMPLES)
+    for column in scores.T:
+        resampled += column[_draw(len(column), generator)].mean(1)
+    return _estimate(scores.mean(), resampled / scores.shape[1], len(scores))
+
+
+def mean_over_seeds(values: Floats, generator: Generator) -> Estimate:
+    """The mean of one value per seed ``[n]``, with whole seeds resampled."""
+    return _estimate(values.mean(), values[_draw(len(values), generator)].mean(1), len(values))
+
+
+def interquartile_mean(values: Floats) -> Floats:
+    """The mean of the middle half along the last axis (Agarwal et al., 2021): a quarter is cut off at either end.
+
+    As in rliable, the cut is rounded down: with fewer than four values this is their mean. On single success or
+    failure scores it saturates (at a mean of 0.74 the middle half is all ones): give it means over tasks.
+    """
+    cut = values.shape[-1] // 4
+    middle: Floats = np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1)
+    return middle
+
+
+def interquartile_mean_over_seeds(values: Floats, generator: Generator) -> Estimate:
+    """The `interquartile_mean` of one value per seed ``[n]``, with whole seeds resampled."""
+    resampled = interquartile_mean(values[_draw(len(values), generator)])
+    return _estimate(interquartile_mean(values), resampled, len(values))
+
+
+def probability_of_improvement(x: Floats, y: Floats, generator: Generator) -> Estimate:
+    """How often a run of x beats a run of y on a task, averaged over tasks; a tie counts half (Agarwal et al., 2021).
+
+    Args:
+        x: ``[n, T]``.
+        y: ``[m, T]``, the same tasks; the seeds need not be the same.
+        generator: draws the resamples: whole seeds, those of x and of y independently.
+    """
+    wins = (x[:, None] > y).mean(-1) + (x[:, None] == y).mean(-1) / 2
+    n, m = wins.shape
+    resampled = ((_counts(n, RESAMPLES, generator) @ wins) * _counts(m, RESAMPLES, generator)).sum(1) / (n * m)
+    return _estimate(wins.mean(), resampled, min(n, m))
+
+
+def mean_curve(curves: Floats, generator: Generator, resamples: int = 1000) -> tuple[Floats, Floats, Floats]:
+    """The mean over seeds at every point of a curve, and its interval.
+
+    Args:
+        curves: ``[n, S]``, one row per seed, NaN where a run has no value; each point is over the seeds that have one.
+        generator: draws the resamples: whole seeds.
+        resamples: how many.
+
+    Returns:
+        Mean, lower and upper end of the interval, each ``[S]``; NaN where no seed has a value.
+    """
+    present = ~np.isnan(curves)
+    mean = mean_of_present(curves)
+    counts = _counts(len(curves), resamples, generator)
+    with np.errstate(invalid="ignore"):
+        resampled = (counts @ np.where(present, curves, 0)) / (counts @ present)
+    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    several = present.sum(0) > 1
+    if several.any():
+        low[several], high[several] = np.nanquantile(resampled[:, several], [0.025, 0.975], axis=0)
+    return mean, low, high
+
+
+def mean_of_present(values: Floats) -> Floats:
+    """The mean over the first axis of the values that are not NaN; NaN where there is none."""
+    present = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.where(present, values, 0).sum(0) / present.sum(0)
+    return mean
+
+
+def sign_flip_p_value(differences: Floats, generator: Generator) -> float:
+    """The two-sided p-value of the sign-flip permutation test that paired differences are symmetric about zero.
+
+    Exact up to 16 pairs: every assignment of signs is tried, and the smallest possible p-value is ``2 / 2^n`` (Fisher,
+    1935). Beyond, 65,536 random assignments stand for them, the observed one counted among them (Phipson and Smyth,
+    2010).
+
+    Args:
+        differences: ``[n]``, one per seed.
+        generator: draws the assignments where there are too many to try.
+    """
+    n = len(differences)
+    if n <= _EXACT_SEEDS:
+        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+    else:
+        signs = generator.choice([-1, 1], size=(2**_EXACT_SEEDS, n))
+        signs[0] = 1
+    rounding = 1e-9 * np.abs(differences).sum()
+    return float((np.abs(signs @ differences) >= abs(differences.sum()) - rounding).mean())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for having asked several questions at once (Holm, 1979)."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]), 1)
+    return [float(value) for value in adjusted]
+
+
+def seeds_needed(comparisons: int) -> int:
+    """The fewest paired seeds with which one of several comparisons can be significant on its own after Holm."""
+    return math.ceil(1 + math.log2(comparisons / SIGNIFICANCE))
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """A method against the baseline, seed by seed.
+
+    Attributes:
+        method: its name.
+        baseline: the baseline's name.
+        seeds: how many seeds both have.
+        difference: method minus baseline, mean over these seeds, whole seeds resampled; NaN without a common seed.
+        p_value: of the sign-flip test.
+        adjusted_p_value: after Holm's correction.
+        comparisons: how many methods were compared with the baseline, seed by seed.
+        improvement: the probability that the method improves on the baseline, over all seeds of either.
+    """
+
+    method: str
+    baseline: str
+    seeds: int
+    difference: Estimate
+    p_value: float
+    adjusted_p_value: float
+    comparisons: int
+    improvement: Estimate
+
+    @property
+    def verdict(self) -> str:
+        """What may be said: ``better``, ``worse``, ``no significant difference`` or ``too few seeds to tell``."""
+        if self.adjusted_p_value <= SIGNIFICANCE:
+            return "better" if self.difference.value > 0 else "worse"
+        if self.seeds < seeds_needed(self.comparisons):
+            return "too few seeds to tell"
+        return "no significant difference"
+
+    def sentence(self) -> str:
+        """The verdict in words, with the numbers that it rests on."""
+        if not self.seeds:
+            return (
+                f"Too few seeds to tell {self.method} from {self.baseline}: they have no seed in common; "
+                "run both with the same seeds."
+            )
+        low, high = self.difference.low, self.difference.high
+        interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+        plural = "s" if self.seeds > 1 else ""
+        numbers = f"{self.difference.value:+.3f}{interval} over {self.seeds} paired seed{plural}"
+        if self.verdict == "too few seeds to tell":
+            return (
+                f"Too few seeds to tell {self.method} from {self.baseline}: {numbers}; fewer than "
+                f"{seeds_needed(self.comparisons)} cannot be significant, even with the same sign in every seed."
+            )
+        numbers += f", p = {self.adjusted_p_value:.2g}"
+        if self.verdict == "no significant difference":
+            return f"No significant difference between {self.method} and {self.baseline}: {numbers}."
+        return f"{self.method} is {self.verdict} than {self.baseline}: {numbers}."
+
+
+def compare_with_baseline(
+    methods: dict[str, tuple[list[int], Floats]], baseline: str, seed: int
+) -> list[PairedComparison]:
+    """Compares every other method with the baseline, paired by seed.
+
+    Args:
+        methods: by name, the seeds ``[n]`` and their scores ``[n, T]``.
+        baseline: one of the names.
+        seed: of the resamples; every method gets the same ones, whichever others are compared.
+    """
+    base_seeds, base_scores = methods[baseline]
+    base = dict(zip(base_seeds, base_scores.mean(1), strict=True))
+    found = []
+    for name, (seeds, scores) in methods.items():
+        if name == baseline:
+            continue
+        pairs = zip(seeds, scores.mean(1), strict=True)
+        differences = np.array([value - base[own] for own, value in pairs if own in base])
+        difference, p_value = Estimate(math.nan, math.nan, math.nan), 1.0
+        if len(differences):
+            difference = mean_over_seeds(differences, np.random.default_rng(seed))
+            p_value = sign_flip_p_value(differences, np.random.default_rng(seed))
+        improvement = probability_of_improvement(scores, base_scores, np.random.default_rng(seed))
+        found.append((name, len(differences), difference, p_value, improvement))
+    adjusted = iter(holm([p_value for _, n, _, p_value, _ in found if n]))
+    paired = sum(n > 0 for _, n, *_ in found)
+    return [
+        PairedComparison(name, baseline, n, difference, p_value, next(adjusted) if n else 1.0, paired, improvement)
+        for name, n, difference, p_value, improvement in found
+    ]
+
+
+def best_by_luck(rates: Floats, episodes: int, evaluations: int, generator: Generator) -> float:
+    """The expected best of several evaluations at success rates that never change.
+
+    An evaluation of a few episodes is a noisy measurement, and the largest of many noisy measurements lies above the
+    truth: this says how far, and so how much of a reported best may be nothing but luck. Episodes are taken as
+    independent draws.
+
+    Args:
+        rates: ``[T]``, the true success rate of each task, in [0, 1].
+        episodes: per task and evaluation.
+        evaluations: of which the best is reported.
+        generator: draws the episodes.
+    """
+    successes = generator.binomial(episodes, rates, size=(200, evaluations, len(rates)))
+    return float(successes.mean(-1).max(1).mean() / episodes)
+
+
+def _draw(n: int, generator: Generator) -> NDArray[np.int64]:
+    return generator.integers(n, size=(RESAMPLES, n))
+
+
+def _counts(n: int, resamples: int, generator: Generator) -> Floats:
+    """How often each of n seeds is in each resample, ``[resamples, n]``."""
+    drawn = generator.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
+
+
+def _estimate(value: float | Floats, resampled: Floats, n: int) -> Estimate:
+    low, high = np.quantile(resampled, [0.025, 0.975]) if n > 1 else (math.nan, math.nan)
+    return Estimate(float(value), float(low), float(high))

@@ -1,0 +1,275 @@
+"""Tables of a comparison, as CSV with every digit and as Markdown for people."""
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtrl.analysis.comparison import Comparison, Method
+from mtrl.analysis.runs import Run
+from mtrl.analysis.statistics import (
+    Estimate,
+    Floats,
+    interquartile_mean_over_seeds,
+    mean_over_seeds,
+    mean_over_tasks,
+)
+
+Cell = str | int | float | Estimate | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: of its files.
+        title: what a reader sees.
+        header: the columns.
+        rows: cells by row; None is an empty cell.
+        note: how to read it.
+    """
+
+    name: str
+    title: str
+    header: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+
+    def csv(self) -> str:
+        """Comma-separated values; an estimate takes three columns: value, low and high."""
+        wide = [any(isinstance(row[column], Estimate) for row in self.rows) for column in range(len(self.header))]
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            cell
+            for name, estimate in zip(self.header, wide, strict=True)
+            for cell in ([name, f"{name} low", f"{name} high"] if estimate else [name])
+        )
+        for row in self.rows:
+            writer.writerow(
+                value
+                for cell, estimate in zip(row, wide, strict=True)
+                for value in (_values(cell) if estimate else [_number(cell)])
+            )
+        return file.getvalue()
+
+    def markdown(self) -> str:
+        """A Markdown table with its title and note."""
+        lines = [self.header, ["---"] * len(self.header), *([text_of(cell) for cell in row] for row in self.rows)]
+        table = "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+        return f"## {self.title}\n\n{table}\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+def text_of(cell: Cell) -> str:
+    """A cell for people: few digits, a dash where there is nothing."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return "-"
+    if isinstance(cell, Estimate):
+        return "-" if math.isnan(cell.value) else str(cell)
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _values(cell: Cell) -> list[Cell]:
+    if isinstance(cell, Estimate):
+        return [_number(cell.value), _number(cell.low), _number(cell.high)]
+    return [_number(cell), "", ""]
+
+
+def _number(cell: Cell) -> Cell:
+    return "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell
+
+
+def _escaped(text: str) -> str:
+    for character, escape in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
+        text = text.replace(character, escape)
+    return text
+
+
+# -------------------------------------------------------------------------------------------- what is in a report
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Every table of a report."""
+    return [
+        methods_table(comparison),
+        paired_table(comparison),
+        tasks_table(comparison),
+        cost_table(comparison),
+        configuration_table(comparison),
+        runs_table(comparison),
+    ]
+
+
+def methods_table(comparison: Comparison) -> Table:
+    """Each method's final, last-k and best scores."""
+
+    def estimate(function: Callable[..., Estimate], values: object) -> Estimate:
+        return function(values, np.random.default_rng(comparison.seed))
+
+    k = comparison.last_k
+    rows: list[list[Cell]] = []
+    for method in comparison.methods:
+        row: list[Cell] = [method.name, len(method.seeds)]
+        if method.seeds:
+            whole = method.last.mean(1)
+            row += [
+                estimate(mean_over_tasks, method.last),
+                estimate(mean_over_seeds, whole),
+                estimate(interquartile_mean_over_seeds, whole),
+                estimate(mean_over_tasks, method.final),
+                estimate(mean_over_tasks, method.best),
+            ]
+        rows.append(row + [None] * (7 - len(row)))
+    return Table(
+        "methods",
+        "Methods",
+        ["method", "seeds", f"last {k}", f"last {k}, whole seeds", f"IQM of last {k}", "final", "best"],
+        rows,
+        f"{comparison.metric} at step {comparison.step:,} with 95% intervals. last {k}: mean over the last {k} "
+        "evaluations. Intervals of last, final and best resample seeds within each task (stratified bootstrap); "
+        "those of whole seeds and of the interquartile mean (IQM) over seeds draw all tasks of a run together, "
+        "because one network learned them all. best: the evaluation with the highest mean, chosen with "
+        "hindsight for each run, and therefore too high.",
+    )
+
+
+def paired_table(comparison: Comparison) -> Table:
+    """Each method against the baseline."""
+    return Table(
+        "paired_differences",
+        f"Differences to {comparison.baseline}, paired by seed",
+        ["method", "paired seeds", "difference", "p", "adjusted p", "probability of improvement", "verdict"],
+        [
+            [
+                paired.method,
+                paired.seeds,
+                paired.difference,
+                paired.p_value,
+                paired.adjusted_p_value,
+                paired.improvement,
+                paired.verdict,
+            ]
+            for paired in comparison.paired
+        ],
+        f"Of the mean over tasks of the last {comparison.last_k} evaluations. p: two-sided sign-flip permutation "
+        "test, exact up to 16 seeds; adjusted for the number of methods (Holm, 1979). Probability of improvement: how "
+        f"often a run of the method beats a run of {comparison.baseline} on a task, a tie counting half. Intervals "
+        "resample whole seeds.",
+    )
+
+
+def tasks_table(comparison: Comparison) -> Table:
+    """Each method's score in every task."""
+    scored = [method for method in comparison.methods if method.seeds]
+    rows: list[list[Cell]] = []
+    for index, task in enumerate(comparison.tasks):
+        generators = (np.random.default_rng(comparison.seed) for _ in scored)
+        scores = (method.last[:, index] for method in scored)
+        rows.append([task, *(mean_over_seeds(own, rng) for own, rng in zip(scores, generators, strict=True))])
+    return Table(
+        "tasks",
+        "Tasks",
+        ["task", *(method.name for method in scored)],
+        rows,
+        f"Mean over seeds of the last {comparison.last_k} evaluations, with 95% intervals.",
+    )
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """What each method cost."""
+    rows: list[list[Cell]] = []
+    times = {method.name: update_seconds(method) for method in comparison.methods}
+    base = _quantile(times[comparison.baseline], 0.5)
+    for method in comparison.methods:
+        own = times[method.name]
+        median = _quantile(own, 0.5)
+        rows.append(
+            [
+                method.name,
+                len(method.runs),
+                median,
+                _quantile(own, 0.25),
+                _quantile(own, 0.75),
+                median / base,
+                peak_memory(method, "process_gib"),
+                peak_memory(method, "gpu_gib"),
+            ]
+        )
+    return Table(
+        "cost",
+        "Cost",
+        [
+            "method",
+            "runs",
+            "seconds per 10,000 updates, median",
+            "lower quartile",
+            "upper quartile",
+            f"relative to {comparison.baseline}",
+            "peak memory, GiB",
+            "peak GPU memory, GiB",
+        ],
+        rows,
+        "Wall-clock time, stepping the simulators included, of each interval between two log entries. Memory: the "
+        "largest of any finished run; that of the training process, without simulator processes.",
+    )
+
+
+def configuration_table(comparison: Comparison) -> Table:
+    """Every key in which runs differ, by method."""
+    names = [method.name for method in comparison.methods]
+    return Table(
+        "configuration",
+        "Differences in configuration",
+        ["key", *names],
+        [[key, *(values[name] for name in names)] for key, values in comparison.configuration.items()],
+        "Every key in which two runs differ, other than the seed and where and how a run was computed.",
+    )
+
+
+def runs_table(comparison: Comparison) -> Table:
+    """Every run."""
+    scored = {run.directory for run in comparison.compared}
+    return Table(
+        "runs",
+        "Runs",
+        ["run", "combiner", "seed", "state", "last evaluation at step", "score there", "seconds", "scored"],
+        [
+            [
+                str(run.directory),
+                str(run.config["combiner"]["name"]),
+                str(run.seed),
+                "unfinished" if run.summary is None else "finished",
+                *_last(run),
+                "yes" if run.directory in scored else "no",
+            ]
+            for run in comparison.runs
+        ],
+    )
+
+
+def update_seconds(method: Method) -> Floats:
+    """Seconds per 10,000 updates, of all intervals of all runs of a method."""
+    return np.concatenate([np.empty(0), *(run.metrics.update_seconds for run in method.runs)])
+
+
+def peak_memory(method: Method, key: str) -> float | None:
+    """The largest peak memory in GiB of any finished run; None where there is none."""
+    summaries = [run.summary for run in method.runs if run.summary]
+    return max((summary["memory"][key] for summary in summaries if key in summary.get("memory", {})), default=None)
+
+
+def _quantile(values: Floats, q: float) -> float:
+    return float(np.quantile(values, q)) if len(values) else math.nan
+
+
+def _last(run: Run) -> list[Cell]:
+    metrics = run.metrics
+    if not len(metrics.steps):
+        return [None, None, None]
+    return [int(metrics.steps[-1]), float(metrics.scores[-1]), float(metrics.seconds[-1])]

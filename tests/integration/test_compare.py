@@ -1,0 +1,53 @@
+"""``scripts/compare.py`` as a user starts it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.synthetic_runs import write_run, write_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error::RuntimeWarning", "scripts/compare.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "runs", {"unitary": 0.5, "pcgrad": 0.9}, range(6), evaluations=4)
+    write_run(tmp_path / "runs" / "killed", "pcgrad", 6, evaluations=2, finished=False)
+    out = tmp_path / "out"
+    done = compare(f"runs={tmp_path / 'runs'}", f"out={out}", "last_k=2", "seed=3")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    words = " ".join(done.stdout.split())
+    assert "pcgrad is better than unitary: +" in words
+    assert "over 6 paired seeds, p = 0.031." in words
+    assert "mt10 at step 4,000: eval/success_mean" in words
+    assert "last 2" in words
+    assert "1 of 13 runs are not finished and not scored: killed" in words
+    assert done.stdout.rstrip().endswith(str(out / "index.html"))
+    page = (out / "index.html").read_text()
+    assert "Seed of the bootstrap: 3." in page
+    assert f"python scripts/compare.py runs={tmp_path / 'runs'} out={out} last_k=2 seed=3" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the folder with the runs: runs=DIRECTORY"),
+        (["runs={}/nothing"], "runs={}/nothing: there is no such folder"),
+        (["runs={}", "baseline=pcgrad"], "unknown baseline 'pcgrad': valid: unitary"),
+        (["runs={}", "last_k=0"], "last_k: expected an integer of at least 1, got 0"),
+        (["runs={}", "last=3"], "unknown key 'last': did you mean 'last_k'?"),
+    ],
+)
+def test_bad_input_ends_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    write_run(tmp_path / "a")
+    done = compare(*(argument.format(tmp_path) for argument in arguments), f"out={tmp_path / 'out'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {message.format(tmp_path)}\n"
+    assert not (tmp_path / "out").exists()
