@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 # As in training, so that what is measured is what training does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch

@@ -4,8 +4,8 @@ import dataclasses
 import os
 import sys
 
-# Threads that wait for work must sleep: spinning, they would take the cores that the simulators need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for work go to sleep soon (after some 10 microseconds): simulators need their cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # NumPy solves problems of T x T here, which are too small to share.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

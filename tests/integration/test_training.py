@@ -154,3 +154,17 @@ def test_a_worker_that_dies_ends_the_run_in_one_line_and_loses_nothing(finished:
     assert "worker" in errors.splitlines()[-1]
     assert run("train.py", *overrides).returncode == 0
     assert comparable(directory) == comparable(finished)
+
+
+def test_a_non_finite_update_stops_the_run_at_a_checkpoint_from_before_it(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    overrides = [*SMALL, "combiner=fixed", "combiner.weights=[1,1e38]", "agent.rescale=false", f"run_dir={directory}"]
+    result = run("train.py", *overrides)
+    assert result.returncode == 1
+    reason = "error: non-finite gradient in the critic objective under combiner 'fixed' at step 31; a checkpoint"
+    assert result.stderr.splitlines()[-1].startswith(reason)
+    loaded = Checkpoints(directory / "checkpoints").load()
+    assert loaded is not None
+    assert loaded[0] == 31
+    assert loaded[1]["updates"] == 0
+    assert all(torch.isfinite(value).all() for value in loaded[1]["agent"]["critic"].values())
