@@ -61,13 +61,7 @@ class ReplayBuffer:
     ) -> None:
         self.num_tasks, self.capacity = num_tasks, capacity
         self.normalize_rewards = normalize_rewards
-        needed = self.bytes_needed(num_tasks, capacity, observation_size, action_size)
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        if needed > free:
-            raise InputError(
-                f"the replay buffer ({num_tasks} tasks x {capacity:,} transitions) needs {needed / 2**30:.2f} GiB, "
-                f"but {device} has {free / 2**30:.2f} GiB free; lower agent.buffer_size"
-            )
+        self.check_memory(num_tasks, capacity, observation_size, action_size, device)
         shape = (num_tasks, capacity)
         self.observations = torch.empty(*shape, observation_size, device=device)
         self.actions = torch.empty(*shape, action_size, device=device)
@@ -86,6 +80,25 @@ class ReplayBuffer:
     def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
         """The memory of all fields, in bytes: four per number, one per termination flag."""
         return num_tasks * capacity * (4 * (2 * observation_size + action_size + 1) + 1)
+
+    @classmethod
+    def check_memory(
+        cls, num_tasks: int, capacity: int, observation_size: int, action_size: int, device: torch.device
+    ) -> int:
+        """The bytes that a buffer takes, once they are known to fit.
+
+        Raises:
+            InputError: if they do not fit into the device's free memory.
+        """
+        needed = cls.bytes_needed(num_tasks, capacity, observation_size, action_size)
+        cuda = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+        if needed > free:
+            raise InputError(
+                f"the replay buffer ({num_tasks} tasks x {capacity:,} transitions) needs {needed / 2**30:.2f} GiB, "
+                f"but {device} has {free / 2**30:.2f} GiB free; lower agent.buffer_size"
+            )
+        return needed
 
     @property
     def nbytes(self) -> int:

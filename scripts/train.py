@@ -43,6 +43,8 @@ def train(config: TrainConfig) -> None:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
     _, remark = make_combiners(config, len(tasks))
+    capacity = replay_capacity(config, len(tasks))
+    memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
     directory = RunDirectory(run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
     try:
         if directory.finished:
@@ -53,8 +55,6 @@ def train(config: TrainConfig) -> None:
             return
         if remark:
             console.print(remark)
-        capacity = replay_capacity(config, len(tasks))
-        memory = ReplayBuffer.bytes_needed(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE)
         console.print(
             f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
             f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}",

@@ -28,10 +28,13 @@ _PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
 
 def run(main: Callable[[], Any]) -> None:
     """Calls a script's Hydra main; what is wrong with the configuration ends the process in one line."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    with one_line_errors(debug=os.environ["HYDRA_FULL_ERROR"] == "1" or "debug=true" in sys.argv):
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
-        main()
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
+    try:
+        with one_line_errors(debug=before == "1" or "debug=true" in sys.argv):
+            main()
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
 
 
 @contextmanager
