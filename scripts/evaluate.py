@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
@@ -48,6 +49,7 @@ def evaluate_run(options: EvaluateConfig) -> None:
     step, state = loaded
     agent = make_agent(trained, state["tasks"], device_of(options.device), capacity=1)
     agent.load_policy(state["agent"])
+    torch.set_num_threads(1)  # one observation per task is too little to share
     total = options.episodes * len(state["tasks"])
     console = Console(stderr=True)
     with (
