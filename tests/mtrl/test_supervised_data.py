@@ -138,6 +138,7 @@ def test_a_half_copied_file_is_named(mnist, name):
         ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.array([1] * 11 + [12]))), "label 12 of record 11"),
         ("train-labels-idx1-ubyte.gz", b"not gzip at all", "damaged"),
     ],
+    ids=["image size", "too few images", "dimensions", "html", "label", "not gzip"],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(mnist, name, content, message):
     (mnist / "MNIST" / "raw" / name).write_bytes(content)
