@@ -1,6 +1,7 @@
 """What the per-task gradients of one step say about conflict between tasks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def magnitude_similarity(gramian: Tensor) -> Tensor:
     return torch.where(sums > 0, 2 * torch.outer(norms, norms) / sums, 0)
 
 
-def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str, float]:
+def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str, Any]:
     """Flat measures of gradient conflict, for logging.
 
     Args:
@@ -47,7 +48,8 @@ def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str
     Returns:
         ``weight/<task>`` where the method has weights; with a Gramian ``cosine_to_update/<task>`` and
         ``summed_gradient_norm``; from two tasks on also, over all pairs, ``cosine_mean``, ``cosine_min``,
-        ``conflicting_pairs`` (the share with a negative cosine) and ``magnitude_similarity`` (the mean).
+        ``conflicting_pairs`` (the share with a negative cosine), ``magnitude_similarity`` (the mean) and the
+        matrix ``cosines`` (`cosine_matrix` as nested lists, to three decimals).
     """
     names: list[str] = []
     values: list[Tensor] = []
@@ -61,13 +63,16 @@ def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str
     if gramian is not None:
         names.append("summed_gradient_norm")
         values.append(gramian.sum().clamp_min(0).sqrt().reshape(1))
+    matrix: dict[str, list[list[float]]] = {}
     if gramian is not None and len(tasks) > 1:
         row, column = torch.triu_indices(len(tasks), len(tasks), 1, device=gramian.device)
-        cosine = cosine_matrix(gramian)[row, column]
+        cosines = cosine_matrix(gramian).double()
+        matrix["cosines"] = cosines.cpu().numpy().round(3).tolist()
+        cosine = cosines[row, column]
         similarity = magnitude_similarity(gramian)[row, column]
         names += ["cosine_mean", "cosine_min", "conflicting_pairs", "magnitude_similarity"]
         share = (cosine < 0).to(cosine).mean()
         values.append(torch.stack([cosine.mean(), cosine.min(), share, similarity.mean()]))
     if not values:
         return {}
-    return dict(zip(names, torch.cat([value.double() for value in values]).tolist(), strict=True))
+    return dict(zip(names, torch.cat([value.double() for value in values]).tolist(), strict=True)) | matrix

@@ -41,9 +41,10 @@ class MetricsWriter:
         Raises:
             OSError: as the file system does.
         """
-        numbers = {key: float(value) for key, value in values.items()}
+        numbers = {key: float(value) for key, value in values.items() if not isinstance(value, list)}
         finite = {key: number if math.isfinite(number) else None for key, number in numbers.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time, 3), **finite}) + "\n")
+        matrices = {key: value for key, value in values.items() if isinstance(value, list)}
+        self._file.write(json.dumps({"step": step, "time": round(time, 3), **finite, **matrices}) + "\n")
         self._file.flush()
         for key, number in numbers.items():
             self._tensorboard.add_scalar(key, number, step)

@@ -44,7 +44,9 @@ def test_matrices_do_not_depend_on_the_scale(scale: float) -> None:
 
 def test_conflict_metrics() -> None:
     weights, alignment = torch.tensor([1.0, 2.0, 0.5, 0.0]), torch.tensor([0.1, 0.2, -0.3, 0.0])
-    assert conflict_metrics(combination(JACOBIAN, weights, alignment), TASKS) == pytest.approx(
+    metrics = conflict_metrics(combination(JACOBIAN, weights, alignment), TASKS)
+    assert metrics.pop("cosines") == [[1, 0, -0.8, 0], [0, 1, 0.6, 0], [-0.8, 0.6, 1, 0], [0, 0, 0, 0]]
+    assert metrics == pytest.approx(
         {
             "weight/a": 1.0,
             "weight/b": 2.0,
