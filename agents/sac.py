@@ -243,7 +243,7 @@ class MultiTaskSAC:
             RunError: if a loss, gradient or weight is not finite (objective, task and method named); nothing was
                 applied.
         """
-        batch = self._sample()
+        batch = self.sample()
         alpha = self.log_alpha.detach().exp().unsqueeze(-1)
         targets = critic_targets(self.actor, self.target_critic, batch, alpha, self.config.discount, self.generator)
         with self.critic_gradients.record():
@@ -287,7 +287,8 @@ class MultiTaskSAC:
                     metrics[f"conflict/{objective}/{key}"] = value
         return metrics
 
-    def _sample(self) -> Batch:
+    def sample(self) -> Batch:
+        """Draws the mini-batch of an update, with the task's identity in the observations."""
         batch = self.replay.sample(self.batch_size, self.generator)
         return Batch(
             self._with_task_id(batch.observations),

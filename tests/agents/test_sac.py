@@ -126,7 +126,7 @@ def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses() -> None:
     fill(reference)
     agent.update()
     r = reference
-    batch = r._sample()
+    batch = r.sample()
     alpha = r.log_alpha.detach().exp().unsqueeze(-1)
     targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.config.discount, r.generator)
     critic_losses(r.critic, batch, targets).mean().backward()

@@ -13,6 +13,7 @@ from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.gradients import TaskBatched
 from scripts import benchmark
+from scripts.benchmarks import overhead, solvers
 
 SMALL = ["--hidden-sizes", "8", "8", "--repeats", "2"]
 
@@ -28,7 +29,7 @@ def measured(out: Path, *command_line: str) -> dict[str, Any]:
 
 def test_overhead_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = measured(tmp_path / "deep" / "out.json", "overhead", "--cases", "2x3", "3x2", *SMALL)
-    names = [*combiners.names(), *benchmark.RIVALS]
+    names = [*combiners.names(), *overhead.RIVALS, *overhead.YARDSTICKS]
     assert [(r["tasks"], r["batch_size"], r["method"]) for r in result["rows"]] == [
         (*case, name) for case in ((2, 3), (3, 2)) for name in names
     ]
@@ -44,20 +45,20 @@ def test_overhead_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_overhead_of_some_without_torchjd(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "Engine", None)
+    monkeypatch.setattr(overhead, "Engine", None)
     methods = ["mgda", "torchjd_autojac", "retain_graph_loop", "torchjd_autogram"]
     result = measured(tmp_path / "out.json", "overhead", "--cases", "2x3", "--methods", *methods, *SMALL)
     assert ["ratio" in row for row in result["rows"]] == [True, False, True, False]
     assert capsys.readouterr().out.count("not installed") == 2
 
 
-@pytest.mark.parametrize("name", benchmark.RIVALS)
+@pytest.mark.parametrize("name", overhead.RIVALS)
 def test_rivals_do_the_same_work(name: str) -> None:
     """With two tasks, PCGrad draws nothing."""
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)), torch.randn(2, 3, 5)
     found = []
-    for kind, combiner in ((TaskBatched, "pcgrad"), (benchmark.RIVALS[name], "pcgrad"), (TaskBatched, "unitary")):
+    for kind, combiner in ((TaskBatched, "pcgrad"), (overhead.RIVALS[name], "pcgrad"), (TaskBatched, "unitary")):
         gradients = kind(network, 2)
         with gradients.record():
             losses = (network(x) - torch.tensor([-1.0, 1.0]).view(2, 1, 1)).square().mean((1, 2))
@@ -72,7 +73,7 @@ def test_rivals_do_the_same_work(name: str) -> None:
 def test_solvers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = measured(tmp_path / "out.json", "solvers", "--tasks", "2", "5", "--repeats", "2")
     names = [name for name in combiners.names() if combiners.get(name).needs == "gramian"]
-    families = [family.__name__ for family in benchmark.FAMILIES]
+    families = [family.__name__ for family in solvers.FAMILIES]
     assert [(r["tasks"], r["method"], r["family"]) for r in result["rows"]] == [
         (tasks, name, family) for tasks in (2, 5) for name in names for family in families
     ]

@@ -1,0 +1,115 @@
+"""What a full SAC update is measured against: its own matrix products, and a plain implementation."""
+
+import copy
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from agents.networks import NUM_CRITICS, Actor
+from agents.sac import MultiTaskSAC
+from scripts.benchmarks.timing import Update
+from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
+
+
+def matrix_products(agent: MultiTaskSAC) -> Update:
+    """The matrix products of one update with a plain backward pass, and nothing else: the least that it can take.
+
+    Every product has the shapes that the update has, over the batches of all tasks together, and writes into
+    memory that is already there.
+    """
+    samples = len(agent.tasks) * agent.batch_size
+    size = OBSERVATION_SIZE + len(agent.tasks)
+    hidden = agent.config.hidden_sizes
+    products: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def multiply(members: int, rows: int, inner: int, columns: int) -> None:
+        left, right = torch.randn(members, rows, inner), torch.randn(members, inner, columns)
+        operands = [tensor.to(agent.device) for tensor in (left, right, torch.empty(members, rows, columns))]
+        products.append((operands[0], operands[1], operands[2]))
+
+    def network(members: int, sizes: list[int], *, weights: bool, inputs: bool, backward: bool = True) -> None:
+        """The products of one forward pass, and of a backward pass down to the weights or the inputs."""
+        for layer, (before, after) in enumerate(pairwise(sizes)):
+            multiply(members, samples, before, after)
+            if backward and weights:
+                multiply(members, before, samples, after)
+            if backward and (inputs or layer > 0):
+                multiply(members, samples, after, before)
+
+    actor, critic = [size, *hidden, 2 * ACTION_SIZE], [size + ACTION_SIZE, *hidden, 1]
+    # The targets; the critics' loss; the actor's, which passes through the critics.
+    network(1, actor, weights=False, inputs=False, backward=False)
+    network(NUM_CRITICS, critic, weights=False, inputs=False, backward=False)
+    network(NUM_CRITICS, critic, weights=True, inputs=False)
+    network(NUM_CRITICS, critic, weights=False, inputs=True)
+    network(1, actor, weights=True, inputs=False)
+
+    def update() -> None:
+        for left, right, result in products:
+            torch.bmm(left, right, out=result)
+
+    return update
+
+
+class PlainSAC:
+    """SAC for the sum of the losses as its equations are usually written, on an agent's replay buffer.
+
+    Two critics of ordinary layers, one backward pass for each loss, one step after the other.
+
+    Args:
+        agent: gives the sizes and the mini-batches.
+    """
+
+    def __init__(self, agent: MultiTaskSAC) -> None:
+        self.agent = agent
+        size, hidden = OBSERVATION_SIZE + len(agent.tasks), agent.config.hidden_sizes
+        self.actor = Actor(size, ACTION_SIZE, hidden).to(agent.device)
+        self.critics = nn.ModuleList(_mlp([size + ACTION_SIZE, *hidden, 1]) for _ in range(2)).to(agent.device)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = torch.zeros(1, device=agent.device, requires_grad=True)
+        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), agent.config.learning_rate)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), agent.config.learning_rate)
+        self.temperature_optimizer = torch.optim.Adam([self.log_alpha], agent.config.learning_rate)
+
+    def update(self) -> None:
+        """One step of critics, actor and temperature, and of the target critics."""
+        config, generator = self.agent.config, self.agent.generator
+        batch = self.agent.sample()
+        observations, next_observations = batch.observations.flatten(0, 1), batch.next_observations.flatten(0, 1)
+        alpha = self.log_alpha.exp().detach()
+        with torch.no_grad():
+            next_actions, log_prob = self.actor.sample(next_observations, generator)
+            next_values = torch.minimum(*_values(self.target_critics, next_observations, next_actions))
+            bootstrap = (1 - batch.terminated.flatten()) * (next_values - alpha * log_prob)
+            targets = batch.rewards.flatten() + config.discount * bootstrap
+        values = _values(self.critics, observations, batch.actions.flatten(0, 1))
+        critic_loss = sum(nn.functional.mse_loss(value, targets) for value in values)
+        assert isinstance(critic_loss, Tensor)
+        _step(self.critic_optimizer, critic_loss)
+
+        actions, log_prob = self.actor.sample(observations, generator)
+        actor_loss = (alpha * log_prob - torch.minimum(*_values(self.critics, observations, actions))).mean()
+        _step(self.actor_optimizer, actor_loss)
+
+        entropy_gap = log_prob.detach() + self.agent.target_entropy
+        _step(self.temperature_optimizer, -(self.log_alpha.exp() * entropy_gap).mean())
+        with torch.no_grad():
+            for target, parameter in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
+                target.lerp_(parameter, config.target_update_rate)
+
+
+def _mlp(sizes: list[int]) -> nn.Sequential:
+    layers = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def _values(critics: nn.ModuleList, observations: Tensor, actions: Tensor) -> list[Tensor]:
+    x = torch.cat([observations, actions], -1)
+    return [critic(x).squeeze(-1) for critic in critics]
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()

@@ -1,0 +1,74 @@
+"""Agents to time, with something to learn from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from agents.sac import MultiTaskSAC, SACConfig
+from mtrl import combiners
+from mtrl.combiners import Combiner
+from mtrl.errors import unknown_name
+from mtrl.gradients import TaskBatched
+from scripts.benchmarks.timing import Update
+from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
+
+
+def make_combiner(name: str, num_tasks: int) -> Combiner:
+    """A combiner with its default options."""
+    options: dict[str, Any] = {"weights": [1.0] * num_tasks} if name == "fixed" else {}
+    return combiners.make(name, num_tasks, rescale=True, **options)
+
+
+def make_agent(num_tasks: int, batch_size: int, hidden_sizes: list[int], device: torch.device) -> MultiTaskSAC:
+    """An agent with random transitions to learn from."""
+    agent = MultiTaskSAC(
+        [f"task {task}" for task in range(num_tasks)],
+        OBSERVATION_SIZE,
+        ACTION_SIZE,
+        make_combiner("unitary", num_tasks),
+        make_combiner("unitary", num_tasks),
+        SACConfig(hidden_sizes=hidden_sizes),
+        batch_size=batch_size,
+        capacity=300,
+        seed=0,
+        device=device,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        observations = torch.randn(2, num_tasks, OBSERVATION_SIZE, generator=generator)
+        actions = torch.rand(num_tasks, ACTION_SIZE, generator=generator) * 2 - 1
+        rewards = torch.rand(num_tasks, generator=generator) * 10
+        agent.replay.add(observations[0], actions, rewards, observations[1], torch.zeros(num_tasks))
+    return agent
+
+
+def make_update(agent: MultiTaskSAC, name: str, gradients: tuple[TaskBatched, TaskBatched] | None = None) -> Update:
+    """The agent's full update under one method; all methods share the agent and its memory for Jacobians.
+
+    Args:
+        agent: whose update.
+        name: the method.
+        gradients: the critics' and the actor's; by default the agent's own.
+    """
+    num_tasks = len(agent.tasks)
+    critic = make_combiner(name, num_tasks)
+    # As in training: a method that needs positive losses serves the critic alone.
+    actor = make_combiner("unitary" if critic.positive_losses else name, num_tasks)
+    pair = {"critic": critic.to(agent.device), "actor": actor.to(agent.device)}
+    batched = gradients or (agent.critic_gradients, agent.actor_gradients)
+
+    def update() -> None:
+        agent.combiners = pair
+        agent.critic_gradients, agent.actor_gradients = batched
+        agent.update()
+
+    return update
+
+
+def chosen(methods: list[str] | None, valid: Sequence[str]) -> Sequence[str]:
+    """The methods asked for, or all."""
+    for method in methods or ():
+        if method not in valid:
+            raise unknown_name("method", method, valid)
+    return methods or valid
