@@ -31,6 +31,8 @@ _original_observation = SawyerXYZEnv._get_obs
 _original_tolerance = reward_utils.tolerance
 _hamacher_product = reward_utils.hamacher_product
 
+# What `numpy.clip` comes down to, after some layers of Python.
+_clip = np._core.umath.clip  # type: ignore[attr-defined]
 _MINUS_ONE, _ONE = np.float32(-1), np.float32(1)
 _MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])
 
@@ -76,14 +78,14 @@ def _step(env: Any, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], f
     if env.curr_path_length >= env.max_path_length:
         raise ValueError("the episode is over: reset the environment first")
     views = _views(env)
-    moved = views.mocap_position + action[:3].clip(_MINUS_ONE, _ONE) * env.action_scale
-    views.mocap_position[:] = moved.clip(env.mocap_low, env.mocap_high)
+    moved = views.mocap_position + _clip(action[:3], _MINUS_ONE, _ONE) * env.action_scale
+    _clip(moved, env.mocap_low, env.mocap_high, views.mocap_position)
     views.mocap_quaternion[:] = _MOCAP_QUATERNION
     _do_simulation(env, (action[-1], -action[-1]), env.frame_skip)
     env.curr_path_length += 1
     mujoco.mj_forward(env.model, env.data)
     space = env.sawyer_observation_space
-    env._last_stable_obs = observation = _observation(env).clip(space.low, space.high)
+    env._last_stable_obs = observation = _clip(_observation(env), space.low, space.high)
     reward, info = env.evaluate_state(observation, action)
     return observation, reward, False, env.curr_path_length == env.max_path_length, info
 
@@ -105,12 +107,16 @@ class _Views:
         self.sites: dict[str, NDArray[np.float64]] = {}
         self.mocap_position: NDArray[np.float64] = env.data.mocap_pos[0]
         self.mocap_quaternion: NDArray[np.float64] = env.data.mocap_quat[0]
+        self.hand: NDArray[np.float64] = env.data.body("hand").xpos
+        self.left_claw: NDArray[np.float64] = env.data.body("leftclaw").xpos
+        self.right_claw: NDArray[np.float64] = env.data.body("rightclaw").xpos
         self.pads: tuple[int, int] = env.data.geom("leftpad_geom").id, env.data.geom("rightpad_geom").id
 
 
 def _views(env: Any) -> _Views:
-    views: _Views | None = vars(env).get("_views")
-    if views is None:
+    try:
+        views: _Views = env._views
+    except AttributeError:
         views = env._views = _Views(env)
     return views
 
@@ -141,9 +147,10 @@ def _observation(env: Any) -> NDArray[np.float64]:
     positions, quaternions = env._get_pos_objects(), env._get_quat_objects()
     if (len(positions), len(quaternions)) not in ((3, 4), (6, 8)):
         return _original_observation(env)
+    views = _views(env)
     observation = np.zeros(39)
-    observation[:3] = _body_position(env, "hand")
-    opening = _distance(_body_position(env, "rightclaw"), _body_position(env, "leftclaw")) / 0.1
+    observation[:3] = views.hand
+    opening = _distance(views.right_claw, views.left_claw) / 0.1
     observation[3] = 1.0 if opening > 1.0 else opening
     observation[4:7] = positions[:3]
     observation[7:11] = quaternions[:4]
