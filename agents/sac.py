@@ -4,6 +4,7 @@ Actor and critics are fully shared; every loss is a vector with one entry per ta
 gradients into one. Defaults are those of Kurin et al. (2022), table 1, unless a field says otherwise.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -197,12 +198,25 @@ class MultiTaskSAC:
         actions: Floats = uniform.cpu().numpy()
         return actions
 
-    def act_deterministically(self, observations: Floats) -> Floats:
-        """The policy's mode, as evaluation uses it: ``[T, O]`` to ``[T, A]``."""
-        with torch.no_grad():
-            inputs = self._with_task_id(torch.as_tensor(observations, device=self.device))
-            actions: Floats = self.actor.mode(inputs).cpu().numpy()
-            return actions
+    def policy(self, state: dict[str, Any] | None = None) -> Callable[[Floats], Floats]:
+        """The deterministic policy that evaluation uses, the actor's mode: ``[T, O]`` to ``[T, A]``.
+
+        Args:
+            state: what `state_dict` gave for the actor; by default the actor as it is now.
+
+        Returns:
+            A function on a copy on the CPU, which learning does not change.
+        """
+        actor = copy.deepcopy(self.actor).cpu()
+        if state is not None:
+            actor.load_state_dict(state)
+
+        def act(observations: Floats) -> Floats:
+            with torch.no_grad():
+                actions: Floats = actor.mode(self._with_task_id(torch.as_tensor(observations))).numpy()
+                return actions
+
+        return act
 
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
         """Stores one raw transition of every task.
@@ -341,7 +355,7 @@ class MultiTaskSAC:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        self.load_policy(state)
+        self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         self.target_critic.load_state_dict(state["target_critic"])
         self.log_alpha.data.copy_(state["log_alpha"])
@@ -351,7 +365,3 @@ class MultiTaskSAC:
             combiner.load_state_dict(state["combiners"][name])
         self.generator.set_state(state["generator"].cpu())
         self.replay.load_state_dict(state["replay"])
-
-    def load_policy(self, state: dict[str, Any]) -> None:
-        """Restores the actor alone, which is all that evaluation needs."""
-        self.actor.load_state_dict(state["actor"])

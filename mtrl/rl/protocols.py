@@ -1,5 +1,6 @@
 """What the training loop asks of environments and agents."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,8 +85,8 @@ class Agent(Protocol):
     def act_randomly(self) -> Floats:
         """Uniform actions."""
 
-    def act_deterministically(self, observations: Floats) -> Floats:
-        """Actions for evaluation; does not touch any state."""
+    def policy(self, state: dict[str, Any] | None = None) -> Callable[[Floats], Floats]:
+        """The deterministic policy of an actor's saved state, or of this moment; learning does not change it."""
 
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
         """Stores a vector step's transitions."""

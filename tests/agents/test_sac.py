@@ -174,14 +174,14 @@ def test_state_restores_learning_bit_for_bit(temperature: bool) -> None:
 def test_the_deterministic_policy_touches_no_state() -> None:
     agent = make_agent()
     before = agent.generator.get_state()
-    actions = agent.act_deterministically(np.ones((3, OBSERVATION), np.float32))
+    actions = agent.policy()(np.ones((3, OBSERVATION), np.float32))
     assert torch.equal(agent.generator.get_state(), before)
     assert np.abs(actions).max() <= 1
     assert not np.array_equal(actions[0], actions[1]), "the task identity reaches the policy"
 
 
 def test_without_task_encoding_tasks_cannot_be_told_apart() -> None:
-    actions = make_agent(task_encoding="none").act_deterministically(np.ones((3, OBSERVATION), np.float32))
+    actions = make_agent(task_encoding="none").policy()(np.ones((3, OBSERVATION), np.float32))
     assert np.allclose(actions[0], actions[1])
 
 
