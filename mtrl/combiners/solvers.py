@@ -153,17 +153,24 @@ def _interior_point(quadratic: Array, linear: Array) -> Array:
             break
         systems[:] = quadratic
         systems[:, np.arange(size), np.arange(size)] += y / x
-        dx = np.linalg.solve(systems, (-residual - y)[:, :, None])[:, :, 0]
+        factor = torch.linalg.cholesky_ex(torch.from_numpy(systems))[0]  # it serves both right-hand sides
+        dx = _solve(factor, -residual - y)
         dy = -y - y / x * dx
         step = np.minimum(_step_inside(x, dx), _step_inside(y, dy))
         target = gap * (((x + step * dx) * (y + step * dy)).mean(1, keepdims=True) / gap) ** 3
         complement = target - x * y - dx * dy
-        dx = np.linalg.solve(systems, (complement / x - residual)[:, :, None])[:, :, 0]
+        dx = _solve(factor, complement / x - residual)
         dy = (complement - y * dx) / x
         step = np.minimum(_step_inside(x, dx), _step_inside(y, dy))
         x += step * dx
         y += step * dy
     solution: Array = np.where(x > y, x, 0.0) * largest
+    return solution
+
+
+def _solve(factor: Tensor, right: Array) -> Array:
+    """Solves ``[k, n, n]`` systems, given their Cholesky factors, for ``[k, n]``."""
+    solution: Array = torch.cholesky_solve(torch.from_numpy(right)[:, :, None], factor)[:, :, 0].numpy()
     return solution
 
 
