@@ -1,11 +1,12 @@
 # make quickstart   train a small agent on real Meta-World tasks, in minutes on a CPU
 # make test         lint, type check and the whole test suite
+# make soak         hours of breaking things: long runs, hundreds of kills, tens of thousands of odd inputs
 # make install      only create .venv and install
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint install
+.PHONY: quickstart test lint soak install
 install: $(INSTALLED)
 
 # Made anew where it was interrupted or the requirements changed: the mark is written last.
@@ -26,3 +27,7 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: install
+	$(BIN)/python scripts/soak.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability --hypothesis-profile=soak

@@ -1,5 +1,6 @@
 """The replay buffer: raw rewards in, normalised mini-batches out."""
 
+import warnings
 from dataclasses import dataclass
 
 import psutil
@@ -28,8 +29,25 @@ class Batch:
     terminated: Tensor
 
 
+HOST = torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def storage_device(needed: int, device: torch.device) -> torch.device:
+    """Where to put so many bytes: on the training device if they fit there, or else in the host's memory."""
+    return device if needed <= free_memory(device) else HOST
+
+
 class ReplayBuffer:
     """One preallocated ring of transitions per task, ``[T, capacity, ...]`` per field, on the training device.
+
+    Where they do not fit there, the fields live in the host's memory, and mini-batches are gathered there and sent.
 
     Rewards are stored as the environment gave them. Sampling divides them by the standard deviation of the
     rewards that the buffer holds for their task (Kurin et al., 2022, section 4.2); the mean is kept. A task whose
@@ -40,11 +58,11 @@ class ReplayBuffer:
         capacity: transitions per task.
         observation_size: O.
         action_size: A.
-        device: where the fields live.
+        device: where mini-batches are used, and the fields live if they fit.
         normalize_rewards: whether sampling normalises.
 
     Raises:
-        InputError: if the fields do not fit into the device's free memory.
+        InputError: if the fields fit neither into the device's free memory nor into the host's.
     """
 
     FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated")
@@ -61,7 +79,15 @@ class ReplayBuffer:
     ) -> None:
         self.num_tasks, self.capacity = num_tasks, capacity
         self.normalize_rewards = normalize_rewards
-        self.check_memory(num_tasks, capacity, observation_size, action_size, device)
+        needed = self.check_memory(num_tasks, capacity, observation_size, action_size, device)
+        self.device, self.storage = device, storage_device(needed, device)
+        """Where mini-batches go, and where the fields are."""
+        if self.storage != device:
+            warnings.warn(
+                f"the replay buffer of {needed / 2**30:.2f} GiB does not fit on {device}: it lives in host memory",
+                stacklevel=2,
+            )
+        device = self.storage
         shape = (num_tasks, capacity)
         self.observations = torch.empty(*shape, observation_size, device=device)
         self.actions = torch.empty(*shape, action_size, device=device)
@@ -88,15 +114,14 @@ class ReplayBuffer:
         """The bytes that a buffer takes, once they are known to fit.
 
         Raises:
-            InputError: if they do not fit into the device's free memory.
+            InputError: if they fit neither into the device's free memory nor into the host's.
         """
         needed = cls.bytes_needed(num_tasks, capacity, observation_size, action_size)
-        cuda = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+        free = free_memory(storage_device(needed, device))
         if needed > free:
             raise InputError(
                 f"the replay buffer ({num_tasks} tasks x {capacity:,} transitions) needs {needed / 2**30:.2f} GiB, "
-                f"but {device} has {free / 2**30:.2f} GiB free; lower agent.buffer_size"
+                f"but the host has {free / 2**30:.2f} GiB free; lower agent.buffer_size"
             )
         return needed
 
@@ -158,17 +183,24 @@ class ReplayBuffer:
         if not len(self):
             raise InputError("the replay buffer is empty: collect at least one step before the first update")
         shape = (self.num_tasks, batch_size)
-        index = torch.randint(len(self), shape, generator=generator, device=self.rewards.device) + self._offset
+        index = torch.randint(len(self), shape, generator=generator, device=generator.device).to(self.storage)
+        index += self._offset
         rewards = self.rewards.flatten()[index]
         if self.normalize_rewards:
             rewards = rewards / self.reward_std().unsqueeze(1).to(rewards)
         return Batch(
-            observations=self.observations.flatten(0, 1)[index],
-            actions=self.actions.flatten(0, 1)[index],
-            rewards=rewards,
-            next_observations=self.next_observations.flatten(0, 1)[index],
-            terminated=self.terminated.flatten()[index].to(rewards),
+            observations=self._send(self.observations.flatten(0, 1)[index]),
+            actions=self._send(self.actions.flatten(0, 1)[index]),
+            rewards=self._send(rewards),
+            next_observations=self._send(self.next_observations.flatten(0, 1)[index]),
+            terminated=self._send(self.terminated.flatten()[index].to(rewards)),
         )
+
+    def _send(self, rows: Tensor) -> Tensor:
+        """Brings a mini-batch's field to the training device; to a GPU it travels while the host goes on."""
+        if self.device.type == "cuda" and self.storage == HOST:
+            rows = rows.pin_memory()
+        return rows.to(self.device, non_blocking=True)
 
     # ------------------------------------------------------------------------------- incremental checkpoints
 
@@ -178,13 +210,13 @@ class ReplayBuffer:
         Those that the ring has overwritten by now are gone; the slice then starts later than asked for.
         """
         start = max(start, self.added - self.capacity)
-        slots = torch.arange(start, stop, device=self.rewards.device) % self.capacity
+        slots = torch.arange(start, stop, device=self.storage) % self.capacity
         return {name: getattr(self, name)[:, slots].cpu() for name in self.FIELDS}
 
     def restore(self, start: int, transitions: dict[str, Tensor]) -> None:
         """Writes back a `slice` whose first transition has the number ``start``."""
         count = transitions["rewards"].shape[1]
-        slots = torch.arange(start, start + count, device=self.rewards.device) % self.capacity
+        slots = torch.arange(start, start + count, device=self.storage) % self.capacity
         for name in self.FIELDS:
             field = getattr(self, name)
             field[:, slots] = transitions[name].to(field)

@@ -5,13 +5,16 @@ gradients into one. Defaults are those of Kurin et al. (2022), table 1, unless a
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from agents.captured import CapturedUpdate, capture
 from agents.networks import Actor, TwinCritic, append_task_id
 from agents.replay import Batch, ReplayBuffer
 from mtrl.combiners import Combiner
@@ -45,9 +48,14 @@ class SACConfig:
     normalize_rewards: bool = True
     rescale: bool = True
     """Bring every method's weights to unitary's scale; off, each keeps its paper's own."""
+    compile: str = "auto"
+    """``auto``: updates on CUDA replay CUDA graphs; ``off``: every operation is launched on its own, as on the CPU."""
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
+        for key, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"agent.{key}: expected a finite number, got {value}")
         checks: dict[str, tuple[bool, str]] = {
             "hidden_sizes": (all(width > 0 for width in self.hidden_sizes), "positive widths"),
             "task_encoding": (self.task_encoding in ("one_hot", "none"), "one_hot or none"),
@@ -62,6 +70,7 @@ class SACConfig:
             ),
             "initial_temperature": (self.initial_temperature > 0, "a positive number"),
             "buffer_size": (self.buffer_size > 0, "a positive number of transitions"),
+            "compile": (self.compile in ("auto", "off"), "auto or off"),
         }
         for key, (valid, expected) in checks.items():
             if not valid:
@@ -101,6 +110,25 @@ def actor_losses(
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """``-alpha (log pi + target_entropy)``, averaged (Haarnoja et al., 2018, equation 18); never combined."""
     return -(log_alpha.exp().unsqueeze(-1) * (log_prob + target_entropy)).mean()
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one mini-batch says about the networks.
+
+    Attributes:
+        critic: each task's critic loss, ``[T]``.
+        actor: each task's actor loss, ``[T]``.
+        alpha: the temperatures, ``[T, 1]`` or ``[1, 1]``.
+        targets: the critics' targets, ``[T, B]``.
+        log_prob: of the actions that the actor draws, ``[T, B]``.
+    """
+
+    critic: Tensor
+    actor: Tensor
+    alpha: Tensor
+    targets: Tensor
+    log_prob: Tensor
 
 
 class MultiTaskSAC:
@@ -156,7 +184,10 @@ class MultiTaskSAC:
         self.log_alpha = nn.Parameter(initial.log().to(device))
         self.target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
 
-        self.combiners = {"critic": critic_combiner.to(device), "actor": actor_combiner.to(device)}
+        self.combiners = {"critic": critic_combiner, "actor": actor_combiner}
+        for combiner in self.combiners.values():
+            # Weights are found on the CPU; what combines whole gradients works, and remembers, where these are.
+            combiner.to(device if combiner.needs == "jacobian" else "cpu")
         self.critic_gradients = TaskBatched(self.critic, num_tasks)
         self.actor_gradients = TaskBatched(self.actor, num_tasks)
         optimizer = torch.optim.Adam if config.weight_decay_mode == "coupled" else torch.optim.AdamW
@@ -178,6 +209,10 @@ class MultiTaskSAC:
             device,
             normalize_rewards=config.normalize_rewards,
         )
+        self.captured: CapturedUpdate | None = None
+        """The update as CUDA graphs, once it is captured."""
+        self.capture_next = self._captures
+        """Whether the capture is still to be tried."""
 
     # ------------------------------------------------------------------------------------------------- acting
 
@@ -202,7 +237,7 @@ class MultiTaskSAC:
         """The deterministic policy that evaluation uses, the actor's mode: ``[T, O]`` to ``[T, A]``.
 
         Args:
-            state: what `state_dict` gave for the actor; by default the actor as it is now.
+            state: a `policy_state`; by default the actor as it is now.
 
         Returns:
             A function on a copy on the CPU, which learning does not change.
@@ -218,6 +253,10 @@ class MultiTaskSAC:
 
         return act
 
+    def policy_state(self) -> dict[str, Tensor]:
+        """A copy of what the policy is at this moment, on the CPU."""
+        return {name: tensor.cpu().clone() for name, tensor in self.actor.state_dict().items()}
+
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
         """Stores one raw transition of every task.
 
@@ -227,14 +266,14 @@ class MultiTaskSAC:
             RunError: if the very first step of a task broke.
         """
         fields = [
-            torch.as_tensor(field).to(self.device)
+            torch.as_tensor(field).to(self.replay.storage)
             for field in (observations, actions, step.rewards, step.next_observations, step.terminated)
         ]
         if step.unstable.any():
             if not len(self.replay):
                 broken = [task for task, bad in zip(self.tasks, step.unstable, strict=True) if bad]
                 raise RunError(f"the simulation was unstable at the first step of {', '.join(broken)}")
-            bad = torch.as_tensor(step.unstable, device=self.device)
+            bad = torch.as_tensor(step.unstable, device=self.replay.storage)
             for field, stored in zip(fields, self.replay.last(), strict=True):
                 field[bad] = stored[bad].to(field)
         self.replay.add(*fields)
@@ -255,46 +294,21 @@ class MultiTaskSAC:
 
         Raises:
             RunError: if a loss, gradient or weight is not finite (objective, task and method named); nothing was
-                applied.
+                applied. A captured update finds out last whether the combined gradients are; what `RunError` then
+                says, without the task, comes with the next update or `state_dict`.
         """
         batch = self.sample()
-        alpha = self.log_alpha.detach().exp().unsqueeze(-1)
-        targets = critic_targets(self.actor, self.target_critic, batch, alpha, self.config.discount, self.generator)
-        with self.critic_gradients.record():
-            losses = critic_losses(self.critic, batch, targets)
-        critic = self._combine("critic", self.critic_gradients, losses, insight)
+        if self.capture_next and self.optimizers["critic"].state:  # from the second update on
+            self.captured, self.capture_next = capture(self, batch), False
+        if self.captured is not None and not insight:
+            return self.captured(batch)
+        losses = self.losses(batch)
+        critic = self._combine("critic", self.critic_gradients, losses.critic, insight)
+        actor = self._combine("actor", self.actor_gradients, losses.actor, insight)
+        self.step(losses)
+        self._after_step(batch, losses)
 
-        with self.actor_gradients.record():
-            losses, log_prob = actor_losses(self.actor, self.critic, batch, alpha, self.generator)
-        actor = self._combine("actor", self.actor_gradients, losses, insight)
-
-        self.log_alpha.grad = torch.autograd.grad(
-            temperature_loss(self.log_alpha, log_prob, self.target_entropy), self.log_alpha
-        )[0]
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.target_critic.parameters()),
-                list(self.critic.parameters()),
-                self.config.target_update_rate,
-            )
-            self._after_step(self.combiners["critic"], lambda: critic_losses(self.critic, batch, targets))
-            self._after_step(
-                self.combiners["actor"],
-                lambda: actor_losses(self.actor, self.critic, batch, alpha, self.generator)[0],
-            )
-
-        metrics: dict[str, Any] = {
-            "train/critic_loss": critic.losses.mean(),
-            "train/actor_loss": actor.losses.mean(),
-            "train/critic_gradient_norm": critic.update_norm,
-            "train/actor_gradient_norm": actor.update_norm,
-            "train/temperature": alpha.mean(),
-            "train/entropy": -log_prob.mean(),
-            "train/target_value": targets.mean(),
-        }
+        metrics: dict[str, Any] = self.metrics(losses, critic.update_norm, actor.update_norm)
         if insight:
             for objective, combination in (("critic", critic), ("actor", actor)):
                 for key, value in conflict_metrics(combination, self.tasks).items():
@@ -312,11 +326,29 @@ class MultiTaskSAC:
             batch.terminated,
         )
 
+    def losses(self, batch: Batch) -> Losses:
+        """Both objectives' losses, at the same parameters; their layers are recorded for per-task gradients."""
+        alpha = self.log_alpha.detach().exp().unsqueeze(-1)
+        targets = critic_targets(self.actor, self.target_critic, batch, alpha, self.config.discount, self.generator)
+        with self.critic_gradients.record():
+            critic = critic_losses(self.critic, batch, targets)
+        with self.actor_gradients.record():
+            actor, log_prob = actor_losses(self.actor, self.critic, batch, alpha, self.generator)
+        return Losses(critic, actor, alpha, targets, log_prob)
+
     def _combine(self, objective: str, gradients: TaskBatched, losses: Tensor, insight: bool) -> Combination:
         """Fills the objective's ``.grad`` with the combined gradient of the mean over tasks."""
         combiner = self.combiners[objective]
-        try:
+        with self.named_errors(objective):
             combination = gradients.backward(losses, combiner, scale=1 / len(self.tasks), insight=insight)
+        self.clip(gradients.parameters, combination.update_norm)
+        return combination
+
+    @contextmanager
+    def named_errors(self, objective: str) -> Iterator[None]:
+        """Gives errors the name of objective, method and task, and drops the gradients of an update that failed."""
+        try:
+            yield
         except RunError as error:
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad()
@@ -324,24 +356,74 @@ class MultiTaskSAC:
             if isinstance(error, NonFiniteError):
                 task = "" if error.task is None else f" of task '{self.tasks[error.task]}'"
                 reason = f"non-finite {error.quantity}{task}"
-            raise RunError(f"{reason} in the {objective} objective under combiner '{combiner.name}'") from error
+            name = self.combiners[objective].name
+            raise RunError(f"{reason} in the {objective} objective under combiner '{name}'") from error
+
+    def clip(self, parameters: Sequence[nn.Parameter], norm: Tensor) -> None:
+        """Shortens the gradients, whose norm is given, to the limit if there is one."""
         limit = self.config.max_gradient_norm
         if limit is not None:
-            factor = (limit / (combination.update_norm + 1e-12)).clamp(max=1)
-            for parameter in gradients.parameters:
+            factor = (limit / (norm + 1e-12)).clamp(max=1)
+            for parameter in parameters:
                 assert parameter.grad is not None
                 parameter.grad.mul_(factor)
-        return combination
+
+    def step(self, losses: Losses, skip: Tensor | None = None) -> None:
+        """Moves networks and temperature against their gradients, and the target critics after the critics.
+
+        Args:
+            losses: of this update, for the temperature.
+            skip: a scalar on the device, 1.0 where all is to stay as it is and else 0.0; None is 0.0.
+        """
+        self.log_alpha.grad = torch.autograd.grad(
+            temperature_loss(self.log_alpha, losses.log_prob, self.target_entropy), self.log_alpha
+        )[0]
+        for optimizer in self.optimizers.values():
+            # Fused optimizers look at this on the device, and do nothing where it is 1.
+            setattr(optimizer, "found_inf", skip)  # noqa: B010 - not among the declared attributes
+            optimizer.step()
+            optimizer.zero_grad()
+        targets: list[Tensor] = list(self.target_critic.parameters())
+        sources: list[Tensor] = list(self.critic.parameters())
+        rate = self.config.target_update_rate
+        with torch.no_grad():
+            if skip is None:
+                torch._foreach_lerp_(targets, sources, rate)
+            else:
+                torch._foreach_lerp_(targets, sources, [rate * (1 - skip)] * len(sources))
+
+    def _after_step(self, batch: Batch, losses: Losses) -> None:
+        """Shows the losses on the same batch once more to the methods that ask for them."""
+        critic, actor = self.combiners["critic"], self.combiners["actor"]
+        with torch.no_grad():
+            if critic.needs_losses_after_step:
+                critic.after_step(critic_losses(self.critic, batch, losses.targets))
+            if actor.needs_losses_after_step:
+                actor.after_step(actor_losses(self.actor, self.critic, batch, losses.alpha, self.generator)[0])
 
     @staticmethod
-    def _after_step(combiner: Combiner, losses: Callable[[], Tensor]) -> None:
-        if combiner.needs_losses_after_step:
-            combiner.after_step(losses())
+    def metrics(losses: Losses, critic_norm: Tensor, actor_norm: Tensor) -> dict[str, Tensor]:
+        """What every update logs, as zero-dimensional tensors."""
+        return {
+            "train/critic_loss": losses.critic.detach().mean(),
+            "train/actor_loss": losses.actor.detach().mean(),
+            "train/critic_gradient_norm": critic_norm,
+            "train/actor_gradient_norm": actor_norm,
+            "train/temperature": losses.alpha.mean(),
+            "train/entropy": -losses.log_prob.mean(),
+            "train/target_value": losses.targets.mean(),
+        }
 
     # -------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`)."""
+        """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`).
+
+        Raises:
+            RunError: if the last update failed on the device and nobody was told yet.
+        """
+        if self.captured is not None:
+            self.captured.check()
         return {
             "actor": self.actor.state_dict(),
             "critic": self.critic.state_dict(),
@@ -365,3 +447,9 @@ class MultiTaskSAC:
             combiner.load_state_dict(state["combiners"][name])
         self.generator.set_state(state["generator"].cpu())
         self.replay.load_state_dict(state["replay"])
+        # The optimizers' state is in other memory now.
+        self.captured, self.capture_next = None, self._captures
+
+    @property
+    def _captures(self) -> bool:
+        return self.config.compile == "auto" and self.device.type == "cuda"

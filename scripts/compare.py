@@ -1,6 +1,7 @@
 """Compares the methods of a set of runs: ``python scripts/compare.py runs=runs/sweep out=report``."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtrl.analysis.comparison import compare
+from mtrl.analysis.comparison import Comparison, TrainingComparison, compare
 from mtrl.analysis.report import verdicts, write_report
 from mtrl.analysis.runs import load_runs
-from mtrl.analysis.tables import methods_table, text_of
+from mtrl.analysis.supervised import compare_supervised
+from mtrl.analysis.tables import tables, text_of
 from mtrl.errors import InputError
 from mtrl.experiment.command_line import one_line_errors, run
 
@@ -44,20 +46,43 @@ ConfigStore.instance().store("compare_schema", CompareConfig)
 
 def compare_runs(options: CompareConfig) -> None:
     """Writes the report, and prints its verdicts and its first table."""
-    console = Console()
     runs, left_out = load_runs(Path(options.runs), options.metric, options.task_metric)
-    comparison = compare(
-        runs,
-        metric=options.metric,
-        baseline=options.baseline,
-        seed=options.seed,
-        last_k=options.last_k,
-        left_out=left_out,
-    )
-    page = write_report(comparison, Path(options.out), sys.argv)
-    numbers = methods_table(comparison)
-    shown = [numbers.header.index(name) for name in ("method", "seeds", f"last {options.last_k}", "best")]
-    table = Table(title=f"{comparison.benchmark} at step {comparison.step:,}: {options.metric}")
+    comparisons: Sequence[Comparison]
+    if runs[0].supervised:
+        for key in ("metric", "task_metric", "last_k"):
+            if getattr(options, key) != getattr(CompareConfig, key):
+                raise InputError(
+                    f"{key} is for runs of reinforcement learning: supervised runs are compared by their test metrics"
+                )
+        comparisons = compare_supervised(runs, baseline=options.baseline, seed=options.seed, left_out=left_out)
+    else:
+        trained = compare(
+            runs,
+            metric=options.metric,
+            baseline=options.baseline,
+            seed=options.seed,
+            last_k=options.last_k,
+            left_out=left_out,
+        )
+        comparisons = [trained]
+    page = write_report(comparisons, Path(options.out), sys.argv)
+    console = Console()
+    for comparison in comparisons:
+        show(comparison, console)
+    console.print(f"report   {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints a comparison's first table, verdicts and warnings."""
+    numbers = tables(comparison)[0]
+    if isinstance(comparison, TrainingComparison):
+        title = f"{comparison.benchmark} at step {comparison.step:,}: {comparison.metric}"
+        columns = ["method", "seeds", f"last {comparison.last_k}", "best"]
+    else:
+        title = f"{comparison.benchmark} ({', '.join(comparison.tasks)}): {comparison.score}"
+        columns = ["method", "seeds", "gain, %", "mean rank"]
+    shown = [numbers.header.index(name) for name in columns]
+    table = Table(title=Text(title))
     for index in shown:
         table.add_column(Text(numbers.header[index]), justify="right" if index else "left")
     for row in numbers.rows:
@@ -67,7 +92,6 @@ def compare_runs(options: CompareConfig) -> None:
         console.print(Text(line))
     for line in comparison.warnings:
         console.print(Text(f"note: {line}", style="yellow"))
-    console.print(f"report   {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")

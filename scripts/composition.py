@@ -1,6 +1,7 @@
 """What the scripts put together: the configuration's schema, and agents and environments made from it."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from envs import TaskVector, benchmark_tasks, check_tasks
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
-from mtrl.experiment.run_directory import read_config
+from mtrl.experiment.extracted_weights import weights_of_run
+from mtrl.experiment.metrics import check_wandb
+from mtrl.experiment.run_directory import directory_of, read_config
 from mtrl.rl.training import Schedule
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
@@ -41,6 +44,8 @@ class EvalConfig:
 
     every: int = 10_000
     episodes: int = 50
+    beside: bool | None = None
+    """Play it while training goes on; null does so where the updates are computed on a GPU."""
 
 
 @dataclass
@@ -58,6 +63,8 @@ class TrainConfig:
     task: str | None = None
     tasks: list[str] | None = None
     combiner: dict[str, Any] = field(default_factory=dict)
+    weights_from: str | None = None
+    weights_how: str = "ema"
     agent: SACConfig = field(default_factory=SACConfig)
     seed: int = MISSING
     steps: int = MISSING
@@ -73,10 +80,13 @@ class TrainConfig:
     num_workers: int | None = None
     threads: int | None = None
     progress: bool = True
+    wandb: str = "disabled"
     debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
+        if not isinstance(self.combiner.get("name"), str):
+            raise InputError("combiner: expected the name of one, e.g. combiner=unitary")
         smallest = {
             "seed": (self.seed, 0),
             "steps": (self.steps, 1),
@@ -94,6 +104,7 @@ class TrainConfig:
         for key, (value, least) in smallest.items():
             if value is not None and value < least:
                 raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
+        check_wandb(self.wandb)
 
     @property
     def schedule(self) -> Schedule:
@@ -107,6 +118,7 @@ class TrainConfig:
             log_every=self.log.every,
             insight_every=self.insight.every,
             eval_episodes=self.eval.episodes,
+            eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
         )
 
 
@@ -175,7 +187,7 @@ def device_of(name: str) -> torch.device:
 def run_directory(config: TrainConfig) -> Path:
     """The run's directory, by default named after benchmark, method and seed."""
     name = config.benchmark.name if config.task is None else f"{config.benchmark.name}-{config.task}"
-    return Path(config.run_dir or f"runs/{name}-{config.combiner['name']}-seed{config.seed}")
+    return directory_of(config.run_dir, f"{name}-{config.combiner['name']}-seed{config.seed}")
 
 
 def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combiner], str | None]:
@@ -186,14 +198,40 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
     options = dict(config.combiner)
     name = options.pop("name")
 
-    def make(name: str, seed: int, **options: Any) -> Combiner:
+    def make(name: str, seed: int, objective: str = "", **options: Any) -> Combiner:
+        weights = options.get("weights")
+        if isinstance(weights, Mapping):
+            if set(weights) != {"critic", "actor"}:
+                raise InputError(f"combiner.weights: expected a list or {{critic: ..., actor: ...}}, got {weights!r}")
+            options["weights"] = weights[objective]
         return combiners.make(name, num_tasks, seed=seed, rescale=config.agent.rescale, **options)
 
-    critic = make(name, config.seed, **options)
+    critic = make(name, config.seed, "critic", **options)
     if not critic.positive_losses:
-        return {"critic": critic, "actor": make(name, config.seed + 1, **options)}, None
+        return {"critic": critic, "actor": make(name, config.seed + 1, "actor", **options)}, None
     remark = f"{name} needs positive losses, which the actor's are not: it serves the critic, unitary the actor"
     return {"critic": critic, "actor": make("unitary", config.seed + 1)}, remark
+
+
+def extract_weights(config: TrainConfig, tasks: list[str]) -> None:
+    """Fills in the weights that ``weights_from`` asks for: the critic's from the critic's, the actor's likewise.
+
+    Where a method served the critic alone, the actor is trained without weights, as it was there.
+
+    Raises:
+        InputError: if there are none to be had.
+    """
+    if config.weights_from is None:
+        return
+    name = config.combiner["name"]
+    if name != "fixed" or config.combiner.get("weights") is not None:
+        raise InputError(f"weights_from is for combiner=fixed without weights of its own, not for {config.combiner}")
+    directory = Path(config.weights_from)
+    critic = weights_of_run(directory, tasks, "conflict/critic/weight", config.weights_how)
+    if critic is None:
+        raise InputError(f"weights_from: the run in '{directory}' logged no weights (insight.every > 0 does)")
+    actor = weights_of_run(directory, tasks, "conflict/actor/weight", config.weights_how) or [1.0] * len(tasks)
+    config.combiner["weights"] = {"critic": critic, "actor": actor}
 
 
 def replay_capacity(config: TrainConfig, num_tasks: int) -> int:

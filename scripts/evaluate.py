@@ -1,7 +1,10 @@
 """Evaluates a finished or running run: ``python scripts/evaluate.py run=runs/x episodes=50``."""
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 import torch
@@ -10,6 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 
+from envs.rendering import Film, contact_sheet, film, use_offscreen_backend
 from mtrl.analysis.training_report import print_success
 from mtrl.errors import InputError
 from mtrl.experiment.checkpoints import Checkpoints
@@ -27,6 +31,7 @@ class EvaluateConfig:
     episodes: int = 50
     device: str = "auto"
     num_workers: int | None = None
+    video: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -39,8 +44,10 @@ ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 
 
 def evaluate_run(options: EvaluateConfig) -> None:
-    """Loads the newest checkpoint's policy, plays the evaluation episodes, writes ``evaluation-<step>.json``."""
+    """Plays the evaluation episodes with the newest checkpoint's policy, writes what came of them, films the first."""
     directory = Path(options.run)
+    if options.video:
+        use_offscreen_backend()
     trained = load_config(directory)
     trained.num_workers = options.num_workers
     loaded = Checkpoints(directory / "checkpoints").load()
@@ -48,7 +55,7 @@ def evaluate_run(options: EvaluateConfig) -> None:
         raise InputError(f"run '{directory}' has no checkpoint yet: wait for the first one")
     step, state = loaded
     agent = make_agent(trained, state["tasks"], device_of(options.device), capacity=1)
-    agent.load_policy(state["agent"])
+    policy = agent.policy(state["agent"]["actor"])
     torch.set_num_threads(1)  # one observation per task is too little to share
     total = options.episodes * len(state["tasks"])
     console = Console(stderr=True)
@@ -58,11 +65,12 @@ def evaluate_run(options: EvaluateConfig) -> None:
     ):
         bar = progress.add_task("evaluating", total=total)
         result = evaluate(
-            agent.act_deterministically,
+            policy,
             environments,
             options.episodes,
             lambda finished: progress.update(bar, completed=sum(finished)),
         )
+        task_options = environments.options
     print_success(result.success_rates, result.success_mean, options.episodes, Console())
     file = directory / f"evaluation-{step}.json"
     write_json(
@@ -75,6 +83,32 @@ def evaluate_run(options: EvaluateConfig) -> None:
         },
     )
     Console().print(f"written to {file}", highlight=False, soft_wrap=True)
+    if options.video:
+        folder = directory / f"video-{step}"
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            films = film(policy, state["tasks"], task_options)
+            write_videos(progress.track(films, len(state["tasks"]), description="filming"), folder)
+        Console().print(
+            f"videos in {folder}, all tasks in {folder / 'contact_sheet.png'}", highlight=False, soft_wrap=True
+        )
+
+
+def write_videos(films: Iterable[Film], folder: Path) -> None:
+    """Writes a GIF per task, ``contact_sheet.png`` and ``episodes.json``; the folder is whole or as it was before."""
+    with TemporaryDirectory(prefix=".video-", dir=folder.parent) as temporary:
+        unfinished = Path(temporary) / folder.name
+        unfinished.mkdir()
+        last_frames = []
+        episodes = {}
+        for made in films:
+            made.save(unfinished / f"{made.task}.gif")
+            last_frames.append((made.task, made.frames[-1], made.success))
+            episodes[made.task] = {"success": made.success, "steps": made.steps}
+        contact_sheet(last_frames, unfinished / "contact_sheet.png")
+        write_json(unfinished / "episodes.json", episodes)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")

@@ -189,29 +189,39 @@ def write_csv(file: Path, found: Sequence[Point], problem: Problem, targets: Seq
     write_text(file, text.getvalue())
 
 
-def draw(file: Path, found: Sequence[Point], problem: Problem, targets: Sequence[int], title: str) -> None:
-    """The errors of the first three targets (or of two) in space: the surface, scalarization, and each optimizer."""
+def picture(found: Sequence[Point], problem: Problem, targets: Sequence[int], title: str) -> Figure:
+    """The errors of the first three targets (or of two) in space: the surface, scalarization, and each optimizer.
+
+    The surface sets the limits. How many points of a source are beyond them is in the legend.
+    """
     shown = min(len(targets), 3)
     figure = Figure(figsize=(9, 7), layout="constrained")
-    axes: Any = figure.add_subplot(projection="3d" if shown == 3 else None)
-    sources = list(dict.fromkeys(point.source for point in found))
-    for source in sources:
-        errors = np.array([problem.variances - p.explained for p in found if p.source == source])[:, :shown].T
-        style: dict[str, Any] = {"s": 60, "edgecolors": "black", "depthshade": False}
+    axes: Any = figure.add_subplot(**({"projection": "3d", "computed_zorder": False} if shown == 3 else {}))
+    errors = {
+        source: np.array([problem.variances - point.explained for point in found if point.source == source])[:, :shown]
+        for source in dict.fromkeys(point.source for point in found)
+    }
+    low, high = errors["surface"].min(0), errors["surface"].max(0)
+    margin = 0.05 * (high - low)
+    low, high = low - margin, high + margin
+    for number, (source, points_) in enumerate(errors.items()):
+        inside = ((points_ >= low) & (points_ <= high)).all(1)
+        label = source if inside.all() else f"{source} ({(~inside).sum()} of {len(inside)} outside)"
+        style: dict[str, Any] = {"s": 60, "color": f"C{number - 1}", "edgecolors": "black", "depthshade": False}
         if source == "surface":
             style = {"s": 3, "color": "0.8"}
         elif source == "scalarization":
-            style = {"s": 8, "color": "tab:blue"}
+            style = {"s": 8, "color": "C0"}
         if shown < 3:
             style.pop("depthshade", None)
-        axes.scatter(*errors, label=source, **style)
-    labels = [f"mean squared error of target {target}" for target in targets[:shown]]
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        axes.scatter(*points_[inside].T, label=label, **style)
+    for axis, target, limits in zip("xyz", targets, zip(low, high, strict=True), strict=False):
+        axes.set(**{f"{axis}label": f"mean squared error of target {target}", f"{axis}lim": limits})
+    axes.set_title(title)
     if shown == 3:
-        axes.set_zlabel(labels[2])
-        axes.view_init(elev=25, azim=45)
+        axes.view_init(elev=20, azim=-150)  # from the side of the small errors
     axes.legend(loc="upper left", bbox_to_anchor=(1.05, 1))
-    write_atomically(file, lambda stream: figure.savefig(stream, dpi=120, format="png", bbox_inches="tight"))
+    return figure
 
 
 def report(found: Sequence[Point], problem: Problem, targets: Sequence[int], rank: int, console: Console) -> None:
@@ -259,7 +269,10 @@ def explore(config: LinearConfig) -> None:
     write_csv(out / "points.csv", found, problem, targets)
     console.print(f"points   {out / 'points.csv'}")
     if len(targets) > 1:
-        draw(out / "surface.png", found, problem, targets, f"{Path(config.data).stem}, rank {config.rank}")
+        figure = picture(found, problem, targets, f"{Path(config.data).stem}, rank {config.rank}")
+        write_atomically(
+            out / "surface.png", lambda stream: figure.savefig(stream, dpi=120, format="png", bbox_inches="tight")
+        )
         console.print(f"figure   {out / 'surface.png'}")
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
@@ -16,16 +17,19 @@ from rich.table import Table
 from mtrl import combiners
 from mtrl.errors import InputError, unknown_name
 from mtrl.experiment.command_line import machine, one_line_errors, peak_memory, run
-from mtrl.experiment.metrics import read_metrics
-from mtrl.experiment.run_directory import RunDirectory
+from mtrl.experiment.extracted_weights import weights_of_run
+from mtrl.experiment.metrics import check_wandb
+from mtrl.experiment.run_directory import RunDirectory, directory_of
+from mtrl.experiment.sweeps import supervise, sweep
 from mtrl.supervised import Benchmark, benchmarks
 from mtrl.supervised.auto_lambda import AutoLambdaUpdate
-from mtrl.supervised.measures import extracted_weights
+from mtrl.supervised.maximum_roaming import MaximumRoamingUpdate, RoamingModel
+from mtrl.supervised.rotograd import RotoGradUpdate
 from mtrl.supervised.training import Schedule, Trainer
-from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, random_groups
-from scripts.composition import EveryConfig, device_of
+from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
+from scripts.composition import CONFIGS, EveryConfig, device_of
 
-METHODS = ("combined", "individual_steps", "individual_optimizers", "auto_lambda")
+METHODS = ("combined", "rotograd", "maximum_roaming", "individual_steps", "individual_optimizers", "auto_lambda")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class SupervisedConfig:
     """The configuration of ``scripts/supervised.py``; ``configs/supervised`` holds the defaults."""
 
     benchmark: dict[str, Any] = field(default_factory=dict)
+    data_dir: str | None = None
     tasks: list[str] | None = None
     combiner: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
@@ -45,17 +50,20 @@ class SupervisedConfig:
     dropout: float = MISSING
     patience: int | None = None
     selection: str | None = None
-    reference: dict[str, float] | None = None
+    test: bool = True
+    reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     checkpoint: EveryConfig = field(default_factory=EveryConfig)
     insight: EveryConfig = field(default_factory=EveryConfig)
     run_dir: str | None = None
     device: str = "auto"
+    wandb: str = "disabled"
     progress: bool = True
     debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
+        check_wandb(self.wandb)
         smallest = {
             "seed": (self.seed, 0),
             "epochs": (self.epochs, 1),
@@ -67,6 +75,11 @@ class SupervisedConfig:
         for key, (value, least) in smallest.items():
             if value is not None and value < least:
                 raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
+        given = self.reference
+        if given is not None and not (
+            isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())
+        ):
+            raise InputError(f"reference: expected numbers by metric, e.g. {{CL: 0.97}}, got {given!r}")
         if not 0 < self.learning_rate_decay <= 1:
             raise InputError(f"learning_rate_decay: expected a number in (0, 1], got {self.learning_rate_decay}")
 
@@ -76,9 +89,14 @@ for _file in sorted((Path(__file__).parents[1] / "configs" / "combiner").glob("*
     ConfigStore.instance().store(_file.stem, OmegaConf.load(_file), group="combiner")
 
 
-def train(config: SupervisedConfig) -> None:
-    """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    console = Console(stderr=True, highlight=False)
+def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
+    """Trains to the end, or goes on with an interrupted run; says so where the run is finished.
+
+    Args:
+        config: of the run.
+        quiet: print nothing.
+    """
+    console = Console(stderr=True, highlight=False, quiet=quiet)
     device = device_of(config.device)
     torch.manual_seed(config.seed)
     benchmark = make_benchmark(config)
@@ -100,7 +118,7 @@ def train(config: SupervisedConfig) -> None:
             schedule(config),
             seed=config.seed,
             device=device,
-            show_progress=config.progress,
+            show_progress=config.progress and not quiet,
         )
         console.print(
             f"{config.benchmark['name']}: {', '.join(tasks)}; {len(benchmark.train):,} training samples, "
@@ -109,9 +127,10 @@ def train(config: SupervisedConfig) -> None:
             soft_wrap=True,
         )
         trainer.train()
-        summary = trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv}
+        summary = trainer.summary(test=config.test)
+        summary |= {"memory": peak_memory(), "machine": machine(), "command": sys.argv}
         directory.finish(summary)
-        report(summary, directory.path, Console())
+        report(summary, directory.path, Console(quiet=quiet))
     finally:
         directory.close()
 
@@ -119,7 +138,13 @@ def train(config: SupervisedConfig) -> None:
 def make_benchmark(config: SupervisedConfig) -> Benchmark:
     """The benchmark that a configuration asks for."""
     options = dict(config.benchmark)
-    return benchmarks.make(options.pop("name"), config.tasks, dropout=config.dropout, **options)
+    if config.data_dir is not None:
+        options.setdefault("data_dir", config.data_dir)  # refused by a benchmark that reads no files
+    benchmark = benchmarks.make(options.pop("name"), config.tasks, dropout=config.dropout, **options)
+    if config.method["name"] != "maximum_roaming":
+        return benchmark
+    model = RoamingModel(benchmark.model, share=config.method["share"], seed=config.seed)
+    return dataclasses.replace(benchmark, model=model)
 
 
 def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
@@ -130,24 +155,27 @@ def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
     """
     options = dict(config.method)
     name = options.pop("name")
-    tasks = list(benchmark.tasks)
-    if name == "combined":
-        return CombinedUpdate(
-            benchmark.model,
-            benchmark.tasks,
-            make_combiner(config, tasks),
-            config.optimizer,
-            config.wrt,  # type: ignore[arg-type]
-        )
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
+    model, tasks, optimizer = benchmark.model, benchmark.tasks, config.optimizer
+    if name in ("combined", "rotograd", "maximum_roaming"):
+        combiner, wrt = make_combiner(config, list(tasks)), cast(Wrt, config.wrt)
+        if name == "rotograd":
+            inputs, _ = benchmark.train.batch(torch.arange(2), device_of(config.device))
+            return RotoGradUpdate(model, tasks, combiner, optimizer, wrt, inputs=inputs, **options)
+        if name == "maximum_roaming":
+            assert isinstance(model, RoamingModel)
+            return MaximumRoamingUpdate(
+                model, tasks, combiner, optimizer, wrt, roaming_updates=options["roaming_updates"]
+            )
+        return CombinedUpdate(model, tasks, combiner, optimizer, wrt)
+    if config.combiner["name"] != "unitary":
+        raise InputError(f"method={name} does without a combiner: leave out combiner={config.combiner['name']}")
     if name == "auto_lambda":
-        return AutoLambdaUpdate(benchmark.model, benchmark.tasks, config.optimizer, **options)
-    groups = random_groups(tasks, options["groups"], config.seed)
+        return AutoLambdaUpdate(model, tasks, optimizer, **options)
+    groups = random_groups(list(tasks), options["groups"], config.seed)
     individual = name == "individual_optimizers"
-    return IndividualUpdates(
-        benchmark.model, benchmark.tasks, groups, config.optimizer, individual_optimizers=individual
-    )
+    return IndividualUpdates(model, tasks, groups, optimizer, individual_optimizers=individual)
 
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:
@@ -157,17 +185,10 @@ def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combi
     if config.weights_from is not None:
         if name != "fixed":
             raise InputError(f"weights_from is for combiner=fixed, not {name}")
-        options["weights"] = weights_of(Path(config.weights_from), tasks)
+        options["weights"] = weights_of_run(Path(config.weights_from), tasks, "train/weight", "ema")
+        if options["weights"] is None:
+            raise InputError(f"weights_from: the run in '{config.weights_from}' logged no weights: its method has none")
     return combiners.make(name, len(tasks), seed=config.seed, **options)
-
-
-def weights_of(directory: Path, tasks: list[str]) -> list[float]:
-    """The weights that a run's method had in the end, averaged (Gama & Grassi, 2025, section 3.5)."""
-    file = directory / "metrics.jsonl"
-    if not file.exists():
-        raise InputError(f"weights_from: '{directory}' is not a run directory: it has no metrics.jsonl")
-    keys = [f"train/weight/{task}" for task in tasks]
-    return extracted_weights([[e[key] for key in keys] for e in read_metrics(file) if all(e.get(k) for k in keys)])
 
 
 def schedule(config: SupervisedConfig) -> Schedule:
@@ -186,25 +207,25 @@ def schedule(config: SupervisedConfig) -> Schedule:
 
 
 def method_name(config: SupervisedConfig) -> str:
-    """The combiner's name where there is one, and else the method's."""
-    name: str = config.method["name"]
-    return str(config.combiner["name"]) if name == "combined" else name
+    """The combiner's name, with the method's where it is more than that."""
+    name, combiner = str(config.method["name"]), str(config.combiner["name"])
+    return combiner if name == "combined" else name if combiner == "unitary" else f"{name}-{combiner}"
 
 
 def run_directory(config: SupervisedConfig, tasks: list[str]) -> Path:
     """The run's directory, by default named after benchmark, tasks, method and seed."""
     name = f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
-    return Path(config.run_dir or f"runs/{name}")
+    return directory_of(config.run_dir, name)
 
 
 def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
-    """Prints the test metrics of a finished run."""
+    """Prints the metrics of a finished run."""
     table = Table(title=f"Model selection: {summary['selection']['by']}")
     for column in ("metric", "validation", "test"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for key, value in summary["test"].items():
+    for key, value in summary["validation"].items():
         name = f"{key} {summary['metrics'][key]['name']}" if key in summary["metrics"] else key
-        table.add_row(name, f"{summary['validation'][key]:.4f}", f"{value:.4f}")
+        table.add_row(name, f"{value:.4f}", f"{summary['test'][key]:.4f}" if "test" in summary else "not read")
     console.print(table)
     console.print(f"{summary['epochs']} epochs in {summary['seconds'] / 60:.1f} min", highlight=False)
     console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)
@@ -220,4 +241,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    supervise()
+    configs = str(Path(CONFIGS) / "supervised")
+    run(main, partial(sweep, configs, "supervised", named=("benchmark", "tasks", "combiner", "method", "seed")))

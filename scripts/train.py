@@ -3,11 +3,17 @@
 import dataclasses
 import os
 import sys
+from functools import partial
 
 # Threads that wait for work go to sleep soon (after some 10 microseconds): simulators need their cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # NumPy solves problems of T x T here, which are too small to share.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from mtrl.experiment.sweeps import supervise, sweep
+
+if __name__ == "__main__":
+    supervise()  # a sweep; before anything large is loaded
 
 import hydra
 import torch
@@ -25,6 +31,7 @@ from scripts.composition import (
     OBSERVATION_SIZE,
     TrainConfig,
     device_of,
+    extract_weights,
     make_agent,
     make_combiners,
     make_environments,
@@ -42,6 +49,7 @@ def train(config: TrainConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
+    extract_weights(config, tasks)
     _, remark = make_combiners(config, len(tasks))
     capacity = replay_capacity(config, len(tasks))
     memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
@@ -87,4 +95,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, partial(sweep, CONFIGS, "train", named=("benchmark", "task", "combiner", "seed")))

@@ -93,6 +93,104 @@ def write_sweep(folder: Path, combiners: Mapping[str, float], seeds: Sequence[in
     return folder
 
 
+SUPERVISED_CONFIG: dict[str, Any] = {
+    "benchmark": {"name": "multi_digits", "pairs_per_digit": 5, "data_seed": 0},
+    "combiner": {"name": "unitary"},
+    "method": {"name": "combined"},
+    "wrt": "shared",
+    "weights_from": None,
+    "epochs": 8,
+    "batch_size": 256,
+    "dropout": 0.5,
+    "selection": None,
+    "optimizer": {"name": "adam", "learning_rate": 1e-3, "weight_decay": 0.0, "momentum": 0.0},
+    "device": "auto",
+    "progress": True,
+    "debug": False,
+}
+
+
+def write_supervised_run(
+    directory: Path,
+    tasks: Sequence[str] = ("CL", "RR"),
+    combiner: str = "unitary",
+    seed: int = 0,
+    *,
+    config: Mapping[str, Any] | None = None,
+    level: float = 0.9,
+    test: Mapping[str, float] | None = None,
+    epochs: int = 8,
+    finished: bool = True,
+    machine: Mapping[str, Any] = MACHINE,
+) -> Path:
+    """Writes a supervised run; tasks that begin with R are judged by an error, the others by an accuracy.
+
+    Test accuracies are near ``level``, errors near a tenth of what is missing to 1, unless ``test`` says what they are.
+    """
+    rng = np.random.default_rng([seed, len(tasks), *combiner.encode()])
+    resolved = copy.deepcopy(SUPERVISED_CONFIG) | {"tasks": list(tasks), "combiner": {"name": combiner}, "seed": seed}
+    resolved |= {"run_dir": str(directory)} | dict(config or {})
+    directory.mkdir(parents=True)
+    (directory / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    metrics = {
+        task: {"name": "squared_error" if error else "accuracy", "higher_is_better": not error}
+        for task in tasks
+        for error in [task.startswith("R")]
+    }
+    accuracies = level + 0.01 * rng.normal(size=len(tasks))
+    reached = {
+        task: float(accuracy if metrics[task]["higher_is_better"] else (1 - accuracy) / 10)
+        for task, accuracy in zip(tasks, accuracies, strict=True)
+    }
+    entries: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        entry: dict[str, Any] = {"step": 10 * epoch, "time": 2.5 * epoch, "epoch": epoch}
+        for task, value in reached.items():
+            entry[f"val/{task}"] = value * (1 - 0.5 ** (2 * epoch)) + float(0.005 * rng.normal())
+            entry[f"train/loss/{task}"] = float(rng.random())
+        conflict = _conflict(tasks, combiner, epoch / epochs, rng, ("shared",))
+        for key, value in conflict.items():
+            if key.startswith("conflict/shared/weight/"):
+                entry[key.replace("conflict/shared/weight", "train/weight")] = value
+            else:
+                entry[key.replace("_to_update", "_to_average")] = value
+        entry |= {"distance/total": 3.0 * epoch, "distance/shortest": float(epoch**0.5)}
+        entry["distance/ratio"] = entry["distance/total"] / entry["distance/shortest"]
+        entries.append(entry | {"speed/epoch_seconds": float(np.exp(0.1 * rng.normal()))})
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    if finished:
+        summary = {
+            "tasks": list(tasks),
+            "metrics": metrics,
+            "test": dict(test or reached),
+            "validation": reached,
+            "selection": {"by": "per_metric", "epochs": dict.fromkeys(tasks, epochs)},
+            "epochs": epochs,
+            "updates": 10 * epochs,
+            "seconds": 2.5 * epochs,
+            "memory": {"process_gib": round(0.5 + rng.random(), 3)},
+            "machine": dict(machine),
+            "command": ["scripts/supervised.py", f"combiner={combiner}", f"seed={seed}"],
+        }
+        (directory / "summary.json").write_text(json.dumps(summary))
+    return directory
+
+
+def write_supervised_sweep(
+    folder: Path, combiners: Mapping[str, float], seeds: Sequence[int], tasks: Sequence[str] = ("CL", "RR")
+) -> Path:
+    """Writes a run for each combiner and seed, and the single-task runs of each task."""
+    for combiner, level in combiners.items():
+        for seed in seeds:
+            write_supervised_run(folder / f"{'-'.join(tasks)}-{combiner}-{seed}", tasks, combiner, seed, level=level)
+    for task in tasks:
+        for seed in seeds:
+            directory = folder / f"{task}-{seed}"
+            if not directory.exists():
+                write_supervised_run(directory, [task], seed=seed)
+    return folder
+
+
 def _training(tasks: Sequence[str], rng: np.random.Generator, seconds_per_step: float) -> dict[str, float]:
     names = [f"train/episode_return/{task}" for task in tasks] + [f"train/episode_success/{task}" for task in tasks]
     values = dict(zip(["train/critic_loss", "train/actor_loss", *names], rng.random(len(names) + 2), strict=False))
@@ -103,10 +201,16 @@ def _training(tasks: Sequence[str], rng: np.random.Generator, seconds_per_step: 
     }
 
 
-def _conflict(tasks: Sequence[str], combiner: str, progress: float, rng: np.random.Generator) -> dict[str, float]:
+def _conflict(
+    tasks: Sequence[str],
+    combiner: str,
+    progress: float,
+    rng: np.random.Generator,
+    objectives: Sequence[str] = ("critic", "actor"),
+) -> dict[str, Any]:
     count = len(tasks)
-    entry: dict[str, float] = {}
-    for objective in ("critic", "actor"):
+    entry: dict[str, Any] = {}
+    for objective in objectives:
         weights = np.ones(count) if combiner == "unitary" else 1 + progress * np.linspace(-1, 2, count)
         jacobian = rng.normal(size=(count, 8)) + 0.5
         update = weights @ jacobian

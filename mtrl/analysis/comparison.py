@@ -1,7 +1,7 @@
 """Methods side by side: which runs are compared, at which step, and what differs between them besides the method."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,29 +14,28 @@ from mtrl.errors import InputError, unknown_name
 from mtrl.experiment.run_directory import flatten
 
 _SPEED_ONLY = ("device", "num_workers", "threads")
-_NO_INFLUENCE = ("run_dir", "progress", "debug", *_SPEED_ONLY)
-_LONGEST_NAME = 40
+_NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", *_SPEED_ONLY)
+_METHOD_KEYS = ("combiner", "method", "agent", "optimizer", "wrt", "weights_from", "weights_how")
+_LONGEST_NAME = 48
 
 
 @dataclass(frozen=True)
 class Method:
-    """The runs of one way of combining gradients.
+    """The runs of one way of training.
 
     Attributes:
-        name: the combiner's, with the options in which runs of the same combiner differ.
+        name: the combiner's (or the method's that does without one), with the options of combiner, method, agent and
+            optimizer in which runs of the same name differ.
         runs: all with at least one evaluation, unfinished ones too.
         seeds: ``[n]``, those of the compared runs, sorted, each once.
-        final: ``[n, T]``, scores at the step of comparison; the mean over runs where a seed was run twice.
-        last: ``[n, T]``, means over the last evaluations up to that step.
-        best: ``[n, T]``, scores at the evaluation, up to that step, with the best mean over tasks.
+        scores: ``[n, T]``, what methods are compared by, higher is better; the mean over runs where a seed was run
+            twice.
     """
 
     name: str
     runs: list[Run]
     seeds: list[int]
-    final: Floats
-    last: Floats
-    best: Floats
+    scores: Floats
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,9 @@ class Comparison:
     Attributes:
         benchmark: its name.
         tasks: ``[T]`` names.
-        metric: the key of the metric.
-        step: where the methods are compared: the last evaluation that every compared run reached.
-        last_k: over how many evaluations `Method.last` is taken.
-        evaluations: of how many evaluations the best is taken; the most of any run.
+        score: what `Method.scores` are, in words.
+        progress: what `Metrics.steps` count, in words.
+        interval: what `Metrics.durations` are the seconds of, in words.
         seed: of the resamples.
         baseline: the name of the method that the others are compared with.
         methods: the baseline first, the others by name.
@@ -62,18 +60,48 @@ class Comparison:
 
     benchmark: str
     tasks: list[str]
-    metric: str
-    step: int
-    last_k: int
-    evaluations: int
+    score: str
+    progress: str
+    interval: str
     seed: int
     baseline: str
-    methods: list[Method]
+    methods: Sequence[Method]
     runs: list[Run]
     compared: list[Run]
     paired: list[PairedComparison]
     configuration: dict[str, dict[str, str]]
     warnings: list[str]
+
+
+@dataclass(frozen=True)
+class TrainedMethod(Method):
+    """The runs of one way of training an agent; `scores` are means over the last evaluations up to the common step.
+
+    Attributes:
+        final: ``[n, T]``, scores at the step of comparison.
+        best: ``[n, T]``, scores at the evaluation, up to that step, with the best mean over tasks.
+    """
+
+    final: Floats
+    best: Floats
+
+
+@dataclass(frozen=True)
+class TrainingComparison(Comparison):
+    """A comparison of runs of reinforcement learning.
+
+    Attributes:
+        metric: the key of the metric.
+        step: where the methods are compared: the last evaluation that every compared run reached.
+        last_k: over how many evaluations `Method.scores` are taken.
+        evaluations: of how many evaluations the best is taken; the most of any run.
+    """
+
+    methods: Sequence[TrainedMethod]
+    metric: str
+    step: int
+    last_k: int
+    evaluations: int
 
 
 def compare(
@@ -84,8 +112,8 @@ def compare(
     seed: int,
     last_k: int,
     left_out: Sequence[str] = (),
-) -> Comparison:
-    """Compares the methods of a set of runs.
+) -> TrainingComparison:
+    """Compares the methods of a set of runs of reinforcement learning.
 
     Where any run is finished, finished runs alone are scored; otherwise every run is. All are scored at the last
     evaluation that each of them reached, so that a longer run has no advantage.
@@ -101,24 +129,20 @@ def compare(
     Raises:
         InputError: if no run has an evaluation, or there is no such baseline.
     """
-    names = method_names(runs)
     evaluated = [run for run in runs if len(run.metrics.steps)]
     if not evaluated:
         raise InputError(f"none of the {len(runs)} runs has an evaluation ('{metric}') yet")
     compared = [run for run in evaluated if run.summary is not None] or evaluated
     step = min(run.metrics.steps[-1] for run in compared)
-    by_name: dict[str, list[Run]] = defaultdict(list)
-    for run, name in zip(runs, names, strict=True):
-        by_name[name].append(run)
-    if baseline not in by_name:
-        raise unknown_name("baseline", baseline, by_name)
-    order = sorted(by_name, key=lambda name: (name != baseline, name))
-    methods = [_method(name, by_name[name], compared, step, last_k, len(runs[0].tasks)) for name in order]
-    scored = {method.name: (method.seeds, method.last) for method in methods if method.seeds}
-    configuration = _differences({name: by_name[name] for name in order})
-    return Comparison(
+    by_name = runs_by_method(runs, baseline)
+    methods = [_method(name, own, compared, step, last_k, len(runs[0].tasks)) for name, own in by_name.items()]
+    configuration = differences(by_name)
+    return TrainingComparison(
         benchmark=runs[0].benchmark,
         tasks=runs[0].tasks,
+        score=f"{metric_label(metric)}, mean of the last {last_k} evaluations",
+        progress="vector steps (one environment step in every task)",
+        interval="10,000 updates",
         metric=metric,
         step=int(step),
         last_k=last_k,
@@ -128,29 +152,60 @@ def compare(
         methods=methods,
         runs=list(runs),
         compared=compared,
-        paired=compare_with_baseline(scored, baseline, seed) if baseline in scored else [],
+        paired=pair(methods, baseline, seed),
         configuration=configuration,
         warnings=[
             *_run_warnings(runs, compared, int(step)),
-            *_method_warnings(methods, baseline),
-            *_configuration_warnings(configuration),
-            *_machine_warnings(runs),
+            *method_warnings(methods, baseline),
+            *configuration_warnings(configuration),
+            *machine_warnings(runs),
             *left_out,
         ],
     )
 
 
+def metric_label(metric: str) -> str:
+    """What an axis calls a metric."""
+    return "success rate" if metric == "eval/success_mean" else metric
+
+
+def runs_by_method(runs: Sequence[Run], baseline: str) -> dict[str, list[Run]]:
+    """The runs of each method by its name, the baseline first, the others by name.
+
+    Raises:
+        InputError: if there is no such baseline.
+    """
+    by_name: dict[str, list[Run]] = defaultdict(list)
+    for run, name in zip(runs, method_names(runs), strict=True):
+        by_name[name].append(run)
+    if baseline not in by_name:
+        raise unknown_name("baseline", baseline, by_name)
+    return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, name))}
+
+
+def pair(methods: Sequence[Method], baseline: str, seed: int) -> list[PairedComparison]:
+    """Each method that has scores against the baseline."""
+    scored = {method.name: (method.seeds, method.scores) for method in methods if method.seeds}
+    return compare_with_baseline(scored, baseline, seed) if baseline in scored else []
+
+
 def method_names(runs: Sequence[Run]) -> list[str]:
-    """Each run's combiner, with those of its options in which runs of the same combiner differ."""
-    options = [_texts(run.config["combiner"]) for run in runs]
-    values: dict[str, dict[str, set[str]]] = {}
-    for name in {own["name"] for own in options}:
-        same = [own for own in options if own["name"] == name]
-        values[name] = {key: {own.get(key, "absent") for own in same} for own in same for key in sorted(own)}
+    """Each run's method, with those of its options in which runs of the same method differ."""
+    options = [_texts({key: run.config[key] for key in _METHOD_KEYS if key in run.config}) for run in runs]
+    labels: dict[str, dict[str, str]] = {}
+    for name in {run.method for run in runs}:
+        same = [own for run, own in zip(runs, options, strict=True) if run.method == name]
+        keys = dict.fromkeys(key for own in same for key in sorted(own))
+        last_parts = Counter(key.rpartition(".")[2] for key in keys)
+        labels[name] = {
+            key: last if last_parts[last := key.rpartition(".")[2]] == 1 else key
+            for key in keys
+            if len({own.get(key, "absent") for own in same}) > 1
+        }
     names = []
-    for own in options:
-        differing = [key for key, found in values[own["name"]].items() if len(found) > 1]
-        names.append(" ".join([own["name"], *(f"{key}={own.get(key, 'absent')}" for key in differing)]))
+    for run, own in zip(runs, options, strict=True):
+        differing = (f"{label}={own.get(key, 'absent')}" for key, label in labels[run.method].items())
+        names.append(" ".join([run.method, *differing]))
     return _shortened(names)
 
 
@@ -166,7 +221,7 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(config).items()}
 
 
-def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int, tasks: int) -> Method:
+def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int, tasks: int) -> TrainedMethod:
     rows: dict[int, list[Floats]] = defaultdict(list)
     directories = {run.directory for run in compared}
     for run in runs:
@@ -178,10 +233,11 @@ def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k
     empty = np.zeros((3, 0, tasks))
     final, last, best = np.stack([np.mean(rows[seed], 0) for seed in seeds], 1) if seeds else empty
     evaluated = [run for run in runs if len(run.metrics.steps)]
-    return Method(name, evaluated, seeds, final, last, best)
+    return TrainedMethod(name, evaluated, seeds, scores=last, final=final, best=best)
 
 
-def _differences(methods: Mapping[str, list[Run]]) -> dict[str, dict[str, str]]:
+def differences(methods: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, str]]:
+    """The values by method of each key in which runs differ, other than the seed and where they were computed."""
     values: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     flat = {name: [_texts(run.config) for run in runs] for name, runs in methods.items()}
     keys = dict.fromkeys(key for configs in flat.values() for config in configs for key in config)
@@ -211,25 +267,32 @@ def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> li
     unfinished = [run for run in runs if run.summary is None]
     unevaluated = [run for run in runs if not len(run.metrics.steps)]
     if len(compared) < len(runs) and len(unfinished) < len(runs):
-        warnings.append(
-            f"{len(unfinished)} of {len(runs)} runs are not finished and not scored: {_named(unfinished)}. "
-            "If a method's own failures stopped them, its scores are of the lucky runs alone."
-        )
+        warnings.append(unscored_warning(runs))
     elif unfinished:
         warnings.append(f"No run is finished: all are scored at step {step:,}, the last that each of them reached.")
         if unevaluated:
-            warnings.append(f"Runs without an evaluation yet: {_named(unevaluated)}.")
+            warnings.append(f"Runs without an evaluation yet: {named(unevaluated)}.")
     longest = max(run.metrics.steps[-1] for run in compared)
     if step < longest:
         shortest = [run for run in compared if run.metrics.steps[-1] == step]
         warnings.append(
-            f"Compared runs have different lengths: all are scored at step {step:,}, the end of {_named(shortest)}; "
+            f"Compared runs have different lengths: all are scored at step {step:,}, the end of {named(shortest)}; "
             f"the longest goes on to {int(longest):,}."
         )
     return warnings
 
 
-def _method_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
+def unscored_warning(runs: Sequence[Run]) -> str:
+    """Names the unfinished among the runs."""
+    unfinished = [run for run in runs if run.summary is None]
+    return (
+        f"{len(unfinished)} of {len(runs)} runs are not finished and not scored: {named(unfinished)}. "
+        "If a method's own failures stopped them, its scores are of the lucky runs alone."
+    )
+
+
+def method_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
+    """What is to be known of the methods' seeds."""
     warnings = []
     seeds = {tuple(method.seeds) for method in methods if method.seeds}
     for method in methods:
@@ -245,8 +308,9 @@ def _method_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
     return warnings
 
 
-def _configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> list[str]:
-    others = {key: values for key, values in configuration.items() if not key.startswith("combiner.")}
+def configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Says where runs differ in more than combiner (or method) and seed."""
+    others = {key: values for key, values in configuration.items() if key.split(".")[0] not in ("combiner", "method")}
     if len(others) > 3:
         keys = _cut(", ".join(others))
         return [f"Runs differ in more than combiner and seed, in {keys}: see the differences in configuration."]
@@ -261,7 +325,8 @@ def _configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> l
     return warnings
 
 
-def _machine_warnings(runs: Sequence[Run]) -> list[str]:
+def machine_warnings(runs: Sequence[Run]) -> list[str]:
+    """Says where runs were made on different machines, or with different versions."""
     machines = [run.summary["machine"] for run in runs if run.summary and "machine" in run.summary]
     warnings = []
     packages = dict.fromkeys(package for machine in machines for package in machine["versions"])
@@ -285,7 +350,8 @@ def hardware_of(machine: Mapping[str, Any]) -> str:
     return f"{machine['processor']}, {machine['cores']} cores{gpu}"
 
 
-def _named(runs: Sequence[Run]) -> str:
+def named(runs: Sequence[Run]) -> str:
+    """The names of runs, cut where they are many."""
     return _cut(", ".join(run.directory.name for run in runs))
 
 

@@ -1,17 +1,22 @@
 """The report of a comparison: one page that opens anywhere, figures for a paper, tables for a spreadsheet."""
 
 import base64
+import dataclasses
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from mtrl.analysis.comparison import Comparison, hardware_of
-from mtrl.analysis.figures import Picture, pictures
+from mtrl.analysis.comparison import Comparison, TrainingComparison, hardware_of
+from mtrl.analysis.drawing import Picture
+from mtrl.analysis.figures import pictures
 from mtrl.analysis.statistics import SIGNIFICANCE, best_by_luck
+from mtrl.analysis.supervised import SupervisedComparison
 from mtrl.analysis.tables import Table, tables, text_of
 from mtrl.experiment.files import write_text
 
@@ -40,28 +45,37 @@ pre { overflow-x: auto; background: #f5f5f5; padding: .6rem; font-size: .8rem; }
 """
 
 
-def write_report(comparison: Comparison, folder: Path, command: Sequence[str]) -> Path:
+def write_report(comparisons: Sequence[Comparison], folder: Path, command: Sequence[str]) -> Path:
     """Writes ``index.html``, ``figures/`` (PNG and PDF) and ``tables/`` (CSV and Markdown).
 
     Args:
-        comparison: what to report.
+        comparisons: what to report, a section each; where there are several, their files begin with a number.
         folder: where; made if missing, files in it are replaced.
         command: what was typed, for the reader who wants to do it again.
 
     Returns:
-        The page: one file without links to others, scripts or the network.
+        The page: one file without links to others (except for videos that the runs hold), scripts or the network.
     """
-    figures, numbers = folder / "figures", folder / "tables"
-    for directory in (figures, numbers):
+    for directory in (folder / "figures", folder / "tables"):
         directory.mkdir(parents=True, exist_ok=True)
-    drawn, counted = pictures(comparison), tables(comparison)
-    for picture in drawn:
-        picture.save(figures)
-    for table in counted:
-        write_text(numbers / f"{table.name}.csv", table.csv())
-        write_text(numbers / f"{table.name}.md", table.markdown())
+    titles = [_title(comparison) for comparison in comparisons]
     page = folder / "index.html"
-    write_text(page, _page(comparison, drawn, counted, figures, command))
+    write_text(
+        page,
+        "\n".join(
+            [
+                "<!DOCTYPE html>",
+                '<html lang="en"><head><meta charset="utf-8">',
+                '<meta name="viewport" content="width=device-width, initial-scale=1">',
+                f"<title>{escape('; '.join(titles))}</title><style>{_CSS}</style></head><body>",
+                *(
+                    _section(comparison, folder, f"{number}-" if len(comparisons) > 1 else "", command)
+                    for number, comparison in enumerate(comparisons, 1)
+                ),
+                "</body></html>\n",
+            ]
+        ),
+    )
     return page
 
 
@@ -81,22 +95,21 @@ def verdicts(comparison: Comparison) -> list[str]:
     adjusted = f", adjusted for {count} comparisons (Holm, 1979)" if count > 1 else ""
     if any(paired.seeds for paired in comparison.paired):
         sentences.append(
-            f"Differences are in the mean of the last {comparison.last_k} evaluations over all tasks, with 95% "
-            f"intervals; p is that of a two-sided sign-flip test over seeds{adjusted}; significant is p of at most "
-            f"{SIGNIFICANCE}. No significant difference is not evidence of equality: the interval says what is "
-            "still possible."
+            f"Differences are means over all tasks ({comparison.score}), with 95% intervals; p is that of a two-sided "
+            f"sign-flip test over seeds{adjusted}; significant is p of at most {SIGNIFICANCE}. No significant "
+            "difference is not evidence of equality: the interval says what is still possible."
         )
     return sentences
 
 
-def bias_of_best(comparison: Comparison) -> str | None:
+def bias_of_best(comparison: TrainingComparison) -> str | None:
     """How much of the best score over all updates may be luck; None where nothing is known of its noise."""
     episodes = comparison.runs[0].config.get("eval", {}).get("episodes")
     scored = [method for method in comparison.methods if method.seeds]
     if comparison.metric != "eval/success_mean" or not episodes:
         return None
     method = max(scored, key=lambda method: float(method.best.mean()))
-    rates = np.clip(method.last.mean(0), 0, 1)
+    rates = np.clip(method.scores.mean(0), 0, 1)
     luck = best_by_luck(rates, episodes, comparison.evaluations, np.random.default_rng(comparison.seed))
     return (
         f"The best of {comparison.evaluations} evaluations flatters: it picks the luckiest. If every evaluation were "
@@ -106,35 +119,59 @@ def bias_of_best(comparison: Comparison) -> str | None:
     )
 
 
-def _page(
-    comparison: Comparison, drawn: Iterable[Picture], counted: Iterable[Table], figures: Path, command: Sequence[str]
-) -> str:
-    title = f"{comparison.benchmark}: {', '.join(method.name for method in comparison.methods)}"
-    if len(comparison.methods) > 4:
-        title = f"{comparison.benchmark}: {len(comparison.methods)} methods"
-    finished = sum(run.summary is not None for run in comparison.runs)
-    facts = (
-        f"{len(comparison.tasks)} tasks, {len(comparison.runs)} runs ({finished} finished, {len(comparison.compared)} "
-        f"scored), compared at step {comparison.step:,} by {comparison.metric}, mean of the last {comparison.last_k} "
-        f"evaluations. Baseline: {comparison.baseline}."
-    )
-    bias = bias_of_best(comparison)
+def _title(comparison: Comparison) -> str:
+    tasks = f" ({', '.join(comparison.tasks)})" if isinstance(comparison, SupervisedComparison) else ""
+    names = [method.name for method in comparison.methods]
+    return f"{comparison.benchmark}{tasks}: {', '.join(names) if len(names) <= 4 else f'{len(names)} methods'}"
+
+
+def _section(comparison: Comparison, folder: Path, prefix: str, command: Sequence[str]) -> str:
+    """Everything about a comparison; writes its figures and tables too."""
+    drawn, counted = pictures(comparison), tables(comparison)
     made = _made(comparison, command)
+    figures = []
+    for picture in drawn:
+        picture = dataclasses.replace(picture, name=prefix + picture.name)
+        picture.save(folder / "figures")
+        figures.append(_figure(picture, folder / "figures", made))
+    for table in counted:
+        write_text(folder / "tables" / f"{prefix}{table.name}.csv", table.csv())
+        write_text(folder / "tables" / f"{prefix}{table.name}.md", table.markdown())
+    bias = bias_of_best(comparison) if isinstance(comparison, TrainingComparison) else None
     return "\n".join(
         [
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{_CSS}</style></head><body>",
-            f'<h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p>',
+            f'<h1>{escape(_title(comparison))}</h1><p class="facts">{escape(_facts(comparison))}</p>',
             f'<div class="verdicts">{_list(verdicts(comparison))}</div>',
             f'<div class="warnings">{_list(comparison.warnings)}</div>' if comparison.warnings else "",
-            *(_figure(picture, figures, made) for picture in drawn),
+            *figures,
             *(_table(table, bias if table.name == "methods" else None) for table in counted if table.rows),
+            _videos(comparison, folder),
             _making(comparison, command),
-            "</body></html>\n",
         ]
     )
+
+
+def _facts(comparison: Comparison) -> str:
+    finished = sum(run.summary is not None for run in comparison.runs)
+    if isinstance(comparison, TrainingComparison):
+        by = f"at step {comparison.step:,} by {comparison.metric}, mean of the last {comparison.last_k} evaluations"
+    else:
+        by = f"on the test split by {comparison.score}"
+    return (
+        f"{len(comparison.tasks)} tasks, {len(comparison.runs)} runs ({finished} finished, {len(comparison.compared)} "
+        f"scored), compared {by}. Baseline: {comparison.baseline}."
+    )
+
+
+def _videos(comparison: Comparison, folder: Path) -> str:
+    """Links to the contact sheets that ``scripts/evaluate.py`` has left in the runs' directories."""
+    items = []
+    for run in comparison.runs:
+        for sheet in sorted(run.directory.glob("video-*/contact_sheet.png")):
+            target = quote(os.path.relpath(sheet, folder))
+            name = f"{run.method}, seed {run.seed}, step {sheet.parent.name.removeprefix('video-')}"
+            items.append(f'<li><a href="{escape(target)}">{escape(name)}</a>: {escape(str(sheet.parent))}</li>')
+    return f"<h2>Videos</h2><ul>{''.join(items)}</ul>" if items else ""
 
 
 def _list(lines: Iterable[str]) -> str:

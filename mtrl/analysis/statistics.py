@@ -37,10 +37,12 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        """Three digits, e.g. ``0.831 [0.790, 0.872]``; the value alone where there is no interval."""
+        """At least three digits, e.g. ``0.831 [0.790, 0.872]``; the value alone where there is no interval."""
+        small = 0 < abs(self.value) < 0.1
+        decimals = 2 - math.floor(math.log10(abs(self.value))) if small else 3
         if math.isnan(self.low):
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.value:.{decimals}f}"
+        return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
 
 
 def mean_over_tasks(scores: Floats, generator: Generator) -> Estimate:

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 
-from mtrl.analysis.figures import STEPS
 from mtrl.experiment.metrics import read_metrics
 from mtrl.experiment.run_directory import read_config, read_summary
 
@@ -34,7 +33,7 @@ def learning_curve(directory: Path, file: Path) -> None:
         mean = [entry["eval/success_mean"] for entry in entries]
         axes.plot(steps, mean, color="black", marker="o", lw=2.5, label="mean over tasks")
     axes.set(
-        xlabel=STEPS,
+        xlabel="vector steps (one environment step in every task)",
         ylabel=f"success rate over {config['eval']['episodes']} episodes",
         ylim=(-0.03, 1.03),
         title=f"{config['benchmark']['name']}, {config['combiner']['name']}, seed {config['seed']}",

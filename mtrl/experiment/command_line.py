@@ -21,20 +21,43 @@ from hydra.errors import (
 from omegaconf.errors import OmegaConfBaseException
 
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
+from mtrl.experiment import sweeps
 
 _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
 _PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Calls a script's Hydra main; what is wrong with the configuration ends the process in one line."""
+def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:
+    """Calls a script's Hydra main; what is wrong with the configuration ends the process in one line.
+
+    Args:
+        main: runs the script once.
+        sweep: runs a multirun, where the script has one.
+    """
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
+    sweeps.follow_parent()
     try:
         with one_line_errors(debug=before == "1" or "debug=true" in sys.argv):
-            main()
+            if sweep is not None and sweeps.requested(sys.argv):
+                _launch(sweep)
+            else:
+                main()
+    except Exception as error:
+        sweeps.report(reason=f"{type(error).__name__}: {error}")
+        raise
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _launch(sweep: Callable[[], Any]) -> None:
+    try:
+        sweep()
+    except Exception as error:
+        if message_of(error) is not None:
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(f"the launcher gave up: {type(error).__name__}: {first} (debug=true tells more)") from error
 
 
 @contextmanager
@@ -53,6 +76,7 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
         if debug or known is None:
             raise
         code, message = known
+        sweeps.report(reason=message, expected=True)
         sys.stderr.write(f"{'error: ' if code < 128 else ''}{message}\n")
         sys.stderr.flush()
         sys.exit(code)
@@ -61,18 +85,24 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
 def message_of(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the line for an expected error; None for a bug."""
     if isinstance(error, InputError):
-        return 2, str(error)
+        return 2, _line(str(error))
     if isinstance(error, RunError):
-        return 1, str(error)
+        return 1, _line(str(error))
     if isinstance(error, Interrupted):
         return 128 + error.signal_number, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted before anything was to be saved"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return 2, _configuration_message(error)
+        return 2, _line(_configuration_message(error))
+    if type(error) is ValueError and "Config group override" in str(error):  # Hydra's, of e.g. combiner=null
+        return 2, _line(str(error))
     if isinstance(error, OSError):
-        return 1, " ".join(str(error).split())
+        return 1, _line(str(error))
     return None
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _configuration_message(error: BaseException) -> str:

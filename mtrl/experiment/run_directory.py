@@ -12,9 +12,11 @@ import yaml
 from mtrl.errors import InputError, RunError
 from mtrl.experiment.checkpoints import Checkpoints
 from mtrl.experiment.files import write_json, write_text
+from mtrl.experiment.metrics import log_outcome
+from mtrl.experiment.sweeps import report
 
 # What may differ between the parts of one run: where and how it is computed, not what.
-_FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress")
+_FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb")
 
 
 class RunDirectory:
@@ -36,6 +38,9 @@ class RunDirectory:
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path = path
         self.config = dict(config)
+        if "run_dir" in config:
+            self.config["run_dir"] = str(path)
+        report(run_dir=str(path))
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("w")
@@ -48,13 +53,17 @@ class RunDirectory:
             self._lock.close()
             raise
         self.checkpoints = Checkpoints(path / "checkpoints")
+        report(was_finished=self.finished)
 
     def _claim(self) -> None:
         """Makes the directory this run's, or checks that it is."""
         file = self.path / "config.yaml"
         if file.exists():
-            _compare(read_config(self.path), self.config, self.path)
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            before = read_config(self.path)
+            _compare(before, self.config, self.path)
+            if before != self.config and not self.finished:
+                write_text(file, yaml.safe_dump(self.config, sort_keys=False))
+        elif any(entry.name not in (".lock", "config.yaml.tmp") for entry in self.path.iterdir()):
             raise InputError(f"run_dir '{self.path}' is not empty and has no config.yaml: choose another directory")
         else:
             write_text(file, yaml.safe_dump(self.config, sort_keys=False))
@@ -66,11 +75,39 @@ class RunDirectory:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, which marks the run as completed."""
+        if measures := headline(summary):
+            config = {key: value for key, value in flatten(self.config).items() if key not in _FREE_KEYS}
+            log_outcome(self.path, config, measures)
         write_json(self.path / "summary.json", summary)
+        report(result=_result(summary))
 
     def close(self) -> None:
         """Lets other processes open the run."""
         self._lock.close()
+
+
+def directory_of(run_dir: str | None, name: str) -> Path:
+    """The directory that the key ``run_dir`` means.
+
+    Args:
+        run_dir: a path, in which ``{name}`` stands for the default name; None is ``runs/{name}``.
+        name: the default name.
+    """
+    return Path((run_dir or "runs/{name}").replace("{name}", name))
+
+
+def headline(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The final measures of a completed run: ``eval/success_mean``, or ``test/<measure>`` of a supervised one."""
+    if "final" in summary:
+        return {"eval/success_mean": summary["final"]["success_mean"]}
+    return {f"test/{key}": value for key, value in summary.get("test", {}).items()}
+
+
+def _result(summary: Mapping[str, Any]) -> str:
+    measures = headline(summary)
+    means = {key: value for key, value in measures.items() if key.endswith("_mean")} or measures
+    told = ", ".join(f"{key.partition('/')[2].replace('_mean', '')} {value:.3f}" for key, value in means.items())
+    return f"{told} in {summary.get('seconds', 0) / 60:.1f} min"
 
 
 def _acquire(lock: IO[str], path: Path) -> None:
@@ -122,9 +159,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """What a completed run left in ``summary.json``; None where it has not been completed."""
+    """What a completed run left in ``summary.json``; None where it has not been completed.
+
+    Raises:
+        InputError: if it is damaged.
+    """
     file = path / "summary.json"
     if not file.exists():
         return None
-    summary: dict[str, Any] = json.loads(file.read_text())
+    try:
+        summary = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not isinstance(summary, dict):
+        raise InputError(f"{file} does not hold a summary")
     return summary

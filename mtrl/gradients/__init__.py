@@ -8,8 +8,16 @@ Two situations, two ways in:
   to the shared representation or the shared parameters.
 """
 
-from mtrl.gradients.combination import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError
+from mtrl.gradients.combination import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError, check_finite
 from mtrl.gradients.shared_input import backward, fan_out
 from mtrl.gradients.task_batched import TaskBatched
 
-__all__ = ["DEFAULT_MEMORY_LIMIT", "Combination", "NonFiniteError", "TaskBatched", "backward", "fan_out"]
+__all__ = [
+    "DEFAULT_MEMORY_LIMIT",
+    "Combination",
+    "NonFiniteError",
+    "TaskBatched",
+    "backward",
+    "check_finite",
+    "fan_out",
+]

@@ -87,13 +87,18 @@ def weighted_cosines(gramian: Tensor, weights: Tensor) -> Tensor:
     return cosines(gramian, products, (weights @ products).clamp_min(0).sqrt())
 
 
+def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
+    """The Euclidean norm of all gradients together."""
+    return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+
+
 def total_norm(gradients: Sequence[Tensor | None]) -> Tensor:
     """The Euclidean norm of all gradients together.
 
     Raises:
         NonFiniteError: if it is not finite.
     """
-    norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    norm = norm_of(gradients)
     if not bool(torch.isfinite(norm)):
         raise NonFiniteError("gradient", None)
     return norm

@@ -24,6 +24,7 @@ from mtrl.gradients.combination import (
     check_finite,
     cosines,
     differentiate,
+    norm_of,
     total_norm,
     weighted_cosines,
 )
@@ -208,6 +209,37 @@ class TaskBatched:
         finally:
             self._calls = []
 
+    def measure(self, losses: Tensor) -> Tensor:
+        """The Gramian ``[T, T]`` of the per-task gradients, unchecked: the first half of what `backward` does.
+
+        After the first backward pass, neither half reads a value back from the device, and all shapes stay: CUDA
+        graphs can hold them, with the combiner's weights found in between. Not for ``allow_slow``.
+
+        Args:
+            losses: ``[T]``, computed inside `record`.
+        """
+        with torch.no_grad():
+            self._differentiate(losses)
+            return self._gramian()
+
+    def add_weighted(self, losses: Tensor, weights: Tensor, *, scale: float = 1.0, measured: bool) -> Tensor:
+        """Adds the weighted gradient to ``.grad``, unchecked: the second half of what `backward` does.
+
+        Args:
+            losses: ``[T]``, computed inside `record`.
+            weights: ``[T]``, on the device of the losses.
+            scale: a constant factor on the update.
+            measured: whether `measure` was called for these losses; if not, this is one plain backward pass.
+
+        Returns:
+            The norm of what was added.
+        """
+        with torch.no_grad():
+            gradients = self._weighted_gradients(losses, weights, scale, measured=measured)
+            accumulate(self.parameters, gradients)
+            self._calls = []
+            return norm_of(gradients)
+
     def _backward(self, losses: Tensor, combiner: Combiner, scale: float, insight: bool) -> Combination:
         gramian = weights = alignment = None
         if combiner.needs != "losses" or insight:
@@ -215,14 +247,14 @@ class TaskBatched:
         if combiner.needs == "losses":
             weights = combiner.weights(losses)
             check_finite("weight", weights)
-            gradients = differentiate([losses], self.parameters, [weights * scale])
+            gradients = self._weighted_gradients(losses, weights, scale, measured=False)
             gramian = self._gramian() if insight else None
         elif combiner.needs == "gramian":
             gramian = self._gramian()
             check_finite("gradient", gramian.diagonal())
             weights = combiner.weights(losses, gramian)
             check_finite("weight", weights)
-            gradients = self._split(self._weighted(weights.to(gramian) * scale))
+            gradients = self._weighted_gradients(losses, weights, scale, measured=True)
         else:
             jacobian = self._jacobian()
             check_finite("gradient", jacobian.sum(1))
@@ -288,6 +320,14 @@ class TaskBatched:
             self._fill(layer, rows)
             gramian.addmm_(rows, rows.T)
         return gramian
+
+    def _weighted_gradients(
+        self, losses: Tensor, weights: Tensor, scale: float, *, measured: bool
+    ) -> list[Tensor | None]:
+        """``scale sum_i w_i g_i`` by parameter."""
+        if measured:
+            return self._split(self._weighted(weights.to(self.parameters[0]) * scale))
+        return differentiate([losses], self.parameters, [weights * scale])
 
     def _weighted(self, weights: Tensor) -> Tensor:
         """``sum_i w_i g_i`` (``[P]``); call `_gramian` before."""

@@ -1,6 +1,7 @@
 """How often the deterministic policy succeeds."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,3 +69,46 @@ def evaluate(
         if on_step is not None:
             on_step(finished.tolist())
     return Evaluation(list(tasks), success)
+
+
+class BackgroundEvaluation:
+    """An evaluation in a thread beside training, of a policy that learning no longer changes.
+
+    Args:
+        policy: maps observations ``[T, O]`` to actions ``[T, A]``.
+        environments: made for evaluation: nothing else steps them while it runs.
+        episodes: per task.
+
+    Attributes:
+        finished: how many episodes every task has finished.
+    """
+
+    def __init__(self, policy: Callable[[Floats], Floats], environments: Environments, episodes: int) -> None:
+        self.finished = 0
+        self._cancelled = False
+        with_one_thread = ThreadPoolExecutor(1, "evaluation")
+        self._future = with_one_thread.submit(evaluate, policy, environments, episodes, self._on_step)
+        with_one_thread.shutdown(wait=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is there."""
+        return self._future.done()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until it is done, but no longer than so."""
+        wait([self._future], seconds)
+
+    def result(self) -> Evaluation:
+        """Waits for the outcome, or for the error that ended it, which it raises."""
+        return self._future.result()
+
+    def cancel(self) -> None:
+        """Ends it between two steps; returns when the environments are free."""
+        self._cancelled = True
+        wait([self._future])
+
+    def _on_step(self, finished: Sequence[int]) -> None:
+        self.finished = min(finished)
+        if self._cancelled:
+            raise InterruptedError("the evaluation was cancelled")

@@ -85,8 +85,11 @@ class Agent(Protocol):
     def act_randomly(self) -> Floats:
         """Uniform actions."""
 
+    def policy_state(self) -> dict[str, Any]:
+        """A copy of what the policy is at this moment."""
+
     def policy(self, state: dict[str, Any] | None = None) -> Callable[[Floats], Floats]:
-        """The deterministic policy of an actor's saved state, or of this moment; learning does not change it."""
+        """The deterministic policy of a `policy_state`, or of this moment; learning does not change it."""
 
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
         """Stores a vector step's transitions."""

@@ -4,19 +4,22 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.errors import Interrupted, RunError
+from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.experiment.metrics import MetricsWriter
 from mtrl.experiment.progress import TrainingProgress
 from mtrl.experiment.run_directory import RunDirectory
 from mtrl.experiment.signals import on_stop_request
-from mtrl.rl.evaluation import evaluate
+from mtrl.rl.evaluation import BackgroundEvaluation
 from mtrl.rl.protocols import Agent, Environments, Floats, Step
+from mtrl.rl.watchdog import Watchdog
+
+_PIECES = 10  # of the replay buffer between two checkpoints, so that none of them is long to write
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Schedule:
         log_every: steps between entries of training metrics, which average over them.
         insight_every: steps between measurements of gradient conflict; 0 is never.
         eval_episodes: episodes per task and evaluation.
+        eval_beside: play an evaluation while training goes on, not before it goes on; the curves are the same.
     """
 
     steps: int
@@ -42,6 +46,7 @@ class Schedule:
     log_every: int
     insight_every: int
     eval_episodes: int
+    eval_beside: bool
 
 
 class Trainer:
@@ -73,11 +78,18 @@ class Trainer:
         """Seconds of training, those before a restart included."""
         self.evaluations: list[dict[str, Any]] = []
         """Each evaluation's ``step``, ``success_mean`` and ``success`` by task."""
-        self.unstable_steps = 0
+        self.counters = dict.fromkeys(
+            ("unstable_steps", "resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0
+        )
+        """What was dropped or repaired so far, for `summary`."""
+        self.watchdog = Watchdog(environments.tasks, schedule.eval_every)
         self._make_evaluation_environments = make_evaluation_environments
         self._evaluation_environments: Environments | None = None
-        self._evaluation_pending = False
+        self._evaluation: BackgroundEvaluation | None = None
+        self._to_evaluate: list[dict[str, Any]] = []
+        """What is not evaluated yet, oldest first: ``step``, ``seconds`` and ``policy``. The first is being played."""
         self._observations: Floats
+        self._actions: Floats | None = None  # chosen, but not sent yet
         self._meter = _Meter(environments.tasks)
         self._signal: int | None = None
         self._show_progress = show_progress
@@ -90,21 +102,35 @@ class Trainer:
             RunError: if the run cannot go on. After a non-finite update, the last checkpoint is from before it.
         """
         loaded = self.run.checkpoints.load(self.agent.replay)
+        entries = 0
         if loaded is None:
             self._observations = self.environments.reset()
         else:
-            self._load_state_dict(loaded[1])
+            try:
+                entries = self._load_state_dict(loaded[1])
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                if isinstance(error, InputError | RunError):
+                    raise
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise RunError(
+                    f"the checkpoint in {self.run.checkpoints.directory} is not one of this run ({reason})"
+                ) from error
             self.run.checkpoints.discard_after(self.step)
-        self._metrics = MetricsWriter(self.run.path, self.step)
+        self._metrics = MetricsWriter(self.run.path, self.step, entries)
         self._progress = TrainingProgress(self.schedule.steps, self.step, enabled=self._show_progress)
         self._started = time.monotonic() - self.seconds
         self._logged = self.step, self.updates, self.seconds
+        self.counters["metrics_dropped"] += self._metrics.dropped
+        self.counters["metrics_missing"] += entries - self._metrics.entries
         try:
             with on_stop_request(self._stop), self._progress:
+                if loaded is not None:
+                    self.counters["resumes"] += 1
+                    self.counters["checkpoints_passed_over"] += self.run.checkpoints.passed_over
+                    self._checkpoint()  # what was counted lasts, should this part not reach the next one
                 if self.evaluations:
                     self._progress.show(f"success {self.evaluations[-1]['success_mean']:.2f}")
-                if self._evaluation_pending:
-                    self._evaluate()
+                self._evaluate()
                 while self.step < self.schedule.steps:
                     self._advance()
                     self._after_step()
@@ -112,6 +138,8 @@ class Trainer:
                         self._interrupt()
         finally:
             self._metrics.close()
+            if self._evaluation is not None:
+                self._evaluation.cancel()
             if self._evaluation_environments is not None:
                 self._evaluation_environments.close()
 
@@ -132,7 +160,7 @@ class Trainer:
                 "success_mean": best["success_mean"],
                 "of_evaluations": len(self.evaluations),
             },
-            "counters": {"unstable_steps": self.unstable_steps},
+            "counters": self.counters | {"warnings": self.watchdog.counts},
         }
 
     # ----------------------------------------------------------------------------------------------- one step
@@ -140,8 +168,11 @@ class Trainer:
     def _advance(self) -> None:
         """One step in every task; the gradient update is computed while the simulators run."""
         warm = self.step >= self.schedule.warmup_steps
-        actions = self.agent.act(self._observations) if warm else self.agent.act_randomly()
-        self.environments.step_async(actions)
+        if self._actions is None:
+            self._actions = self.agent.act(self._observations) if warm else self.agent.act_randomly()
+        if self.step == self.schedule.warmup_steps:
+            self._catch_up()
+        self.environments.step_async(self._actions)
         failure = None
         if warm:
             try:
@@ -149,24 +180,29 @@ class Trainer:
             except RunError as error:
                 failure = error
         step = self.environments.step_wait()
-        self.agent.remember(self._observations, actions, step)
+        self.agent.remember(self._observations, self._actions, step)
         self._meter.add_episodes(step)
-        self.unstable_steps += int(step.unstable.sum())
-        self._observations = step.observations
+        self.counters["unstable_steps"] += int(step.unstable.sum())
+        if warm:
+            self.watchdog.observe(self._actions, step.rewards)
+        self._observations, self._actions = step.observations, None
         self.step += 1
         if failure is not None:
-            self._checkpoint()
-            raise RunError(
-                f"{failure} at step {self.step}; "
-                f"a checkpoint from before that update is in {self.run.checkpoints.directory}"
-            ) from failure
+            self._fail(failure)
+
+    def _catch_up(self) -> None:
+        """The updates that the warm-up had none of; a signal interrupts them, and the run goes on between two."""
+        while self.updates < self.schedule.catch_up_updates:
+            self._progress.show(f"catching up: {self.updates}/{self.schedule.catch_up_updates} updates")
+            try:
+                self._meter.add_update(self.agent.update())
+            except RunError as error:
+                self._fail(error)
+            self.updates += 1
+            if self._signal is not None:
+                self._interrupt()
 
     def _update(self) -> None:
-        if self.step == self.schedule.warmup_steps:
-            for done in range(self.schedule.catch_up_updates):
-                self._progress.show(f"catching up: {done}/{self.schedule.catch_up_updates} updates")
-                self._meter.add_update(self.agent.update())
-                self.updates += 1
         step = self.step + 1  # the one under way
         insight = self.schedule.insight_every > 0 and step % self.schedule.insight_every == 0
         metrics = self.agent.update(insight=insight)
@@ -178,11 +214,14 @@ class Trainer:
 
     def _after_step(self) -> None:
         self._progress.advance(self.step)
+        if self.step % max(1, self.schedule.checkpoint_every // _PIECES) == 0:
+            self.run.checkpoints.write_ahead(self.agent.replay)
         if self._due(self.schedule.log_every):
             self._log()
         if self._due(self.schedule.eval_every):
-            self._evaluation_pending = True
-            self._evaluate()
+            now = {"step": self.step, "seconds": self._clock(), "policy": self.agent.policy_state()}
+            self._to_evaluate.append(now)
+        self._evaluate()
         if self._due(self.schedule.checkpoint_every):
             self._checkpoint()
 
@@ -200,30 +239,47 @@ class Trainer:
             "speed/steps_per_s": (self.step - step) / max(now - seconds, 1e-9),
             "speed/updates_per_s": (self.updates - updates) / max(now - seconds, 1e-9),
         }
-        self._metrics.write(self.step, now, self._meter.averages() | speed)
+        averages = self._meter.averages()
+        self._metrics.write(self.step, now, averages | speed)
+        for warning in self.watchdog.check(self.step, averages):
+            self._progress.console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
         self._logged = self.step, self.updates, now
         self._meter = _Meter(self.environments.tasks)
 
     def _evaluate(self) -> None:
-        """Evaluates the current policy; a signal gives it up, to be made up for when the run goes on."""
+        """Plays what is to be evaluated, and logs it: at once, or beside training up to the next step of this kind.
+
+        Either way, the step at which something is logged does not depend on how fast anything is.
+        """
+        due = self._due(self.schedule.eval_every) or self._due(self.schedule.checkpoint_every)
+        while self._to_evaluate:
+            if self._evaluation is None:
+                self._evaluation = self._play(self._to_evaluate[0]["policy"])
+            fresh = self._to_evaluate[0]["step"] == self.step
+            if self.schedule.eval_beside and self.step < self.schedule.steps and (fresh or not due):
+                return
+            self._end_evaluation(self._evaluation)
+
+    def _play(self, policy: dict[str, Any]) -> BackgroundEvaluation:
         if self._evaluation_environments is None:
             self._evaluation_environments = self._make_evaluation_environments()
+        episodes = self.schedule.eval_episodes
+        return BackgroundEvaluation(self.agent.policy(policy), self._evaluation_environments, episodes)
 
-        def on_step(finished: Sequence[int]) -> None:
-            self._progress.show(f"evaluating {min(finished)}/{self.schedule.eval_episodes} episodes")
+    def _end_evaluation(self, playing: BackgroundEvaluation) -> None:
+        """Waits for it and logs it; a signal gives it up, to be made up for when the run goes on."""
+        while not playing.done:
+            self._progress.show(f"evaluating {playing.finished}/{self.schedule.eval_episodes} episodes")
+            playing.wait(seconds=0.1)
             if self._signal is not None:
                 self._interrupt()
-
-        evaluation = evaluate(
-            self.agent.act_deterministically,
-            self._evaluation_environments,
-            self.schedule.eval_episodes,
-            on_step,
-        )
-        self._evaluation_pending = False
-        self._metrics.write(self.step, self._clock(), evaluation.metrics())
+        evaluation = playing.result()
+        evaluated, self._evaluation = self._to_evaluate.pop(0), None
+        step: int = evaluated["step"]
+        self.watchdog.evaluated(step, evaluation.success_rates)
+        self._metrics.write(step, evaluated["seconds"], evaluation.metrics())
         self.evaluations.append(
-            {"step": self.step, "success_mean": evaluation.success_mean, "success": evaluation.success_rates}
+            {"step": step, "success_mean": evaluation.success_mean, "success": evaluation.success_rates}
         )
         self._progress.report(f"success {evaluation.success_mean:.2f}")
 
@@ -238,6 +294,12 @@ class Trainer:
         name = signal.Signals(self._signal).name
         raise Interrupted(self._signal, f"stopped by {name} at step {self.step}; the same command goes on from there")
 
+    def _fail(self, error: RunError) -> NoReturn:
+        self._checkpoint()
+        raise RunError(
+            f"{error} at step {self.step}; a checkpoint from before that update is in {self.run.checkpoints.directory}"
+        ) from error
+
     def _checkpoint(self) -> None:
         self._clock()
         self._metrics.flush()
@@ -250,22 +312,29 @@ class Trainer:
             "updates": self.updates,
             "seconds": self.seconds,
             "evaluations": self.evaluations,
-            "evaluation_pending": self._evaluation_pending,
-            "unstable_steps": self.unstable_steps,
+            "to_evaluate": self._to_evaluate,
+            "counters": self.counters,
+            "watchdog": self.watchdog.state_dict(),
+            "metrics_entries": self._metrics.entries,
             "observations": torch.as_tensor(self._observations),
+            "actions": None if self._actions is None else torch.as_tensor(self._actions),
             "meter": self._meter.state_dict(),
             "agent": self.agent.state_dict(),
             "environments": self.environments.state_dict(),
         }
 
-    def _load_state_dict(self, state: dict[str, Any]) -> None:
+    def _load_state_dict(self, state: dict[str, Any]) -> int:
+        """Restores what `_state_dict` gave; returns how many entries of metrics there were."""
         self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
-        self.evaluations, self._evaluation_pending = state["evaluations"], state["evaluation_pending"]
-        self.unstable_steps = state["unstable_steps"]
+        self.evaluations, self._to_evaluate = state["evaluations"], state["to_evaluate"]
+        self.counters = dict(state["counters"])
+        self.watchdog.load_state_dict(state["watchdog"])
         self._observations = state["observations"].numpy()
+        self._actions = None if state["actions"] is None else state["actions"].numpy()
         self._meter.load_state_dict(state["meter"])
         self.agent.load_state_dict(state["agent"])
         self.environments.load_state_dict(state["environments"])
+        return int(state["metrics_entries"])
 
 
 class _Meter:

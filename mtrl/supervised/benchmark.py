@@ -103,10 +103,14 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """The outputs by task."""
-        return self.outputs([self.encoder(inputs)] * len(self.heads))
+        return self.outputs(self.representations(inputs))
+
+    def representations(self, inputs: Tensor) -> list[Tensor]:
+        """What each task's head reads: T times the same z."""
+        return [self.encoder(inputs)] * len(self.heads)
 
     def outputs(self, representations: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs by task, each head reading its own entry of T representations (or aliases of one)."""
+        """The outputs by task, each head reading its own of T representations."""
         return {name: head(z) for (name, head), z in zip(self.heads.items(), representations, strict=True)}
 
     def last_shared_layer(self) -> list[nn.Parameter]:

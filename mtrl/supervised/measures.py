@@ -81,26 +81,6 @@ def gain_statistics(by_task: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def extracted_weights(per_epoch: Sequence[Sequence[float]], momentum: float = 0.9) -> list[float]:
-    """Fixed weights from those of a method (Gama & Grassi, 2025, section 3.5).
-
-    The exponential moving average over the epochs' mean weights, as it is after the last epoch.
-
-    Args:
-        per_epoch: the mean weights of each epoch.
-        momentum: of the average, which starts at the first epoch's.
-
-    Raises:
-        InputError: if there is no epoch.
-    """
-    if not len(per_epoch):
-        raise InputError("there are no weights to extract: the run logged none (train/weight/<task>)")
-    average = np.array(per_epoch[0], dtype=float)
-    for weights in per_epoch[1:]:
-        average = momentum * average + (1 - momentum) * np.array(weights)
-    return [float(weight) for weight in average]
-
-
 def shared_gradients(
     model: MultiTaskModel, tasks: Mapping[str, Task], batch: tuple[Tensor, Mapping[str, Tensor]]
 ) -> Combination:

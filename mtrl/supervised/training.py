@@ -40,7 +40,7 @@ class Schedule:
             the mean where there is a common metric, and else per metric.
         reference: single-task metrics by key, for ``gain``.
         checkpoint_every: epochs between checkpoints.
-        insight_every: updates between measurements of gradient conflict; 0 is never.
+        insight_every: epochs between measurements of gradient conflict, on an epoch's last batch; 0 is never.
     """
 
     epochs: int
@@ -163,6 +163,7 @@ class Trainer:
         self.distance = Distance(list(benchmark.model.encoder.parameters()))
         self._partial_seconds = 0.0
         self._sums: dict[str, Tensor] = {}
+        self._conflict: dict[str, Any] = {}
         self._signal: int | None = None
         self._show_progress = show_progress
 
@@ -194,7 +195,7 @@ class Trainer:
             with on_stop_request(self._stop), progress:
                 while self.step < total and not self._out_of_patience():
                     for position in range(self.step % self.batches, self.batches):
-                        self._advance(position, metrics)
+                        self._advance(position)
                         self.seconds = time.monotonic() - started
                         progress.advance(self.step)
                         if self._signal is not None and position + 1 < self.batches:
@@ -210,14 +211,21 @@ class Trainer:
         if len(self.chosen) < len(self._scores):
             raise RunError("no model could be selected: a validation metric was never finite")
 
-    def summary(self) -> dict[str, Any]:
-        """What a finished run came to, plain data; this reads the test split."""
+    def summary(self, *, test: bool = True) -> dict[str, Any]:
+        """What a finished run came to, plain data.
+
+        Args:
+            test: read the test split; without it there is no ``test`` in what is returned.
+        """
         tasks = self.benchmark.tasks
-        tested = {criterion: self._test(chosen["model"]) for criterion, chosen in self.chosen.items()}
         keys = metric_keys(tasks)
-        single = next(iter(tested)) if self.selection != "per_metric" else None
-        test = {key: tested[single or key][key] for key in keys}
+        single = next(iter(self.chosen)) if self.selection != "per_metric" else None
         validation = {key: self.chosen[single or key]["metrics"][key] for key in keys}
+        tested: dict[str, dict[str, float]] = {}
+        if test:
+            by_criterion = {criterion: self._test(chosen["model"]) for criterion, chosen in self.chosen.items()}
+            found = {key: by_criterion[single or key][key] for key in keys}
+            tested["test"] = found | means(tasks, found)
         return {
             "tasks": list(tasks),
             "metrics": {
@@ -225,11 +233,12 @@ class Trainer:
                 for key, (task, position) in keys.items()
                 for metric in [tasks[task].metrics[position]]
             },
-            "test": test | means(tasks, test),
+            **tested,
             "validation": validation | means(tasks, validation),
             "selection": {
                 "by": self.selection,
                 "epochs": {criterion: chosen["epoch"] for criterion, chosen in self.chosen.items()},
+                "scores": {criterion: chosen["score"] for criterion, chosen in self.chosen.items()},
             },
             "epochs": self.epoch,
             "updates": self.step,
@@ -249,15 +258,18 @@ class Trainer:
         first = position * self.schedule.batch_size
         return self.benchmark.train.batch(self._permutation[first : first + self.schedule.batch_size], self.device)
 
-    def _advance(self, position: int, metrics: MetricsWriter) -> None:
+    def _advance(self, position: int) -> None:
         begun = time.monotonic()
         epoch = self.epoch
         if position == 0:
             decayed = self.schedule.learning_rate * self.schedule.learning_rate_decay**epoch
             self.update.set_learning_rate(decayed)
         batch = self._batch(epoch, position)
-        if self.schedule.insight_every and self.step % self.schedule.insight_every == 0:
-            metrics.write(self.step + 1, self.seconds, self._insight(batch))
+        every = self.schedule.insight_every
+        if every and position + 1 == self.batches and (epoch + 1) % every == 0:
+            measured = time.monotonic()
+            self._conflict = self._insight(batch)
+            begun += time.monotonic() - measured  # no part of what the method costs
         try:
             logged = self.update.step(batch, lambda: self._another_batch(epoch, position), self.distance.moved)
         except NonFiniteError as error:
@@ -278,11 +290,11 @@ class Trainer:
         indices = torch.randint(len(self.benchmark.train), (self.schedule.batch_size,), generator=generator)
         return self.benchmark.train.batch(indices, self.device)
 
-    def _insight(self, batch: Batch) -> dict[str, float]:
+    def _insight(self, batch: Batch) -> dict[str, Any]:
         """Conflict of the shared parameters' gradients, whatever the method takes its own by."""
         combination = shared_gradients(self.benchmark.model, self.benchmark.tasks, batch)
         found = conflict_metrics(combination, list(self.benchmark.tasks))
-        return {f"insight/{key.replace('_to_update', '_to_average')}": value for key, value in found.items()}
+        return {f"conflict/shared/{key.replace('_to_update', '_to_average')}": value for key, value in found.items()}
 
     def _end_epoch(self, metrics: MetricsWriter) -> str:
         """Validates, selects and logs; says how it went."""
@@ -301,9 +313,10 @@ class Trainer:
             | {f"train/{key}": float(total) / self.batches for key, total in self._sums.items()}
             | {f"val/{key}": value for key, value in (validated | averages).items()}
             | {f"distance/{key}": value for key, value in self.distance.measures().items()}
+            | self._conflict
             | {"speed/epoch_seconds": self._partial_seconds},
         )
-        self._sums, self._partial_seconds = {}, 0.0
+        self._sums, self._conflict, self._partial_seconds = {}, {}, 0.0
         return f"epoch {self.epoch}  " + "  ".join(f"{key} {value:.4f}" for key, value in averages.items())
 
     def _out_of_patience(self) -> bool:

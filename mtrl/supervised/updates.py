@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
-from mtrl.gradients import backward, fan_out
+from mtrl.gradients import backward
 from mtrl.supervised.benchmark import MultiTaskModel, Task
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -130,20 +130,21 @@ class CombinedUpdate:
         if wrt == "last" and combiner.needs == "jacobian":
             raise InputError(f"wrt=last: {combiner.name} combines gradients, not losses; use shared or representation")
         self.model, self.tasks, self.combiner, self.wrt = model, tasks, combiner, wrt
-        self.shared = list(model.encoder.parameters())
-        self.optimizer = optimizer.make(list(model.parameters()))
+        self.shared, self.specific = list(model.encoder.parameters()), list(model.heads.parameters())
+        self.optimizer = optimizer.make([*self.shared, *self.specific])
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `Update`."""
         inputs, targets = batch
-        aliases = fan_out(self.model.encoder(inputs), len(self.tasks))
+        aliases = [z.view_as(z) for z in self.model.representations(inputs)]
         losses = task_losses(self.tasks, self.model.outputs(aliases), targets)
+        metrics = self._observe(losses, aliases)
         self.optimizer.zero_grad()
         combination = backward(
             losses,
             self.combiner,
             shared=self.shared,
-            specific=self.model.heads,
+            specific=self.specific,
             representation=aliases if self.wrt == "representation" and self.combiner.needs != "losses" else None,
             measured=self.model.last_shared_layer() if self.wrt == "last" else None,
         )
@@ -152,10 +153,14 @@ class CombinedUpdate:
         if self.combiner.needs_losses_after_step:
             with torch.no_grad():
                 self.combiner.after_step(torch.stack(task_losses(self.tasks, self.model(inputs), targets)))
-        metrics = named("loss", self.tasks, combination.losses)
+        metrics |= named("loss", self.tasks, combination.losses)
         if combination.weights is not None:
             metrics |= named("weight", self.tasks, combination.weights)
         return metrics
+
+    def _observe(self, losses: Sequence[Tensor], aliases: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What a method that is more than its combiner does before the step, and logs; ``aliases`` are the heads' z."""
+        return {}
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """See `Update`."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from agents.captured import CapturedUpdate
 from agents.sac import MultiTaskSAC, SACConfig
 from mtrl import combiners
 from mtrl.combiners import Combiner
@@ -55,13 +56,21 @@ def make_update(agent: MultiTaskSAC, name: str, gradients: tuple[TaskBatched, Ta
     critic = make_combiner(name, num_tasks)
     # As in training: a method that needs positive losses serves the critic alone.
     actor = make_combiner("unitary" if critic.positive_losses else name, num_tasks)
-    pair = {"critic": critic.to(agent.device), "actor": actor.to(agent.device)}
+    pair = {"critic": critic, "actor": actor}
+    for combiner in pair.values():
+        combiner.to(agent.device if combiner.needs == "jacobian" else "cpu")  # as in the agent
     batched = gradients or (agent.critic_gradients, agent.actor_gradients)
+    # A rival has its own backward pass, which no graph knows.
+    captured: CapturedUpdate | None = None
+    capture_next = agent.capture_next and gradients is None
 
     def update() -> None:
+        nonlocal captured, capture_next
         agent.combiners = pair
         agent.critic_gradients, agent.actor_gradients = batched
+        agent.captured, agent.capture_next = captured, capture_next
         agent.update()
+        captured, capture_next = agent.captured, agent.capture_next
 
     return update
 

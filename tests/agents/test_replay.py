@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from agents import replay
 from agents.replay import ReplayBuffer
 from mtrl.errors import InputError
 
@@ -93,6 +94,34 @@ def test_memory_is_stated_and_refused_before_it_is_taken() -> None:
     assert buffer.nbytes == ReplayBuffer.bytes_needed(TASKS, 11, OBSERVATION, ACTION)
     with pytest.raises(InputError, match=r"GiB.*lower agent.buffer_size"):
         ReplayBuffer(50, 10**10, 39, 4, CPU)
+
+
+@pytest.mark.parametrize(("device_free", "host_free", "expected"), [(9, 0, "cuda"), (8, 9, "cpu"), (8, 8, None)])
+def test_what_does_not_fit_on_the_device_goes_to_the_host(
+    device_free: int, host_free: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = ReplayBuffer.bytes_needed(1, 1, 1, 1)
+    free = {"cuda": device_free + needed - 9, "cpu": host_free + needed - 9}
+    monkeypatch.setattr(replay, "free_memory", lambda device: free[device.type])
+    cuda = torch.device("cuda")
+    if expected is None:
+        with pytest.raises(InputError, match=r"the host has 0.00 GiB free; lower agent.buffer_size"):
+            ReplayBuffer.check_memory(1, 1, 1, 1, cuda)
+    else:
+        assert ReplayBuffer.check_memory(1, 1, 1, 1, cuda) == needed
+        assert replay.storage_device(needed, cuda).type == expected
+
+
+def test_a_buffer_in_host_memory_says_so_and_sends_mini_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = torch.device("meta")  # a device that is not the host, and that any machine has
+    monkeypatch.setattr(replay, "free_memory", lambda device: 10**6 if device == CPU else 0)
+    with pytest.warns(UserWarning, match=r"^the replay buffer of 0.00 GiB does not fit on meta: it lives in host"):
+        buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, elsewhere)
+    fill(buffer, 9)
+    assert {getattr(buffer, name).device for name in ReplayBuffer.FIELDS} == {CPU}
+    batch = buffer.sample(4, torch.Generator())
+    assert {getattr(batch, name).device for name in ReplayBuffer.FIELDS} == {elsewhere}
+    assert torch.equal(buffer.last()[2], transition(8)[2].float())
 
 
 def test_mt50_with_four_million_transitions_fits_into_two_gib() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.synthetic_runs import write_run, write_sweep
+from tests.synthetic_runs import write_run, write_supervised_sweep, write_sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +33,22 @@ def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
     page = (out / "index.html").read_text()
     assert "Seed of the bootstrap: 3." in page
     assert f"python scripts/compare.py runs={tmp_path / 'runs'} out={out} last_k=2 seed=3" in page
+
+
+def test_supervised_runs_get_a_report_too(tmp_path: Path) -> None:
+    write_supervised_sweep(tmp_path / "runs", {"unitary": 0.8, "mgda": 0.95}, range(6))
+    done = compare(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    words = " ".join(done.stdout.split())
+    assert "multi_digits (CL, RR): relative gain over single-task training, %" in words
+    assert "mgda is better than unitary: +" in words
+    assert "over 6 paired seeds, p = 0.031." in words
+    assert done.stdout.rstrip().endswith(str(tmp_path / "out" / "index.html"))
+    refused = compare(f"runs={tmp_path / 'runs'}", "last_k=3", f"out={tmp_path / 'out'}")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: last_k is for runs of reinforcement learning: supervised runs are compared by their test metrics\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,17 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+
+from mtrl.supervised import linear, regression_data
+from scripts.linear_mtl import Point, picture
 
 
 def run(script, *overrides, code=0):
@@ -21,7 +28,7 @@ def run(script, *overrides, code=0):
     return done.stdout + done.stderr
 
 
-TINY = ("benchmark.pairs_per_digit=1", "epochs=2", "insight.every=3", "progress=false")
+TINY = ("benchmark.pairs_per_digit=1", "epochs=2", "progress=false")
 
 
 def test_training_leaves_a_run_directory(tmp_path):
@@ -35,6 +42,54 @@ def test_training_leaves_a_run_directory(tmp_path):
     assert {"config", "metrics", "summary", "checkpoints", "events"} <= names
     assert "is finished: nothing to do" in run("supervised", *command)
     assert "combiner.name='mgda', not 'unitary'" in run("supervised", *command[2:], code=2)
+
+
+def improves(directory, key):
+    entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return entries[-1][f"train/loss/{key}"] < entries[0][f"train/loss/{key}"]
+
+
+def test_a_benchmark_of_ones_own(tmp_path):
+    command = ("benchmark=custom", "benchmark.file=mtrl/supervised/example.py", "combiner=imtl_l", "epochs=3")
+    output = run("supervised", *command, "progress=false", f"run_dir={tmp_path}")
+    assert "digit accuracy" in output
+    assert "ink squared_error" in output
+    assert improves(tmp_path, "digit")
+    assert improves(tmp_path, "ink")
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """IDX files of 28x28 pixels in torchvision's layout: scikit-learn's digits, enlarged."""
+    raw = tmp_path_factory.mktemp("data") / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    source = load_digits()
+    images = np.pad(source.images.repeat(3, 1).repeat(3, 2) * 255 / 16, ((0, 0), (2, 2), (2, 2)))
+    for name, part in (("train", slice(0, 300)), ("t10k", slice(300, 400))):
+        for kind, array in (("images-idx3", images[part]), ("labels-idx1", source.target[part])):
+            header = struct.pack(f">4B{array.ndim}i", 0, 0, 8, array.ndim, *array.shape)
+            (raw / f"{name}-{kind}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+    return raw.parents[1]
+
+
+def test_multi_mnist_from_its_own_files(tmp_path, mnist):
+    options = ("benchmark.validation=100", "batch_size=20", "epochs=4", "tasks=[CL,RR]", "progress=false")
+    run("supervised", "benchmark=multi_mnist", f"data_dir={mnist}", *options, f"run_dir={tmp_path}")
+    assert json.loads((tmp_path / "summary.json").read_text())["updates"] == 40
+    assert improves(tmp_path, "CL")
+    assert improves(tmp_path, "RR")
+
+
+@pytest.mark.parametrize(
+    "method", [("method=rotograd", "combiner=mgda"), ("method=maximum_roaming", "combiner=pcgrad")], ids=lambda m: m[0]
+)
+def test_methods_around_a_combiner(tmp_path, method):
+    selected = ("selection=gain", "reference={CL: 0.5, RR: 0.1}")
+    run("supervised", *method, "tasks=[CL,RR]", *selected, *TINY, f"run_dir={tmp_path}")
+    assert list(json.loads((tmp_path / "summary.json").read_text())["selection"]["scores"]) == ["gain"]
+    entry = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert ("train/rotation_loss/RR" in entry) == (method[0] == "method=rotograd")
+    assert improves(tmp_path, "RR")
 
 
 def test_single_task_training_and_individual_optimizers(tmp_path):
@@ -58,7 +113,11 @@ def test_weights_extracted_from_another_run(tmp_path):
     [
         (("combiner=mgad",), "did you mean 'mgda'"),
         (("benchmark=mnist",), "did you mean 'multi_mnist'"),
-        (("benchmark=multi_mnist", "benchmark.data_dir=/nowhere"), "train-images-idx3-ubyte"),
+        (("benchmark=multi_mnist", "data_dir=/nowhere"), "train-images-idx3-ubyte or"),
+        (("data_dir=/nowhere",), "unknown option of multi_digits 'data_dir'"),
+        (("benchmark=custom",), "benchmark.file"),
+        (("reference=3",), "reference: expected numbers by metric"),
+        (("method=auto_lambda", "combiner=mgda"), "leave out combiner=mgda"),
         (("optimizer.learning_rate=fast",), "optimizer.learning_rate: expected a number"),
     ],
 )
@@ -114,3 +173,23 @@ def test_linear_mtl_on_the_simulated_arm(tmp_path):
 def test_linear_mtl_refuses_bad_input_in_one_line(overrides, message):
     output = run("linear_mtl", *overrides, code=2)
     assert message in output.splitlines()[-1]
+
+
+def test_points_beyond_the_surface_do_not_squeeze_the_figure():
+    problem = linear.standardised(*regression_data.load("linnerud"))
+    surface = linear.feasible(problem.gramian, 1, 50)
+    points = [Point("surface", None, explained) for explained in surface]
+    points += [Point("mgda", 1, surface[0]), Point("nash_mtl", 1, surface[1]), Point("nash_mtl", 2, surface[1] - 1e6)]
+    axes = picture(points, problem, [1, 2, 3], "").axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["surface", "mgda", "nash_mtl (1 of 2 outside)"]
+    for limits in (axes.get_xlim(), axes.get_ylim(), axes.get_zlim()):
+        assert -1 < limits[0] < limits[1] < 2
+
+
+def test_the_example_of_the_documentation_trains(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "supervised.md").read_text()
+    (tmp_path / "mine.py").write_text(text.split("```python\n")[1].split("```")[0])
+    command = ("benchmark=custom", f"benchmark.file={tmp_path / 'mine.py'}", "combiner=nash_mtl", "epochs=3")
+    run("supervised", *command, "progress=false", f"run_dir={tmp_path / 'run'}")
+    assert improves(tmp_path / "run", "sign")
+    assert improves(tmp_path / "run", "largest")

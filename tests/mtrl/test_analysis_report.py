@@ -4,10 +4,11 @@ import csv
 import html.parser
 import math
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
-from mtrl.analysis.comparison import Comparison, compare
+from mtrl.analysis.comparison import TrainingComparison, compare
 from mtrl.analysis.report import bias_of_best, verdicts, write_report
 from mtrl.analysis.runs import load_runs
 from mtrl.analysis.statistics import Estimate
@@ -24,12 +25,13 @@ FIGURES = [
     "update_time",
     "memory",
     "conflict",
+    "cosines",
     "alignment",
     "weights",
 ]
 
 
-def comparison(folder: Path, last_k: int = 3) -> Comparison:
+def comparison(folder: Path, last_k: int = 3) -> TrainingComparison:
     runs, left_out = load_runs(folder, "eval/success_mean", "eval/success/")
     return compare(runs, metric="eval/success_mean", baseline="unitary", seed=0, last_k=last_k, left_out=left_out)
 
@@ -60,7 +62,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(comparison(sweep), tmp_path_factory.mktemp("out"), COMMAND).parent
+    return write_report([comparison(sweep)], tmp_path_factory.mktemp("out"), COMMAND).parent
 
 
 def test_every_figure_and_table_is_written(report: Path) -> None:
@@ -101,13 +103,13 @@ def test_tables_hold_the_numbers_with_every_digit(sweep: Path, report: Path) -> 
     for method in found.methods:
         row = rows[method.name]
         assert int(row["seeds"]) == 8
-        for column, scores in (("last 3", method.last), ("final", method.final), ("best", method.best)):
+        for column, scores in (("last 3", method.scores), ("final", method.final), ("best", method.best)):
             assert float(row[column]) == scores.mean()
             assert float(row[f"{column} low"]) < scores.mean() < float(row[f"{column} high"])
     with (report / "tables" / "paired_differences.csv").open() as file:
         paired = {row["method"]: row for row in csv.DictReader(file)}
     assert float(paired["pcgrad"]["difference"]) == pytest.approx(
-        found.methods[2].last.mean() - found.methods[0].last.mean()
+        found.methods[2].scores.mean() - found.methods[0].scores.mean()
     )
     assert paired["pcgrad"]["verdict"] == "better"
     with (report / "tables" / "runs.csv").open() as file:
@@ -117,7 +119,7 @@ def test_tables_hold_the_numbers_with_every_digit(sweep: Path, report: Path) -> 
 
 
 def test_the_same_runs_give_the_same_bytes(sweep: Path, report: Path, tmp_path: Path) -> None:
-    write_report(comparison(sweep), tmp_path, COMMAND)
+    write_report([comparison(sweep)], tmp_path, COMMAND)
     files = [file.relative_to(report) for file in report.rglob("*") if file.is_file()]
     assert len(files) == 1 + 2 * (len(FIGURES) + 6)
     for file in files:
@@ -129,20 +131,36 @@ def test_names_are_text(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=2, tasks=names)
     for name in names:
         write_run(tmp_path / "runs" / f"{names.index(name)}", name, evaluations=2, tasks=names)
-    page = write_report(comparison(tmp_path / "runs"), tmp_path / "out", COMMAND)
+    (tmp_path / "runs" / "0").rename(tmp_path / "runs" / "<script>alert(2)<")
+    (tmp_path / "runs" / "<script>alert(2)<" / "video-9").mkdir()
+    (tmp_path / "runs" / "<script>alert(2)<" / "video-9" / "contact_sheet.png").touch()
+    page = write_report([comparison(tmp_path / "runs")], tmp_path / "out", COMMAND)
     parsed = Page(page.read_text())
     assert not any(tag == "script" for tag, _ in parsed.tags)
     for name in names:
         assert f"Too few seeds to tell {name} from unitary" in parsed.text
+    assert "<script>alert(2)<" in parsed.text
+    assert "<script" not in (tmp_path / "out" / "tables" / "runs.md").read_text()
     lines = (tmp_path / "out" / "tables" / "tasks.md").read_text().splitlines()
     assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")} == {8}
     assert "<script" not in "".join(lines)
 
 
+def test_videos_are_linked(tmp_path: Path) -> None:
+    sheet = write_run(tmp_path / "runs" / "a run #1", evaluations=1, seed=3) / "video-1000" / "contact_sheet.png"
+    sheet.parent.mkdir()
+    sheet.touch()
+    page = write_report([comparison(tmp_path / "runs")], tmp_path / "out", COMMAND)
+    parsed = Page(page.read_text())
+    (link,) = (attributes["href"] for tag, attributes in parsed.tags if tag == "a")
+    assert (page.parent / unquote(link or "")).samefile(sheet)
+    assert "unitary, seed 3, step 1000" in parsed.text
+
+
 def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, tasks=["reach-v3"], conflict=False)
     found = comparison(tmp_path / "runs", last_k=5)
-    page = write_report(found, tmp_path / "out", COMMAND)
+    page = write_report([found], tmp_path / "out", COMMAND)
     assert verdicts(found) == ["Only unitary was run: there is nothing to compare it with."]
     written = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
     assert written == {"learning_curves", "intervals", "wall_clock", "update_time", "memory"}
@@ -153,7 +171,7 @@ def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
 def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, finished=False, logs_per_evaluation=1)
     write_run(tmp_path / "runs" / "b", "pcgrad", evaluations=1, finished=False, logs_per_evaluation=1)
-    write_report(comparison(tmp_path / "runs"), tmp_path / "out", COMMAND)
+    write_report([comparison(tmp_path / "runs")], tmp_path / "out", COMMAND)
     written = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
     assert written == set(FIGURES) - {"memory"}
 
@@ -161,7 +179,7 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
 def test_every_method_at_once(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", dict.fromkeys(names(), 0.7), [0], evaluations=3)
     found = comparison(tmp_path / "runs")
-    write_report(found, tmp_path / "out", COMMAND)
+    write_report([found], tmp_path / "out", COMMAND)
     (sentence, _) = verdicts(found)
     assert sentence.startswith("Against unitary, too few seeds to tell: aligned_mtl, cagrad, ")
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtrl.analysis.comparison import Comparison, compare
+from mtrl.analysis.comparison import TrainingComparison, compare
 from mtrl.analysis.runs import Run, load_runs
 from mtrl.errors import InputError
 from tests.synthetic_runs import MACHINE, TASKS, write_run, write_sweep
@@ -17,7 +17,7 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
     return load_runs(folder, "eval/success_mean", "eval/success/")
 
 
-def comparison(folder: Path, baseline: str = "unitary", last_k: int = 3) -> Comparison:
+def comparison(folder: Path, baseline: str = "unitary", last_k: int = 3) -> TrainingComparison:
     runs, left_out = load(folder)
     return compare(runs, metric="eval/success_mean", baseline=baseline, seed=0, last_k=last_k, left_out=left_out)
 
@@ -42,7 +42,7 @@ def test_a_run_holds_what_was_logged(tmp_path: Path) -> None:
     expected = [[entry[f"eval/success/{task}"] for task in TASKS] for entry in evaluations]
     np.testing.assert_array_equal(run.metrics.task_scores, expected)
     speeds = [entry["speed/updates_per_s"] for entry in logged if "speed/updates_per_s" in entry]
-    np.testing.assert_allclose(run.metrics.update_seconds, 10_000 / np.array(speeds))
+    np.testing.assert_allclose(run.metrics.durations, 10_000 / np.array(speeds))
     cosines = [entry["conflict/actor/cosine_mean"] for entry in logged if "conflict/actor/cosine_mean" in entry]
     np.testing.assert_array_equal(run.metrics.conflict["actor/cosine_mean"], cosines)
 
@@ -96,6 +96,33 @@ def test_many_measurements_of_conflict_are_thinned_evenly(tmp_path: Path) -> Non
     assert len(steps) == 100
     assert (steps[0], steps[-1]) == (40, 10_000)
     assert set(np.diff(steps)) == {80, 120}
+
+
+def test_cosines_are_means_over_thirds_of_thinned_matrices(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "x", evaluations=10, logs_per_evaluation=25)
+    (run,) = load(tmp_path)[0]
+    matrices = [e["conflict/actor/cosines"] for e in entries(directory) if "conflict/actor/cosines" in e]
+    assert len(matrices) == 250
+    kept = np.array(matrices)[np.linspace(0, 249, 15).astype(int)]
+    np.testing.assert_allclose(run.metrics.cosines["actor"], kept.reshape(3, 5, 3, 3).mean(1))
+    assert set(run.metrics.cosines) == {"critic", "actor"}
+    assert not any("cosines" in key for key in run.metrics.conflict)
+
+
+def test_matrices_that_are_not_whole(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "x", evaluations=1, logs_per_evaluation=1)
+    logged = entries(directory)
+    for entry in logged:
+        if "conflict/actor/cosines" in entry:
+            entry["conflict/actor/cosines"][0][1] = None  # not finite
+            del entry["conflict/critic/cosines"]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logged))
+    (run,) = load(tmp_path)[0]
+    assert set(run.metrics.cosines) == {"actor"}
+    early, middle, _ = run.metrics.cosines["actor"]
+    assert np.isnan(early[0, 1])
+    assert early[0, 0] == 1
+    assert np.isnan(middle).all()
 
 
 def test_a_run_that_has_just_started(tmp_path: Path) -> None:
@@ -158,6 +185,25 @@ def test_methods_are_combiners_with_the_options_that_differ(tmp_path: Path) -> N
     assert found.configuration["combiner.weights"]["fixed #1"].startswith("[0.123456789, ")
 
 
+def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
+    agent = {"hidden_sizes": [400, 400, 400], "learning_rate": 3e-4, "rescale": False}
+    write_run(tmp_path / "1", "unitary", config={"agent": agent})
+    write_run(tmp_path / "2", "mgda", config={"agent": agent})
+    write_run(tmp_path / "3", "mgda", config={"agent": agent | {"rescale": True, "learning_rate": 1e-4}})
+    write_run(tmp_path / "4", "mgda", seed=1, config={"agent": agent, "batch_size": 64})
+    write_run(tmp_path / "5", "famo", options={"learning_rate": 0.1}, config={"agent": agent})
+    write_run(tmp_path / "6", "famo", options={"learning_rate": 0.2}, config={"agent": agent})
+    found = comparison(tmp_path)
+    assert [(method.name, method.seeds) for method in found.methods] == [
+        ("unitary", [0]),
+        ("famo combiner.learning_rate=0.1", [0]),
+        ("famo combiner.learning_rate=0.2", [0]),
+        ("mgda learning_rate=0.0001 rescale=true", [0]),
+        ("mgda learning_rate=0.0003 rescale=false", [0, 1]),
+    ]
+    assert any("agent.rescale is false in" in warning for warning in found.warnings)
+
+
 def test_scores_are_final_last_and_best_by_seed(tmp_path: Path) -> None:
     for seed in (3, 1):
         write_run(tmp_path / str(seed), seed=seed, evaluations=5)
@@ -167,7 +213,7 @@ def test_scores_are_final_last_and_best_by_seed(tmp_path: Path) -> None:
     for row, seed in enumerate(method.seeds):
         scores = by_seed[seed].task_scores
         np.testing.assert_array_equal(method.final[row], scores[-1])
-        np.testing.assert_allclose(method.last[row], scores[-3:].mean(0))
+        np.testing.assert_allclose(method.scores[row], scores[-3:].mean(0))
         np.testing.assert_array_equal(method.best[row], scores[scores.mean(1).argmax()])
 
 

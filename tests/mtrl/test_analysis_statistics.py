@@ -127,6 +127,15 @@ def test_one_seed_has_no_interval(function: object) -> None:
     assert str(estimate) == f"{scores(1, 3).mean():.3f}"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.8311, "0.831"), (0.0, "0.000"), (0.0123456, "0.0123"), (-0.00071, "-0.000710"), (12.3456, "12.346")],
+)
+def test_small_values_keep_three_digits(value: float, text: str) -> None:
+    assert str(Estimate(value, math.nan, math.nan)) == text
+    assert str(Estimate(value, value, value)) == f"{text} [{text}, {text}]"
+
+
 def test_mean_curve_is_the_bootstrap_at_every_point() -> None:
     curves = scores(6, 4)
     mean, low, high = mean_curve(curves, generator(), resamples=RESAMPLES)

@@ -1,6 +1,7 @@
 """Run directories, checkpoints and metrics on a real file system."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 
 from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.experiment.checkpoints import Checkpoints
 from mtrl.experiment.files import write_atomically, write_json
-from mtrl.experiment.metrics import MetricsWriter, read_metrics
-from mtrl.experiment.run_directory import RunDirectory, read_config, read_summary
+from mtrl.experiment.metrics import MetricsWriter, check_wandb, heat_map, read_metrics
+from mtrl.experiment.run_directory import RunDirectory, directory_of, read_config, read_summary
+from mtrl.experiment.sweeps import Member
 
 CONFIG = {"seed": 1, "agent": {"learning_rate": 3e-4}, "tasks": ["a", "b"], "device": "cpu"}
 
@@ -146,6 +149,90 @@ def test_metrics_go_on_without_gaps_or_doubles(tmp_path: Path, start: int) -> No
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == expected
+
+
+def test_matrices_are_kept_in_the_metrics_and_drawn(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    writer.write(10, 1.0, {"conflict/critic/cosines": [[1.0, -1.0], [float("nan"), 0.0]]})
+    writer.close()
+    MetricsWriter(tmp_path, step=10).close()  # they survive that the run goes on
+    entry = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert entry["conflict/critic/cosines"] == [[1.0, -1.0], [None, 0.0]]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [image.step for image in events.Images("conflict/critic/cosines")] == [10]
+    assert events.Tags()["scalars"] == []
+    picture = heat_map(entry["conflict/critic/cosines"])
+    red, blue = picture[0, 0], picture[0, -1]
+    assert red[0] > red[2]
+    assert blue[2] > blue[0]
+    assert picture[-1, 0].tolist() == [128, 128, 128]
+    assert picture[-1, -1].tolist() == [255, 255, 255]
+
+
+def test_the_end_of_a_run_fills_the_hparams_tab_and_doubles_no_curve(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", CONFIG)
+    for final in (0.25, 0.5):  # the second time as if it had been killed before it could write its summary
+        writer = MetricsWriter(run.path)
+        writer.write(10, 1.0, {"eval/success_mean": final})
+        writer.close()
+        run.finish({"final": {"success_mean": final}})
+    run.close()
+    assert not [path for path in run.path.iterdir() if path.is_dir()]
+    events = EventAccumulator(str(run.path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("eval/success_mean")] == [(10, 0.5)]
+    session = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    values = session.session_start_info.hparams
+    assert values["agent.learning_rate"].number_value == 3e-4
+    assert values["tasks"].string_value == '["a", "b"]'
+    assert "device" not in values
+    experiment = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["eval/success_mean"]
+
+
+def test_measures_that_were_not_logged_on_the_way_get_their_point(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", CONFIG)
+    writer = MetricsWriter(run.path)
+    writer.write(7, 1.0, {"eval/CL": 0.5})
+    writer.close()
+    run.finish({"test": {"CL": 0.75}})
+    run.close()
+    events = EventAccumulator(str(run.path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("test/CL")] == [(7, 0.75)]
+
+
+def test_weights_and_biases_offline_stays_in_the_run_directory_under_one_id(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from mtrl.experiment.metrics import MetricsWriter\n"
+        "writer = MetricsWriter(pathlib.Path(sys.argv[1]), step=int(sys.argv[2]))\n"
+        "writer.write(int(sys.argv[2]) + 1, 1.0, {'train/loss': 2.0, 'cosines': [[1.0]]})\n"
+        "writer.close()"
+    )
+    (tmp_path / "config.yaml").write_text("wandb: offline\nseed: 3\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    for step in ("0", "1"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), step], check=True, cwd=tmp_path, env=environment)
+    identity = (tmp_path / "wandb" / "run-id").read_text()
+    files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    assert {file.name for file in files} == {f"run-{identity}.wandb"}
+    assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_an_unknown_mode_of_weights_and_biases_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown wandb mode 'offlin': did you mean 'offline'"):
+        check_wandb("offlin")
+
+
+def test_a_sweeps_run_directories_tell_what_it_varies() -> None:
+    assert directory_of(None, "mt10-pcgrad-seed1") == Path("runs/mt10-pcgrad-seed1")
+    assert directory_of("x/{name}-y", "mt10-pcgrad-seed1") == Path("x/mt10-pcgrad-seed1-y")
+    member = Member("train.py", [], "x", "x/.sweep", ["agent.hidden_sizes", "combiner.c", "seed"], ["seed"], 8)
+    overrides = ["seed=1", "agent.hidden_sizes=[64,64]", "+combiner.c=0.5", "agent.discount=0.9"]
+    assert member.run_dir(overrides) == "x/{name}-agent.hidden_sizes_64_64-combiner.c_0.5"
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"step": "x"}', "null"])

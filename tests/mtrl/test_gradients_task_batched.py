@@ -342,6 +342,31 @@ def test_gradients_flow_through_another_network_and_leave_it_alone(needs: Needs)
         critic_gradients.backward(losses, Weighted("gramian"))
 
 
+@pytest.mark.parametrize("needs", ["losses", "gramian"])
+@pytest.mark.parametrize("memory_limit", [0, 1 << 30])
+def test_the_two_halves_are_the_backward_pass(needs: Needs, memory_limit: int) -> None:
+    network, x = made("ensemble_layer_norm")
+    combiner = Weighted(needs)
+    gradients = TaskBatched(network, T, memory_limit=memory_limit)
+    with gradients.record():
+        losses = task_losses(network, x)
+    whole = gradients.backward(losses, combiner, scale=0.5)
+    expected = [p.grad for p in gradients.parameters]
+    network.zero_grad()
+    with gradients.record():
+        losses = task_losses(network, x)
+    gramian = gradients.measure(losses) if needs == "gramian" else None
+    norm = gradients.add_weighted(losses, combiner.fixed(losses), scale=0.5, measured=gramian is not None)
+    assert torch.equal(norm, whole.update_norm)
+    assert gramian is None or (whole.gramian is not None and torch.equal(gramian, whole.gramian))
+    for parameter, gradient in zip(gradients.parameters, expected, strict=True):
+        assert parameter.grad is not None
+        assert gradient is not None
+        assert torch.equal(parameter.grad, gradient)
+    with pytest.raises(InputError, match="no layer of the network was called"):
+        gradients.measure(losses)
+
+
 def test_one_recording_serves_one_backward() -> None:
     network, x = made("mlp")
     batched = TaskBatched(network, T)

@@ -8,7 +8,6 @@ from mtrl.errors import InputError
 from mtrl.supervised import MultiTaskModel, regression
 from mtrl.supervised.measures import (
     Distance,
-    extracted_weights,
     gain_statistics,
     mean_rank,
     relative_gain,
@@ -48,12 +47,6 @@ def test_gain_statistics_by_hand():
     assert found == pytest.approx(
         {"min": -0.4, "max": 0.1, "median": 0.0, "mean": -0.1, "std": math.sqrt((0.09 + 0.01 + 0.04) / 3)}
     )
-
-
-def test_extracted_weights_are_the_moving_average_of_the_last_epoch():
-    assert extracted_weights([[1.0, 0.0], [0.0, 2.0]]) == pytest.approx([0.9, 0.2])
-    with pytest.raises(InputError, match="no weights"):
-        extracted_weights([])
 
 
 def test_shared_gradients_by_hand():

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 
@@ -11,6 +12,8 @@ from mtrl.experiment.metrics import read_metrics
 from mtrl.experiment.run_directory import RunDirectory
 from mtrl.supervised import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
 from mtrl.supervised.auto_lambda import AutoLambdaUpdate
+from mtrl.supervised.maximum_roaming import MaximumRoamingUpdate, RoamingModel
+from mtrl.supervised.rotograd import Homogenized, RotoGradUpdate
 from mtrl.supervised.training import Schedule, Trainer, criteria, evaluate, metric_keys
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, random_groups
 
@@ -50,8 +53,32 @@ def combined(benchmark, name="unitary", wrt="shared", optimizer=OptimizerOptions
     return CombinedUpdate(benchmark.model, benchmark.tasks, combiner, optimizer, wrt)
 
 
+def individual(benchmark, groups, optimizer, individual_optimizers):
+    return IndividualUpdates(
+        benchmark.model, benchmark.tasks, groups, optimizer, individual_optimizers=individual_optimizers
+    )
+
+
+def rotograd(benchmark, name="unitary", wrt="representation", **options):
+    combiner, optimizer = combiners.make(name, len(benchmark.tasks), seed=3), OptimizerOptions(learning_rate=0.01)
+    inputs = benchmark.train.inputs[:2]
+    return RotoGradUpdate(benchmark.model, benchmark.tasks, combiner, optimizer, wrt, inputs=inputs, **options)
+
+
+def roaming(seed=0, share=0.5):
+    benchmark = problem(seed=seed)
+    return dataclasses.replace(benchmark, model=RoamingModel(benchmark.model, share=share, seed=seed))
+
+
+def maximum_roaming(benchmark, name="unitary", roaming_updates=16):
+    combiner = combiners.make(name, len(benchmark.tasks), seed=3)
+    return MaximumRoamingUpdate(
+        benchmark.model, benchmark.tasks, combiner, OptimizerOptions(), roaming_updates=roaming_updates
+    )
+
+
 def trainer(path, benchmark, update, seed=1, **schedule):
-    defaults = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "insight_every": 4} | schedule
+    defaults = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "insight_every": 2} | schedule
     run = RunDirectory(path, {"seed": seed})
     try:
         return Trainer(benchmark, update, run, Schedule(**defaults), seed=seed, device=CPU, show_progress=False)
@@ -90,33 +117,32 @@ class Interrupting:
         return getattr(self.update, name)
 
 
-METHODS = [
-    pytest.param(lambda b: combined(b, "famo"), id="famo"),
-    pytest.param(lambda b: combined(b, "pcgrad"), id="pcgrad"),
-    pytest.param(lambda b: combined(b, "mgda", "representation"), id="mgda_ub"),
-    pytest.param(lambda b: combined(b, "gradnorm", "last"), id="gradnorm-last"),
-    pytest.param(
-        lambda b: IndividualUpdates(
-            b.model, b.tasks, random_groups(list(b.tasks), 2, 0), OptimizerOptions(), individual_optimizers=True
-        ),
-        id="io",
-    ),
-    pytest.param(lambda b: AutoLambdaUpdate(b.model, b.tasks, OptimizerOptions()), id="auto_lambda"),
-]
+METHODS = {
+    "famo": lambda b: combined(b, "famo"),
+    "pcgrad": lambda b: combined(b, "pcgrad"),
+    "mgda_ub": lambda b: combined(b, "mgda", "representation"),
+    "gradnorm-last": lambda b: combined(b, "gradnorm", "last"),
+    "rotograd": rotograd,
+    "rotograd-famo": lambda b: rotograd(b, "famo", homogenize=False),
+    "maximum_roaming": maximum_roaming,
+    "io": lambda b: individual(b, random_groups(list(b.tasks), 2, 0), OptimizerOptions(), True),
+    "auto_lambda": lambda b: AutoLambdaUpdate(b.model, b.tasks, OptimizerOptions()),
+}
 
 
-@pytest.mark.parametrize("make", METHODS)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("at", [6, 9])
-def test_an_interrupted_run_goes_on_exactly(tmp_path, make, at):
-    whole = problem()
+def test_an_interrupted_run_goes_on_exactly(tmp_path, name, at):
+    make, fresh = METHODS[name], roaming if name == "maximum_roaming" else problem
+    whole = fresh()
     _, expected = trained(tmp_path / "whole", whole, make(whole))
 
-    broken = problem()
+    broken = fresh()
     first = trainer(tmp_path / "broken", broken, Interrupting(make(broken), at))
     with pytest.raises(Interrupted, match="SIGTERM"):
         first.train()
     first.run.close()
-    resumed = problem(seed=99)
+    resumed = fresh(seed=99)
     _, found = trained(tmp_path / "broken", resumed, make(resumed))
 
     assert found == expected
@@ -145,9 +171,10 @@ def test_training_improves_and_logs_every_epoch(tmp_path):
     expected = {"val/a", "val/accuracy_mean", "val/squared_error_mean", "val/loss/c", "train/loss/b", "train/weight/a"}
     assert expected <= epochs[-1].keys()
     assert epochs[-1]["train/loss/c"] < epochs[0]["train/loss/c"]
-    insights = [e for e in read_metrics(tmp_path / "metrics.jsonl") if "insight/summed_gradient_norm" in e]
-    assert [e["step"] for e in insights] == list(range(1, 61, 4))
-    assert -1 <= insights[0]["insight/cosine_to_average/a"] <= 1
+    measured = [entry for entry in epochs if "conflict/shared/summed_gradient_norm" in entry]
+    assert [entry["epoch"] for entry in measured] == [2, 4, 6, 8, 10]
+    assert -1 <= measured[0]["conflict/shared/cosine_to_average/a"] <= 1
+    assert len(measured[0]["conflict/shared/cosines"]) == 3
 
 
 def test_insight_does_not_change_training(tmp_path):
@@ -160,6 +187,7 @@ def test_the_test_split_is_read_only_by_the_summary(tmp_path):
     benchmark = problem(split=Forbidden)
     one = trainer(tmp_path, benchmark, combined(benchmark))
     one.train()
+    assert "test" not in one.summary(test=False)
     with pytest.raises(AssertionError, match="before the end"):
         one.summary()
     Forbidden.locked = False
@@ -177,6 +205,7 @@ def test_the_selected_model_is_the_one_that_is_tested(tmp_path):
     for key, best in (("a", max), ("b", max), ("c", min)):
         values = [entry[f"val/{key}"] for entry in epochs]
         assert summary["validation"][key] == best(values)
+        assert abs(summary["selection"]["scores"][key]) == best(values)
         assert summary["selection"]["epochs"][key] == 1 + values.index(best(values))
         benchmark.model.load_state_dict(one.chosen[key]["model"])
         assert summary["test"][key] == evaluate(benchmark.model, benchmark.tasks, benchmark.test, CPU)[key]
@@ -243,12 +272,6 @@ def stepped(update, benchmark, steps=5):
     return torch.cat([p.detach().flatten() for p in benchmark.model.parameters()])
 
 
-def individual(benchmark, groups, optimizer, individual_optimizers):
-    return IndividualUpdates(
-        benchmark.model, benchmark.tasks, groups, optimizer, individual_optimizers=individual_optimizers
-    )
-
-
 @pytest.mark.parametrize("optimizer", [SGD, OptimizerOptions(weight_decay=0.01)])
 def test_individual_steps_of_one_group_are_unitary(optimizer):
     one, other = problem(dropout=0.0), problem(dropout=0.0)
@@ -310,6 +333,127 @@ def test_auto_lambda_looks_ahead_along_the_exact_gradient():
     ahead = torch.autograd.grad(sum(losses(benchmark.model, batch(32))), parameters)
     expected = -rate * torch.stack(rows) @ torch.cat([g.flatten() for g in ahead])
     assert torch.allclose(found, expected.to(found), rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrt", ["representation", "shared"])
+@pytest.mark.parametrize("name", ["unitary", "mgda", "graddrop", "famo"])
+def test_rotograd_with_identity_rotations_is_its_inner_combiner(name, wrt):
+    one, other = problem(dropout=0.0), problem(dropout=0.0)
+    update = rotograd(one, name, wrt, learning_rate_scale=0.0, homogenize=False)
+    stepped(update, one)
+    expected = stepped(combined(other, name, wrt), other)
+    found = torch.cat([p.flatten() for p in [*update.shared, *update.specific]])
+    assert torch.allclose(found.detach(), expected, atol=1e-6)
+
+
+def test_rotations_stay_rotations_and_bring_gradients_together():
+    benchmark = problem(dropout=0.0)
+    update = rotograd(benchmark)
+    update.optimizer.param_groups[0]["lr"] = 0.0
+    batch = benchmark.train.batch(torch.arange(64), CPU)
+    before, *_, after = [update.step(batch, lambda: None, lambda: None) for _ in range(40)]
+    for task in benchmark.tasks:
+        assert -1 < after[f"rotation_loss/{task}"] < before[f"rotation_loss/{task}"] - 0.02
+    for rotation in update.rotations:
+        assert torch.allclose(rotation.weight @ rotation.weight.T, torch.eye(16), atol=1e-4)
+        assert float(torch.linalg.det(rotation.weight.detach())) == pytest.approx(1.0, abs=1e-4)
+        assert not torch.allclose(rotation.weight, torch.eye(16), atol=1e-2)
+
+
+def test_the_rotation_loss_by_hand():
+    # One sample, z = (z_1, z_2), losses z_1 and z_2: unit gradients along the axes, their mean (1/2, 1/2).
+    class Coordinate(nn.Module):
+        def __init__(self, index):
+            super().__init__()
+            self.index, self.unused = index, nn.Parameter(torch.zeros(1))
+
+        def forward(self, z):
+            return z[:, self.index]
+
+    heads = {"a": Coordinate(0), "b": Coordinate(1)}
+    tasks = {name: Task(lambda o, t: o.sum(), regression().metrics) for name in heads}
+    model = MultiTaskModel(nn.Linear(2, 2), heads)
+    inputs = torch.ones(1, 2)
+    update = RotoGradUpdate(model, tasks, combiners.make("unitary", 2), SGD, inputs=inputs, learning_rate_scale=1.0)
+    logged = update.step((inputs, {"a": inputs, "b": inputs}), lambda: None, lambda: None)
+    assert logged["rotation_loss/a"] == pytest.approx(-0.5)
+    # The gradient (1, 0) at r of task a turns towards the mean at z = R^T r: the rotation is by a positive angle.
+    assert update.rotations[0].weight[0, 1] > 0
+    assert update.rotations[1].weight[1, 0] > 0
+
+
+def test_homogenized_gradients_by_hand():
+    # Norms 3 and 4 at first: both half converged, so the length is 3.5. Then 6 and 2: ratios 2 and 1/2, length 5.2.
+    combiner = Homogenized(combiners.make("unitary", 2), burn_in=20)
+    losses = torch.ones(2)
+    assert combiner.weights(losses, torch.tensor([[9.0, 0.0], [0.0, 16.0]])).tolist() == pytest.approx(
+        [3.5 / 3, 3.5 / 4]
+    )
+    assert combiner.weights(losses, torch.tensor([[36.0, 0.0], [0.0, 4.0]])).tolist() == pytest.approx(
+        [5.2 / 6, 5.2 / 2]
+    )
+    with pytest.raises(InputError, match="not graddrop"):
+        Homogenized(combiners.make("graddrop", 2), burn_in=20)
+
+
+def test_rotograd_needs_a_vector_per_sample():
+    model = MultiTaskModel(nn.Conv2d(1, 2, 1), {"a": nn.Flatten()})
+    with pytest.raises(InputError, match=r"shape \(2, 2, 4, 4\)"):
+        RotoGradUpdate(model, {"a": regression()}, combiners.make("unitary", 1), SGD, inputs=torch.zeros(2, 1, 4, 4))
+
+
+def test_maximum_roaming_visits_every_unit_and_keeps_the_share():
+    benchmark = roaming(share=0.5)
+    update = maximum_roaming(benchmark, roaming_updates=16)
+    (name,) = benchmark.model.masks
+    seen = benchmark.model.get_buffer(name).clone()
+    assert seen.sum(1).tolist() == [8, 8, 8]
+    assert (seen.sum(0) > 0).all()
+    for count in range(1, 17):
+        before = benchmark.model.get_buffer(name).clone()
+        stepped(update, benchmark, steps=1)
+        mask = benchmark.model.get_buffer(name)
+        assert (mask != before).sum(1).tolist() == ([2, 2, 2] if count % 2 == 0 else [0, 0, 0])
+        assert mask.sum(1).tolist() == [8, 8, 8]
+        seen += mask
+    assert (seen > 0).all()
+    before = benchmark.model.get_buffer(name).clone()
+    stepped(update, benchmark, steps=4)
+    assert torch.equal(benchmark.model.get_buffer(name), before)
+
+
+def test_maximum_roaming_of_all_units_is_its_combiner():
+    one, other = problem(dropout=0.0), problem(dropout=0.0)
+    one = dataclasses.replace(one, model=RoamingModel(one.model, share=1.0, seed=0))
+    found = stepped(maximum_roaming(one, "mgda"), one)
+    expected = stepped(combined(other, "mgda", optimizer=OptimizerOptions()), other)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_task_neither_sees_nor_trains_the_units_of_others():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6))
+    model = RoamingModel(MultiTaskModel(encoder, {"a": nn.Linear(6, 1), "b": nn.Linear(6, 1)}), share=0.5, seed=0)
+    first, last = (model.get_buffer(name) for name in model.masks)
+    assert first.sum(0).tolist() == [1] * 4
+    for task, z in enumerate(model.representations(torch.randn(5, 1, 4, 4))):
+        assert torch.equal(z != 0, (last[task] == 1).expand_as(z))
+        model.zero_grad()
+        z.square().sum().backward()
+        assert torch.equal(encoder[0].weight.grad.flatten(1).abs().sum(1) > 0, first[task] == 1)
+        assert torch.equal(encoder[4].weight.grad.abs().sum(1) > 0, last[task] == 1)
+
+
+def test_maximum_roaming_refuses_what_it_cannot_do():
+    benchmark = roaming()
+    with pytest.raises(InputError, match="use shared or last"):
+        MaximumRoamingUpdate(
+            benchmark.model, benchmark.tasks, combiners.make("mgda", 3), SGD, "representation", roaming_updates=1
+        )
+    with pytest.raises(InputError, match="share"):
+        RoamingModel(problem().model, share=0.0, seed=0)
+    with pytest.raises(InputError, match="encoder has none"):
+        RoamingModel(MultiTaskModel(nn.Flatten(), {}), share=0.5, seed=0)
 
 
 def test_gradients_by_the_representation_are_those_by_parameters_where_its_jacobian_is_orthogonal():

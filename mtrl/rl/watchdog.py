@@ -1,0 +1,109 @@
+"""Warns of training that goes on without learning anything, which no exception ever tells."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.rl.protocols import Floats
+
+ENTROPY_LIMIT = -5.0
+"""Per dimension of the action, in nats, of a density on [-1, 1]; a uniform policy has 0.7, SAC's usual target is -1."""
+SATURATED = 0.999
+"""An action component of at least this size is at the edge of its range."""
+SATURATION_LIMIT = 0.99
+"""The share of such components from which a policy no longer explores."""
+VALUE_LIMIT = 1e5
+"""Of the mean target value: with rewards of unit variance and a discount of 0.99, values are 1e2 to 1e4."""
+CONSTANT_STEPS = 10_000
+"""Vector steps through which a task's rewards do not change at all before it is said."""
+
+
+class Watchdog:
+    """Looks at what training logs anyway, and says once what looks wrong, and again if it was better in between.
+
+    Args:
+        tasks: the task names.
+        evaluate_every: steps between evaluations.
+        step: the step that evaluations are counted from.
+
+    Attributes:
+        counts: how often each kind of warning was given: ``policy_collapse``, ``value_explosion``,
+            ``constant_reward``, ``not_evaluated``.
+    """
+
+    def __init__(self, tasks: Sequence[str], evaluate_every: int, step: int = 0) -> None:
+        self.tasks, self.evaluate_every = list(tasks), evaluate_every
+        self.counts = dict.fromkeys(("policy_collapse", "value_explosion", "constant_reward", "not_evaluated"), 0)
+        self._evaluated = dict.fromkeys(self.tasks, step)
+        self._current: set[str] = set()
+        self._reward = np.full(len(self.tasks), np.nan)
+        self._same = np.zeros(len(self.tasks), int)  # steps in a row with that reward
+        self._components = self._saturated = 0
+        self._action_size = 1
+
+    def observe(self, actions: Floats, rewards: NDArray[np.float64]) -> None:
+        """Takes in a vector step: the actions of the policy ``[T, A]`` and the raw rewards ``[T]``."""
+        self._action_size = actions.shape[1]
+        self._components += actions.size
+        self._saturated += int((np.abs(actions) >= SATURATED).sum())
+        self._same = np.where(rewards == self._reward, self._same + 1, 0)
+        self._reward = rewards
+
+    def evaluated(self, step: int, success_rates: Mapping[str, float]) -> None:
+        """Takes in an evaluation."""
+        for task, rate in success_rates.items():
+            if math.isfinite(rate):
+                self._evaluated[task] = step
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """The warnings that are new at a log entry.
+
+        Args:
+            step: vector steps so far.
+            metrics: of the entry; ``train/entropy`` and ``train/target_value`` are looked at, where they are there.
+        """
+        found: dict[str, str] = {}
+        entropy = metrics.get("train/entropy", math.inf)
+        if entropy < ENTROPY_LIMIT * self._action_size:
+            found["policy_collapse entropy"] = f"the policy has collapsed: its entropy is {entropy:.1f}"
+        saturation = self._saturated / max(self._components, 1)
+        if saturation > SATURATION_LIMIT:
+            found["policy_collapse saturation"] = (
+                f"the policy has collapsed: {saturation:.1%} of its action components are at the edge of their range"
+            )
+        value = metrics.get("train/target_value", 0.0)
+        if abs(value) > VALUE_LIMIT:
+            found["value_explosion"] = f"the action values explode: their mean target is {value:.3g}"
+        for task, same, reward in zip(self.tasks, self._same, self._reward, strict=True):
+            if same >= CONSTANT_STEPS:
+                found[f"constant_reward {task}"] = f"the reward of task '{task}' has been {reward:g} for {same:,} steps"
+        for task, last in self._evaluated.items():
+            if step - last > 2 * self.evaluate_every:
+                found[f"not_evaluated {task}"] = f"task '{task}' has not been evaluated since step {last:,}"
+        new = [kind for kind in found if kind not in self._current]
+        for kind in new:
+            self.counts[kind.split()[0]] += 1
+        self._current = set(found)
+        self._components = self._saturated = 0
+        return [f"{found[kind]} (step {step:,})" for kind in new]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later warnings depend on."""
+        return {
+            "counts": self.counts,
+            "evaluated": self._evaluated,
+            "current": sorted(self._current),
+            "reward": self._reward.tolist(),
+            "same": self._same.tolist(),
+            "saturation": [self._saturated, self._components, self._action_size],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.counts, self._evaluated = dict(state["counts"]), dict(state["evaluated"])
+        self._current = set(state["current"])
+        self._reward, self._same = np.array(state["reward"], float), np.array(state["same"], int)
+        self._saturated, self._components, self._action_size = state["saturation"]

@@ -1,0 +1,59 @@
+"""Evaluation beside training changes nothing, whenever it ends and whether the run is killed meanwhile."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtrl.experiment.checkpoints import Checkpoints
+from tests.integration.test_training import SMALL, command, comparable, parameters, run
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "beside"
+    result = run("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true")
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+def evaluations(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if "eval/success_mean" in entry]
+
+
+def training(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if "eval/success_mean" not in entry]
+
+
+def test_it_is_logged_at_the_next_checkpoint_and_the_last_one_at_the_end(beside: Path) -> None:
+    steps = [(entry["step"], "eval/success_mean" in entry) for entry in comparable(beside)]
+    assert steps.index((40, True)) > steps.index((60, False))
+    assert [step for step, evaluated in steps if evaluated] == [40, 80, 90]
+
+
+@pytest.mark.parametrize("override", ["eval.beside=false", "eval.every=1000"])
+def test_training_is_the_same_bit_for_bit(beside: Path, tmp_path: Path, override: str) -> None:
+    result = run("train.py", *SMALL, f"run_dir={tmp_path / 'other'}", override)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = comparable(beside), comparable(tmp_path / "other")
+    assert training(ours) == training(theirs)
+    assert evaluations(theirs) == (evaluations(ours) if "beside" in override else evaluations(ours)[-1:])
+    for name, tensor in parameters(beside).items():
+        assert torch.equal(tensor, parameters(tmp_path / "other")[name]), name
+
+
+def test_a_killed_run_makes_up_for_the_evaluation_that_was_under_way(beside: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "killed"
+    full = command("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true")
+    process = subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while max(Checkpoints(directory / "checkpoints").steps(), default=0) < 40:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert run("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true").returncode == 0
+    assert comparable(directory) == comparable(beside)

@@ -1,0 +1,136 @@
+"""The papers' protocol from end to end on tiny runs, and its choices on their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+
+from mtrl.errors import InputError, RunError
+from scripts import grid
+from scripts.grid import Axes, Tried, best, cells, configuration, configured
+
+TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.every=0", "seeds=2")
+
+
+@pytest.fixture
+def composing():
+    with initialize_config_dir(grid.CONFIGS, version_base="1.3"):
+        yield
+
+
+def start(*overrides):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "scripts/grid.py", *TINY, *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def summaries(folder):
+    return {file.parent: json.loads(file.read_text()) for file in sorted(folder.rglob("summary.json"))}
+
+
+def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
+    first = start(f"out={tmp_path}", "workers=2")
+    deadline = time.monotonic() + 200
+    while not summaries(tmp_path) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.02)
+    first.terminate()
+    output, _ = first.communicate()
+    assert first.returncode == 128 + signal.SIGTERM, output
+    before = {directory: (directory / "summary.json").stat().st_mtime_ns for directory in summaries(tmp_path)}
+    assert 1 <= len(before) < 4
+
+    second = start(f"out={tmp_path}")
+    output, _ = second.communicate()
+    assert second.returncode == 0, output
+    for directory, written in before.items():
+        assert (directory / "summary.json").stat().st_mtime_ns == written
+
+    tried = summaries(tmp_path / "cells")
+    assert len(tried) == 4
+    assert not any("test" in summary for summary in tried.values())
+    rows = list(csv.DictReader((tmp_path / "cells.csv").read_text().splitlines()))
+    assert [(row["optimizer.learning_rate"], row["dropout"]) for row in rows] == [
+        ("0.001", "0.0"),
+        ("0.001", "0.2"),
+        ("0.003", "0.0"),
+        ("0.003", "0.2"),
+    ]
+    ranks = []
+    for row in rows:
+        accuracies = [float(other["validation CL (accuracy)"]) for other in rows]
+        errors = [float(other["validation RR (squared_error)"]) for other in rows]
+        better = sum(value > float(row["validation CL (accuracy)"]) for value in accuracies)
+        ranks.append(better + sum(value < float(row["validation RR (squared_error)"]) for value in errors))
+    (chosen,) = [number for number, row in enumerate(rows) if row["outcome"] == "chosen"]
+    assert ranks[chosen] == min(ranks)
+
+    final = summaries(tmp_path / "final")
+    assert {directory.name for directory in final} == {"seed2", "seed3"}
+    values = f"optimizer.learning_rate={rows[chosen]['optimizer.learning_rate']},dropout={rows[chosen]['dropout']}"
+    assert {directory.parent.name for directory in final} == {values}
+    accuracy = sum(summary["test"]["CL"] for summary in final.values()) / 2
+    header, first_row, *_ = csv.reader((tmp_path / "test.csv").read_text().splitlines())
+    assert header == ["task", "metric", "mean", "mean low", "mean high"]
+    assert float(first_row[2]) == pytest.approx(accuracy)
+    assert "CL | accuracy" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def tried(name, score=None, **validation):
+    return Tried({"x": name}, validation or None, score, 1.0, "" if validation else "non-finite loss")
+
+
+def test_the_best_cell_has_the_best_score():
+    assert best([tried(1, 0.5, a=0.5), tried(2), tried(3, 0.7, a=0.7)], {"a": True}).cell == {"x": 3}
+    assert best([tried(1, -0.5, a=0.5), tried(2, -0.1, a=0.1)], {"a": False}).cell == {"x": 2}
+    with pytest.raises(RunError, match="every cell failed, the first one thus: non-finite loss"):
+        best([tried(1), tried(2)], {"a": True})
+
+
+def test_metrics_that_cannot_be_averaged_are_ranked():
+    # Ranks: 1 and 3; 2 and 1; 3 and 2.
+    candidates = [tried(1, a=0.9, b=0.3), tried(2, a=0.8, b=0.1), tried(3, a=0.7, b=0.2)]
+    assert best(candidates, {"a": True, "b": False}).cell == {"x": 2}
+
+
+def test_a_grid_is_every_combination_of_what_the_command_line_leaves_open(composing):
+    axes = Axes({"dropout": [0.0, 0.1], "epochs": [1, 2]}, {"cagrad": {"combiner.c": [0.2, 0.5]}})
+    assert cells(axes, configuration([], {}), []) == [
+        {"dropout": dropout, "epochs": epochs} for dropout in (0.0, 0.1) for epochs in (1, 2)
+    ]
+    given = ["combiner=cagrad", "epochs=3"]
+    assert cells(axes, configuration(given, {}), given) == [
+        {"dropout": dropout, "combiner.c": c} for dropout in (0.0, 0.1) for c in (0.2, 0.5)
+    ]
+    with pytest.raises(InputError, match="no cells"):
+        cells(Axes({"epochs": [1]}), configuration(given, {}), given)
+
+
+def test_the_command_line_is_split_between_grid_and_training(composing):
+    options, rest = configured(["combiner=mgda", "seeds=3", "grid=kurin", "out=x", "seed=5"])
+    assert (options.seeds, options.out, list(options.grid.axes)) == (3, "x", ["optimizer.weight_decay"])
+    config = configuration(rest, {"optimizer.weight_decay": 0.1}, test=False)
+    assert (config.combiner["name"], config.seed, config.optimizer.weight_decay) == ("mgda", 5, 0.1)
+    assert not config.test
+    with pytest.raises(InputError, match="workers"):
+        configured(["workers=0"])
+
+
+@pytest.mark.parametrize("name", [file.stem for file in Path(grid.CONFIGS, "grid").glob("*.yaml")])
+def test_shipped_grids_set_existing_keys(composing, name):
+    options, _ = configured([f"grid={name}"])
+    for method, further in [("fixed" if name == "weights" else "unitary", {}), *options.grid.methods.items()]:
+        given = [f"{'method' if method in ('rotograd', 'auto_lambda') else 'combiner'}={method}"]
+        cell = {key: values[0] for key, values in (options.grid.axes | further).items()}
+        configuration(given, cell)

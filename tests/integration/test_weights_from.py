@@ -1,0 +1,89 @@
+"""Training with the weights that a method had, from end to end on the simulator."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from mtrl.errors import InputError
+from mtrl.experiment.metrics import read_metrics
+from mtrl.experiment.run_directory import read_config
+from scripts.composition import CONFIGS, TrainConfig, load_config, make_combiners
+from scripts.train import train
+
+TASKS = ["reach-v3", "drawer-close-v3"]
+SMALL = [
+    "benchmark=custom",
+    f"tasks=[{','.join(TASKS)}]",
+    "benchmark.horizon=10",
+    "agent.hidden_sizes=[8,8]",
+    "batch_size=4",
+    "steps=20",
+    "warmup_steps=10",
+    "catch_up_updates=0",
+    "eval.episodes=1",
+    "insight.every=5",
+    "device=cpu",
+    "threads=1",
+    "num_workers=1",
+    "progress=false",
+]
+
+
+def configured(*overrides: str) -> TrainConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        config = OmegaConf.to_object(compose("train", [*SMALL, *overrides]))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def logged(directory: Path, objective: str) -> list[list[float]]:
+    keys = [f"conflict/{objective}/weight/{task}" for task in TASKS]
+    entries = read_metrics(directory / "metrics.jsonl")
+    return [[entry[key] for key in keys] for entry in entries if keys[0] in entry]
+
+
+def test_weights_of_critic_and_actor_serve_critic_and_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    source = tmp_path / "source"
+    train(configured("combiner=mgda", f"run_dir={source}"))
+    fixed = ["combiner=fixed", f"weights_from={source}", "weights_how=last", f"run_dir={tmp_path / 'fixed'}"]
+    train(configured(*fixed))
+    weights = {objective: logged(source, objective)[-1] for objective in ("critic", "actor")}
+    assert weights["critic"] != weights["actor"]
+    assert read_config(tmp_path / "fixed")["combiner"] == {"name": "fixed", "weights": weights}
+    for objective in weights:
+        used = logged(tmp_path / "fixed", objective)
+        assert used
+        assert all(row == pytest.approx(weights[objective], rel=1e-5) for row in used)
+    made, _ = make_combiners(load_config(tmp_path / "fixed"), 2)  # as evaluate.py does, without the source
+    assert made["actor"].given.tolist() == weights["actor"]
+
+
+def test_a_method_of_the_critic_alone_leaves_the_actor_unweighted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    train(configured("combiner=stch", f"run_dir={tmp_path / 'source'}"))
+    config = configured("combiner=fixed", f"weights_from={tmp_path / 'source'}", f"run_dir={tmp_path / 'fixed'}")
+    train(config)
+    assert config.combiner["weights"]["actor"] == [1.0, 1.0]
+    assert config.combiner["weights"]["critic"] != [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["combiner=pcgrad"], "weights_from is for combiner=fixed"),
+        (["combiner=fixed", "combiner.weights=[1,2]"], "without weights of its own"),
+        (["combiner=fixed"], "is not a run directory"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(configured(*overrides, f"weights_from={tmp_path}", f"run_dir={tmp_path / 'run'}"))
+    assert not (tmp_path / "run").exists()
