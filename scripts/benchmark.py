@@ -26,7 +26,7 @@ from scripts.benchmarks.envs import envs, envs_table
 from scripts.benchmarks.overhead import overhead, overhead_table
 from scripts.benchmarks.solvers import solvers, solvers_table
 from scripts.benchmarks.throughput import throughput, throughput_table
-from scripts.composition import device_of
+from scripts.options import device_of
 
 
 def case(text: str) -> tuple[int, int]:

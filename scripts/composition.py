@@ -20,8 +20,8 @@ from mtrl.experiment.extracted_weights import weights_of_run
 from mtrl.experiment.metrics import check_wandb
 from mtrl.experiment.run_directory import directory_of, read_config
 from mtrl.rl.training import Schedule
+from scripts.options import EveryConfig, device_of
 
-CONFIGS = str(Path(__file__).parents[1] / "configs")
 OBSERVATION_SIZE, ACTION_SIZE = 39, 4
 
 
@@ -46,13 +46,6 @@ class EvalConfig:
     episodes: int = 50
     beside: bool | None = None
     """Play it while training goes on; null does so where the updates are computed on a GPU."""
-
-
-@dataclass
-class EveryConfig:
-    """How often something is done, in vector steps."""
-
-    every: int = MISSING
 
 
 @dataclass
@@ -166,22 +159,6 @@ def task_names(config: TrainConfig) -> list[str]:
     if not config.tasks:
         raise InputError(f"benchmark={name} needs tasks, e.g. tasks=[reach-v3,push-v3]")
     return check_tasks(config.tasks)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        InputError: if the name is unknown, or there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def run_directory(config: TrainConfig) -> Path:

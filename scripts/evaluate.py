@@ -20,7 +20,8 @@ from mtrl.experiment.checkpoints import Checkpoints
 from mtrl.experiment.command_line import one_line_errors, run
 from mtrl.experiment.files import write_json
 from mtrl.rl.evaluation import evaluate
-from scripts.composition import CONFIGS, device_of, load_config, make_agent, make_evaluation_environments
+from scripts.composition import load_config, make_agent, make_evaluation_environments
+from scripts.options import CONFIGS, device_of
 
 
 @dataclass

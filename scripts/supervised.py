@@ -27,7 +27,7 @@ from mtrl.supervised.maximum_roaming import MaximumRoamingUpdate, RoamingModel
 from mtrl.supervised.rotograd import RotoGradUpdate
 from mtrl.supervised.training import Schedule, Trainer
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
-from scripts.composition import CONFIGS, EveryConfig, device_of
+from scripts.options import CONFIGS, EveryConfig, device_of
 
 METHODS = ("combined", "rotograd", "maximum_roaming", "individual_steps", "individual_optimizers", "auto_lambda")
 
@@ -43,6 +43,7 @@ class SupervisedConfig:
     method: dict[str, Any] = field(default_factory=dict)
     wrt: str = MISSING
     weights_from: str | None = None
+    weights_how: str = "ema"
     seed: int = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
@@ -185,7 +186,7 @@ def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combi
     if config.weights_from is not None:
         if name != "fixed":
             raise InputError(f"weights_from is for combiner=fixed, not {name}")
-        options["weights"] = weights_of_run(Path(config.weights_from), tasks, "train/weight", "ema")
+        options["weights"] = weights_of_run(Path(config.weights_from), tasks, "train/weight", config.weights_how)
         if options["weights"] is None:
             raise InputError(f"weights_from: the run in '{config.weights_from}' logged no weights: its method has none")
     return combiners.make(name, len(tasks), seed=config.seed, **options)

@@ -27,10 +27,8 @@ from mtrl.experiment.run_directory import RunDirectory
 from mtrl.rl.training import Trainer
 from scripts.composition import (
     ACTION_SIZE,
-    CONFIGS,
     OBSERVATION_SIZE,
     TrainConfig,
-    device_of,
     extract_weights,
     make_agent,
     make_combiners,
@@ -40,6 +38,7 @@ from scripts.composition import (
     run_directory,
     task_names,
 )
+from scripts.options import CONFIGS, device_of
 
 
 def train(config: TrainConfig) -> None:

@@ -11,14 +11,16 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mtrl.errors import RunError
+from mtrl.errors import InputError, RunError
 from mtrl.experiment.files import write_atomically, write_json
 
 KEPT = 2
@@ -194,6 +196,22 @@ class Checkpoints:
         for path in self.directory.iterdir():
             if path.suffix in (".pt", ".tmp") and path.name not in needed:
                 path.unlink()
+
+
+@contextmanager
+def restoring(directory: Path) -> Iterator[None]:
+    """Turns whatever goes wrong when a state is put back into one line: a whole checkpoint can be another run's.
+
+    Raises:
+        RunError: then.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RunError(f"the checkpoint in {directory} is not one of this run ({reason})") from error
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:

@@ -96,6 +96,10 @@ def message_of(error: BaseException) -> tuple[int, str] | None:
         return 2, _line(_configuration_message(error))
     if type(error) is ValueError and "Config group override" in str(error):  # Hydra's, of e.g. combiner=null
         return 2, _line(str(error))
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return 1, _line(
+            f"out of memory: {error}; lower batch_size, agent.hidden_sizes, agent.buffer_size or num_workers"
+        )
     if isinstance(error, OSError):
         return 1, _line(str(error))
     return None

@@ -87,7 +87,8 @@ class MetricsWriter:
         self._plot(step, finite, clock.time())
         self._tensorboard.flush()
         if self._wandb is not None:
-            self._wandb.log({key: value for key, value in finite.items() if not isinstance(value, list)}, step=step)
+            scalars = {key: value for key, value in finite.items() if not isinstance(value, list)}
+            self._wandb.log({"step": step, **scalars})
 
     def _plot(self, step: int, values: Mapping[str, Any], wall_time: float) -> None:
         for key, value in values.items():
@@ -188,7 +189,7 @@ def _open_wandb(directory: Path) -> Any:
         identity.parent.mkdir(exist_ok=True)
         write_text(identity, uuid.uuid4().hex[:8])
     try:
-        return wandb.init(
+        run = wandb.init(
             project="mtrl",
             name=directory.name,
             id=identity.read_text(),
@@ -198,6 +199,8 @@ def _open_wandb(directory: Path) -> Any:
             config=config,
             settings=wandb.Settings(console="off", silent=True),
         )
+        run.define_metric("*", step_metric="step")  # an evaluation is logged later than its step
+        return run
     except wandb.Error as error:
         raise RunError(f"wandb={mode}: {' '.join(str(error).split())}") from error
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.errors import InputError, Interrupted, RunError
+from mtrl.errors import Interrupted, RunError
+from mtrl.experiment.checkpoints import restoring
 from mtrl.experiment.metrics import MetricsWriter
 from mtrl.experiment.progress import TrainingProgress
 from mtrl.experiment.run_directory import RunDirectory
@@ -106,15 +107,8 @@ class Trainer:
         if loaded is None:
             self._observations = self.environments.reset()
         else:
-            try:
+            with restoring(self.run.checkpoints.directory):
                 entries = self._load_state_dict(loaded[1])
-            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                if isinstance(error, InputError | RunError):
-                    raise
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise RunError(
-                    f"the checkpoint in {self.run.checkpoints.directory} is not one of this run ({reason})"
-                ) from error
             self.run.checkpoints.discard_after(self.step)
         self._metrics = MetricsWriter(self.run.path, self.step, entries)
         self._progress = TrainingProgress(self.schedule.steps, self.step, enabled=self._show_progress)

@@ -1,6 +1,7 @@
 """Multi-MNIST (Sabour et al., 2017; Sener & Koltun, 2018) from MNIST's own files, which are never downloaded."""
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,8 +117,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     start = 4 * (1 + dimensions)
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
         raise InputError(f"{path} is not an IDX file of bytes in {dimensions} dimensions. {SOURCE}")
-    shape = np.frombuffer(data, ">i4", dimensions, 4).astype(np.int64)
-    expected = int(shape.prod()) + start
+    shape = np.frombuffer(data, ">u4", dimensions, 4).tolist()
+    expected = math.prod(shape) + start
     if len(data) != expected:
         raise InputError(f"{path} has {len(data):,} bytes, its header says {expected:,}: only partly copied? {SOURCE}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

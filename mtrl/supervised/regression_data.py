@@ -1,6 +1,8 @@
 """Tables of numbers for linear multi-task learning, from files of the user's or from scikit-learn's wheel."""
 
 import csv
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +61,12 @@ def _read_mat(path: Path) -> tuple[Array, bool]:
         from scipy.io import loadmat
     except ImportError as error:
         raise InputError("a .mat file needs SciPy: pip install scipy") from error
-    try:
-        content = loadmat(path)
-    except Exception as error:  # SciPy has no common class for what a damaged file raises
-        raise InputError(f"'{path}' is not a whole MATLAB file ({' '.join(str(error).split())})") from error
+    # In a process of its own: some damaged files end SciPy's with a bus error.
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        try:
+            content = process.submit(loadmat, path).result()
+        except Exception as error:  # SciPy has no common class for what a damaged file raises
+            raise InputError(f"'{path}' is not a whole MATLAB file ({' '.join(str(error).split())})") from error
     tables = {key: value for key, value in content.items() if not key.startswith("__")}
     if len(tables) != 1:
         raise InputError(f"'{path}': expected one table, found {', '.join(tables) or 'none'}")

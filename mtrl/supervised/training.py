@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtrl.diagnostics import conflict_metrics
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
+from mtrl.experiment.checkpoints import restoring
 from mtrl.experiment.metrics import MetricsWriter
 from mtrl.experiment.progress import TrainingProgress
 from mtrl.experiment.run_directory import RunDirectory
@@ -183,7 +184,8 @@ class Trainer:
         if loaded is None:
             torch.manual_seed(self.seed)
         else:
-            self._load_state_dict(loaded[1])
+            with restoring(self.run.checkpoints.directory):
+                self._load_state_dict(loaded[1])
             self.run.checkpoints.discard_after(self.step)
         total = self.schedule.epochs * self.batches
         metrics = MetricsWriter(self.run.path, self.step)

@@ -64,13 +64,16 @@ class TorchJDGramian(TaskBatched):
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """As `TaskBatched.record`; forgets what the engine saw of other losses, such as the actor's."""
+        """As `TaskBatched.record`; the engine sees these losses alone, not the critics' part in the actor's."""
         self.engine._gramian_accumulator.reset()
         self.engine._target_edges.reset()
         for computer in self.engine._gramian_computers.values():
             computer.reset()
+        paused = self.engine._module_hook_manager.gramian_accumulation_phase
+        paused.value = False
         with super().record():
             yield
+        paused.value = True
 
     def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
         """As `TaskBatched.backward`; the combiner is TorchJD's."""

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from mtrl.experiment.command_line import run
 from scripts import evaluate, train
-from scripts.composition import CONFIGS
+from scripts.options import CONFIGS
 
 
 def fails(

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from agents.sac import MultiTaskSAC
 from mtrl import combiners
-from scripts.composition import ACTION_SIZE, CONFIGS, OBSERVATION_SIZE, TrainConfig, make_agent, make_combiners
+from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE, TrainConfig, make_agent, make_combiners
+from scripts.options import CONFIGS
 
 TASKS = ["reach-v3", "push-v3", "door-open-v3", "drawer-close-v3"]
 

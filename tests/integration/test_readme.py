@@ -11,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from mtrl import combiners
-from scripts.composition import CONFIGS, TrainConfig, make_combiners, task_names
+from scripts.composition import TrainConfig, make_combiners, task_names
+from scripts.options import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

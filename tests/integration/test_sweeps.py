@@ -18,7 +18,7 @@ from mtrl.experiment.checkpoints import Checkpoints
 from mtrl.experiment.command_line import run
 from mtrl.experiment.metrics import read_metrics
 from scripts import train
-from scripts.composition import CONFIGS
+from scripts.options import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 TINY = [

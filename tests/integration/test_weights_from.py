@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from mtrl.errors import InputError
 from mtrl.experiment.metrics import read_metrics
 from mtrl.experiment.run_directory import read_config
-from scripts.composition import CONFIGS, TrainConfig, load_config, make_combiners
+from scripts.composition import TrainConfig, load_config, make_combiners
+from scripts.options import CONFIGS
 from scripts.train import train
 
 TASKS = ["reach-v3", "drawer-close-v3"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.experiment.checkpoints import Checkpoints
+from mtrl.experiment.command_line import message_of
 from mtrl.experiment.files import write_atomically, write_json
 from mtrl.experiment.metrics import MetricsWriter, check_wandb, heat_map, read_metrics
 from mtrl.experiment.run_directory import RunDirectory, directory_of, read_config, read_summary
@@ -286,3 +288,11 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 def test_unknown_names_offer_the_nearest_or_all() -> None:
     assert str(unknown_name("task", "reech", ["push", "reach"])) == "unknown task 'reech': did you mean 'reach'?"
     assert str(unknown_name("task", "xyz", ["push", "reach"])) == "unknown task 'xyz': valid: push, reach"
+
+
+def test_running_out_of_memory_is_one_line_that_says_what_to_lower() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50)
+    code, line = message_of(caught.value) or (0, "")
+    assert code == 1
+    assert re.fullmatch(r"out of memory: .*tried to allocate \d+ bytes.*; lower batch_size, .*", line)

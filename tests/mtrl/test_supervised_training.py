@@ -516,3 +516,14 @@ def test_too_large_a_batch_is_refused(tmp_path):
     benchmark = problem()
     with pytest.raises(InputError, match="batch_size=97, but there are 96"):
         trainer(tmp_path, benchmark, combined(benchmark), batch_size=97)
+
+
+def test_a_whole_checkpoint_of_something_else_is_refused_in_one_line(tmp_path):
+    benchmark = problem()
+    trained(tmp_path / "run", benchmark, combined(benchmark))
+    other = roaming()
+    one = trainer(tmp_path / "run", other, maximum_roaming(other))
+    with pytest.raises(RunError, match="is not one of this run") as caught:
+        one.train()
+    one.run.close()
+    assert "\n" not in str(caught.value)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from mtrl.experiment.run_directory import flatten
-from scripts.composition import CONFIGS, TrainConfig, device_of, make_combiners, replay_capacity, task_names
+from scripts.composition import TrainConfig, make_combiners, replay_capacity, task_names
+from scripts.options import CONFIGS, device_of
 from tests.reliability.runs import SOAK, fuzzed, refused
 
 KEYS = [
