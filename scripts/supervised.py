@@ -29,7 +29,15 @@ from mtrl.supervised.training import Schedule, Trainer
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
 from scripts.options import CONFIGS, EveryConfig, device_of
 
-METHODS = ("combined", "rotograd", "maximum_roaming", "individual_steps", "individual_optimizers", "auto_lambda")
+METHODS: dict[str, tuple[str, ...]] = {
+    "combined": (),
+    "rotograd": ("learning_rate_scale", "homogenize", "burn_in"),
+    "maximum_roaming": ("share", "roaming_updates"),
+    "individual_steps": ("groups",),
+    "individual_optimizers": ("groups",),
+    "auto_lambda": ("initial_weight", "learning_rate"),
+}
+"""The options of each method."""
 
 
 @dataclass
@@ -158,6 +166,9 @@ def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
     name = options.pop("name")
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
+    for option in options:
+        if option not in METHODS[name]:
+            raise unknown_name(f"option of method={name}", option, METHODS[name])
     model, tasks, optimizer = benchmark.model, benchmark.tasks, config.optimizer
     if name in ("combined", "rotograd", "maximum_roaming"):
         combiner, wrt = make_combiner(config, list(tasks)), cast(Wrt, config.wrt)

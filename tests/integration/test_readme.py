@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mtrl import combiners
@@ -31,8 +32,13 @@ def test_the_library_example_fills_gradients() -> None:
 @pytest.mark.parametrize("line", re.findall(r"^python scripts/train.py (.*)$", README, re.MULTILINE))
 def test_training_commands_are_valid(line: str) -> None:
     GlobalHydra.instance().clear()
+    overrides = OverridesParser.create().parse_overrides([part for part in shlex.split(line) if part != "-m"])
+    first = [
+        f"{one.key_or_group}={next(one.sweep_string_iterator())}" if one.is_sweep_override() else str(one.input_line)
+        for one in overrides
+    ]
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", shlex.split(line)))
+        config = OmegaConf.to_object(compose("train", first))
     assert isinstance(config, TrainConfig)
     make_combiners(config, len(task_names(config)))
 

@@ -118,6 +118,10 @@ def test_weights_extracted_from_another_run(tmp_path):
         (("benchmark=custom",), "benchmark.file"),
         (("reference=3",), "reference: expected numbers by metric"),
         (("method=auto_lambda", "combiner=mgda"), "leave out combiner=mgda"),
+        (
+            ("method=rotograd", "+method.burnin=3"),
+            "'burnin': did you mean 'burn_in'?",
+        ),
         (("optimizer.learning_rate=fast",), "optimizer.learning_rate: expected a number"),
     ],
 )

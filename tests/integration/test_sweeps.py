@@ -1,5 +1,6 @@
 """Sweeps on the real simulator, through every launcher that runs on one machine."""
 
+import json
 import os
 import shutil
 import signal
@@ -107,7 +108,7 @@ def test_every_launcher_trains_the_same_runs(basic: Path, tmp_path: Path, launch
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], directory: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not Checkpoints(directory / "checkpoints").steps():
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
@@ -139,6 +140,23 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, launcher: str, how: signal.Sign
     loaded = Checkpoints(tmp_path / "x" / FIRST / "checkpoints").load()
     assert loaded is not None
     assert f"at step {loaded[0]};" in errors
+
+
+def test_a_killed_member_fails_alone_and_goes_on(tmp_path: Path) -> None:
+    both = ["steps=1000", "checkpoint.every=20", "eval.every=1000", "seed=1,2", "hydra/launcher=joblib"]
+    process = subprocess.Popen(
+        command(*both), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    wait_for_checkpoint(process, tmp_path / "runs" / FIRST)
+    os.kill(int((tmp_path / "runs" / FIRST / ".lock").read_text()), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "seed=1: failed: killed by SIGKILL" in errors
+    assert (tmp_path / "runs" / SECOND / "summary.json").exists()
+    again = sweep(tmp_path, *both)
+    assert again.returncode == 0, again.stderr
+    assert f"runs/{SECOND}: seed=2: is finished already" in again.stderr
+    assert json.loads((tmp_path / "runs" / FIRST / "summary.json").read_text())["counters"]["resumes"] == 1
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def parameters(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], directory: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not Checkpoints(directory / "checkpoints").steps():
         assert time.monotonic() < deadline
         assert process.poll() is None
