@@ -1,12 +1,13 @@
 # make quickstart   train a small agent on real Meta-World tasks, in minutes on a CPU
 # make test         lint, type check and the whole test suite
 # make soak         hours of breaking things: long runs, hundreds of kills, tens of thousands of odd inputs
+# make digits       every method on the supervised benchmark, five seeds: the table of docs/supervised.md
 # make install      only create .venv and install
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint soak install
+.PHONY: quickstart test lint soak digits install
 install: $(INSTALLED)
 
 # Made anew where it was interrupted or the requirements changed: the mark is written last.
@@ -31,3 +32,14 @@ test: lint
 soak: install
 	$(BIN)/python scripts/soak.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability --hypothesis-profile=soak
+
+DIGITS := $(BIN)/python scripts/supervised.py -m 'seed=range(1,6)' epochs=25 learning_rate_decay=0.9 \
+	hydra/launcher=joblib hydra.sweep.dir=runs/digits
+digits: install
+	$(DIGITS) 'tasks=[CL],[CR],[RR]'
+	$(DIGITS) 'tasks=[CL,CR],[CL,RR]' 'combiner=glob(*,exclude=[fixed,stch])'
+	$(DIGITS) 'tasks=[CL,CR],[CL,RR]' combiner=stch combiner.warmup=215
+	$(DIGITS) 'tasks=[CL,CR],[CL,RR]' method=individual_steps,individual_optimizers,auto_lambda,rotograd
+	$(DIGITS) 'tasks=[CL,CR],[CL,RR]' method=maximum_roaming method.roaming_updates=1000
+	$(DIGITS) 'tasks=[CL,RR]' combiner=fixed 'combiner.weights=[0.2,1.8],[0.1,1.9],[0.05,1.95]'
+	$(BIN)/python scripts/compare.py runs=runs/digits out=runs/digits/report

@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -94,8 +95,9 @@ def message_of(error: BaseException) -> tuple[int, str] | None:
         return 128 + signal.SIGINT, "interrupted before anything was to be saved"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return 2, _line(_configuration_message(error))
-    if type(error) is ValueError and "Config group override" in str(error):  # Hydra's, of e.g. combiner=null
-        return 2, _line(str(error))
+    # Of combiner=null, say, or +=
+    if isinstance(error, ValueError | AssertionError) and _raised_in(error).startswith("hydra."):
+        return 2, _line(str(error)) or "an override is malformed: expected key=value"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return 1, _line(
             f"out of memory: {error}; lower batch_size, agent.hidden_sizes, agent.buffer_size or num_workers"
@@ -103,6 +105,12 @@ def message_of(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, OSError):
         return 1, _line(str(error))
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module that raised it."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
 
 
 def _line(text: str) -> str:

@@ -94,6 +94,7 @@ def check(overrides: list[str]) -> TrainConfig | None:
 @example(["agent.learning_rate=inf"])
 @example(["agent.hidden_sizes=[]"])
 @example(["combiner=null"])
+@example(["seed=0", "+="])
 @example(["~combiner"])
 @example(["agent.buffer_size=1e400"])
 def test_overrides(overrides: list[str]) -> None:
