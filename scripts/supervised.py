@@ -94,8 +94,6 @@ class SupervisedConfig:
 
 
 ConfigStore.instance().store("supervised_schema", SupervisedConfig)
-for _file in sorted((Path(__file__).parents[1] / "configs" / "combiner").glob("*.yaml")):
-    ConfigStore.instance().store(_file.stem, OmegaConf.load(_file), group="combiner")
 
 
 def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
