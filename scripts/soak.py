@@ -279,7 +279,7 @@ def picture(samples: Sequence[Sample], file: Path) -> None:
         axes.plot(hours, [entry[key] for entry in samples], lw=1)
         axes.axvspan(0, WARMUP * hours[-1], color="0.9")
         axes.set(ylabel=key.replace("_mib", " (MiB)"))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(entry[key] for entry in samples) or 1)
         axes.grid(alpha=0.3)
     panels[-1].set(xlabel=f"hours of training ({samples[-1]['step']:,} vector steps); warm-up shaded")
     figure.savefig(file, dpi=110)
