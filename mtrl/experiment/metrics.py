@@ -61,6 +61,7 @@ class MetricsWriter:
             try:
                 self._plot(entry["step"], values, now + entry.get("time", 0) - kept[-1].get("time", 0))
             except Exception as error:  # a damaged entry can fail in any way
+                self._tensorboard.close()
                 raise InputError(
                     f"{path}, the entry of step {entry['step']}: {' '.join(str(error).split())}"
                 ) from error
