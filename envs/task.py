@@ -83,6 +83,8 @@ class TaskEnv:
             self.observation, _ = self.env.reset()
             if self.options.fast:
                 self._starts[goal] = self.observation, self._simulation()
+        # Meta-World leaves that of the episode before, which a run that goes on need not have seen.
+        self.env._last_stable_obs = self.observation
         return self.observation
 
     def step(self, action: NDArray[np.float32]) -> Outcome:

@@ -97,6 +97,8 @@ class TrainConfig:
         for key, (value, least) in smallest.items():
             if value is not None and value < least:
                 raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
+        if self.seed >= 2**31:
+            raise InputError(f"seed: expected an integer below 2^31, got {self.seed}")
         check_wandb(self.wandb)
 
     @property

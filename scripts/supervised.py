@@ -84,6 +84,8 @@ class SupervisedConfig:
         for key, (value, least) in smallest.items():
             if value is not None and value < least:
                 raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
+        if self.seed >= 2**31:
+            raise InputError(f"seed: expected an integer below 2^31, got {self.seed}")
         given = self.reference
         if given is not None and not (
             isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())

@@ -95,6 +95,7 @@ def check(overrides: list[str]) -> TrainConfig | None:
 @example(["agent.hidden_sizes=[]"])
 @example(["combiner=null"])
 @example(["seed=0", "+="])
+@example(["seed=18446744073709551615"])
 @example(["~combiner"])
 @example(["agent.buffer_size=1e400"])
 def test_overrides(overrides: list[str]) -> None:
