@@ -20,7 +20,7 @@ from mtrl.experiment.extracted_weights import weights_of_run
 from mtrl.experiment.metrics import check_wandb
 from mtrl.experiment.run_directory import directory_of, read_config
 from mtrl.rl.training import Schedule
-from scripts.options import EveryConfig, device_of
+from scripts.options import EveryConfig, check_integers, device_of
 
 OBSERVATION_SIZE, ACTION_SIZE = 39, 4
 
@@ -94,11 +94,7 @@ class TrainConfig:
             "num_workers": (self.num_workers, 1),
             "threads": (self.threads, 1),
         }
-        for key, (value, least) in smallest.items():
-            if value is not None and value < least:
-                raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
-        if self.seed >= 2**31:
-            raise InputError(f"seed: expected an integer below 2^31, got {self.seed}")
+        check_integers(smallest)
         check_wandb(self.wandb)
 
     @property

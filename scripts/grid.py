@@ -7,7 +7,6 @@ import itertools
 import multiprocessing
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +30,7 @@ from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.experiment.command_line import one_line_errors
 from mtrl.experiment.files import write_atomically, write_text
 from mtrl.experiment.run_directory import read_summary
-from mtrl.experiment.signals import on_stop_request
+from mtrl.experiment.signals import interruption, on_stop_request
 from mtrl.supervised.measures import mean_rank
 from scripts.supervised import SupervisedConfig, method_name, train
 
@@ -158,7 +157,7 @@ def run_all(configs: Sequence[SupervisedConfig], workers: int) -> Generator[str]
         return
 
     def stop(number: int) -> None:
-        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; the same command goes on from there")
+        raise interruption(number)
 
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:

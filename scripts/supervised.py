@@ -27,7 +27,7 @@ from mtrl.supervised.maximum_roaming import MaximumRoamingUpdate, RoamingModel
 from mtrl.supervised.rotograd import RotoGradUpdate
 from mtrl.supervised.training import Schedule, Trainer
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
-from scripts.options import CONFIGS, EveryConfig, device_of
+from scripts.options import CONFIGS, EveryConfig, check_integers, device_of
 
 METHODS: dict[str, tuple[str, ...]] = {
     "combined": (),
@@ -81,11 +81,7 @@ class SupervisedConfig:
             "checkpoint.every": (self.checkpoint.every, 1),
             "insight.every": (self.insight.every, 0),
         }
-        for key, (value, least) in smallest.items():
-            if value is not None and value < least:
-                raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
-        if self.seed >= 2**31:
-            raise InputError(f"seed: expected an integer below 2^31, got {self.seed}")
+        check_integers(smallest)
         given = self.reference
         if given is not None and not (
             isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())

@@ -1,6 +1,5 @@
 """The training loop: act, send, update while the simulators step, receive."""
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.errors import Interrupted, RunError
+from mtrl.errors import RunError
 from mtrl.experiment.checkpoints import restoring
 from mtrl.experiment.metrics import MetricsWriter
 from mtrl.experiment.progress import TrainingProgress
 from mtrl.experiment.run_directory import RunDirectory
-from mtrl.experiment.signals import on_stop_request
+from mtrl.experiment.signals import interruption, on_stop_request
 from mtrl.rl.evaluation import BackgroundEvaluation
 from mtrl.rl.protocols import Agent, Environments, Floats, Step
 from mtrl.rl.watchdog import Watchdog
@@ -285,8 +284,7 @@ class Trainer:
     def _interrupt(self) -> None:
         assert self._signal is not None
         self._checkpoint()
-        name = signal.Signals(self._signal).name
-        raise Interrupted(self._signal, f"stopped by {name} at step {self.step}; the same command goes on from there")
+        raise interruption(self._signal, f" at step {self.step}")
 
     def _fail(self, error: RunError) -> NoReturn:
         self._checkpoint()

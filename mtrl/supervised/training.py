@@ -1,6 +1,5 @@
 """Training on a supervised benchmark, with model selection by validation and exact resume."""
 
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mtrl.diagnostics import conflict_metrics
-from mtrl.errors import InputError, Interrupted, RunError, unknown_name
+from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.experiment.checkpoints import restoring
 from mtrl.experiment.metrics import MetricsWriter
 from mtrl.experiment.progress import TrainingProgress
 from mtrl.experiment.run_directory import RunDirectory
-from mtrl.experiment.signals import on_stop_request
+from mtrl.experiment.signals import interruption, on_stop_request
 from mtrl.gradients import NonFiniteError
 from mtrl.supervised.benchmark import Benchmark, MultiTaskModel, Split, Task
 from mtrl.supervised.measures import Distance, relative_gain, shared_gradients
@@ -337,10 +336,7 @@ class Trainer:
     def _interrupt(self) -> None:
         assert self._signal is not None
         self._checkpoint()
-        name = signal.Signals(self._signal).name
-        raise Interrupted(
-            self._signal, f"stopped by {name} in epoch {self.epoch + 1}; the same command goes on from there"
-        )
+        raise interruption(self._signal, f" in epoch {self.epoch + 1}")
 
     def _checkpoint(self) -> None:
         self.run.checkpoints.save(self.step, self._state_dict())
