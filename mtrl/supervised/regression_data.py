@@ -62,7 +62,9 @@ def _read_mat(path: Path) -> tuple[Array, bool]:
     except ImportError as error:
         raise InputError("a .mat file needs SciPy: pip install scipy") from error
     # In a process of its own: some damaged files end SciPy's with a bus error.
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["scipy.io"])
+    with ProcessPoolExecutor(1, context) as process:
         try:
             content = process.submit(loadmat, path).result()
         except Exception as error:  # SciPy has no common class for what a damaged file raises

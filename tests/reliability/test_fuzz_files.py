@@ -3,8 +3,8 @@
 import gzip
 import io
 import json
-import math
 import shutil
+import struct
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -223,9 +223,9 @@ def matlab() -> bytes:
 
 
 @fuzzed
-@given(st.integers(0, len(matlab())).map(lambda length: matlab()[:length]) | st.binary(max_size=300))
+@given(damage(matlab()) | st.binary(max_size=300))
 def test_matlab(folder: Path, content: bytes) -> None:
-    """Only what is cut off, or no such file at all: on other damage SciPy itself may crash."""
+    """Some of the damage crashes SciPy itself; a number is only ever one that stands in the file."""
     file = folder / "table.mat"
     file.write_bytes(content)
     with warnings.catch_warnings():
@@ -235,5 +235,5 @@ def test_matlab(folder: Path, content: bytes) -> None:
         except InputError as error:
             refused(error)
             return
-    assert inputs.ndim == targets.ndim == 2
-    assert math.isfinite(inputs.sum() + targets.sum())
+    for number in np.hstack([inputs, targets]).ravel():
+        assert struct.pack("<d", number) in content
