@@ -40,6 +40,7 @@ class MetricsWriter:
     Attributes:
         entries: how many entries there are by now.
         dropped: how many were dropped, a half-written one not counted.
+        missing: how many of those that the run had written by then are not there.
 
     Raises:
         InputError: if Weights & Biases is not installed.
@@ -51,6 +52,7 @@ class MetricsWriter:
         found = read_metrics(path) if path.exists() else []
         kept = [entry for entry in found if entry["step"] <= step][:entries]
         self.entries, self.dropped = len(kept), len(found) - len(kept)
+        self.missing = 0 if entries is None else entries - len(kept)
         for file in directory.glob("events.out.tfevents.*"):
             file.unlink()
         self._tensorboard = _EventFile(directory)

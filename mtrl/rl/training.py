@@ -114,7 +114,7 @@ class Trainer:
         self._started = time.monotonic() - self.seconds
         self._logged = self.step, self.updates, self.seconds
         self.counters["metrics_dropped"] += self._metrics.dropped
-        self.counters["metrics_missing"] += entries - self._metrics.entries
+        self.counters["metrics_missing"] += self._metrics.missing
         try:
             with on_stop_request(self._stop), self._progress:
                 if loaded is not None:

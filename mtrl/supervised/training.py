@@ -161,6 +161,8 @@ class Trainer:
         self.chosen: dict[str, dict[str, Any]] = {}
         """The selected models by criterion: ``score``, ``epoch``, ``metrics`` (validation) and ``model``."""
         self.distance = Distance(list(benchmark.model.encoder.parameters()))
+        self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
+        """What was dropped or repaired so far, for `summary`."""
         self._partial_seconds = 0.0
         self._sums: dict[str, Tensor] = {}
         self._conflict: dict[str, Any] = {}
@@ -180,20 +182,27 @@ class Trainer:
             RunError: if a loss, gradient or weight is not finite, or no model could be selected.
         """
         loaded = self.run.checkpoints.load()
+        entries = 0
         if loaded is None:
             torch.manual_seed(self.seed)
         else:
             with restoring(self.run.checkpoints.directory):
-                self._load_state_dict(loaded[1])
+                entries = self._load_state_dict(loaded[1])
             self.run.checkpoints.discard_after(self.step)
         total = self.schedule.epochs * self.batches
-        metrics = MetricsWriter(self.run.path, self.step)
+        self._metrics = MetricsWriter(self.run.path, self.step, entries)
+        self.counters["metrics_dropped"] += self._metrics.dropped
+        self.counters["metrics_missing"] += self._metrics.missing
         progress = TrainingProgress(total, self.step, enabled=self._show_progress)
         progress.show("")
         started = time.monotonic() - self.seconds
         self.benchmark.model.train()
         try:
             with on_stop_request(self._stop), progress:
+                if loaded is not None:
+                    self.counters["resumes"] += 1
+                    self.counters["checkpoints_passed_over"] += self.run.checkpoints.passed_over
+                    self._checkpoint()  # what was counted lasts, should this part not reach the next one
                 while self.step < total and not self._out_of_patience():
                     for position in range(self.step % self.batches, self.batches):
                         self._advance(position)
@@ -201,14 +210,14 @@ class Trainer:
                         progress.advance(self.step)
                         if self._signal is not None and position + 1 < self.batches:
                             self._interrupt()
-                    progress.report(self._end_epoch(metrics))
+                    progress.report(self._end_epoch())
                     self.seconds = time.monotonic() - started
                     if self._signal is not None:
                         self._interrupt()
                     if self.epoch % self.schedule.checkpoint_every == 0 or self.step == total:
                         self._checkpoint()
         finally:
-            metrics.close()
+            self._metrics.close()
         if len(self.chosen) < len(self._scores):
             raise RunError("no model could be selected: a validation metric was never finite")
 
@@ -246,6 +255,7 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "epoch_seconds": [round(seconds, 4) for seconds in self.epoch_seconds],
             "distance": self.distance.measures(),
+            "counters": self.counters,
         }
 
     # ----------------------------------------------------------------------------------------------- one update
@@ -297,7 +307,7 @@ class Trainer:
         found = conflict_metrics(combination, list(self.benchmark.tasks))
         return {f"conflict/shared/{key.replace('_to_update', '_to_average')}": value for key, value in found.items()}
 
-    def _end_epoch(self, metrics: MetricsWriter) -> str:
+    def _end_epoch(self) -> str:
         """Validates, selects and logs; says how it went."""
         validated = evaluate(self.benchmark.model, self.benchmark.tasks, self.benchmark.validation, self.device)
         averages = means(self.benchmark.tasks, validated)
@@ -307,7 +317,7 @@ class Trainer:
                 model = {key: tensor.detach().clone() for key, tensor in self.benchmark.model.state_dict().items()}
                 self.chosen[criterion] = {"score": value, "epoch": self.epoch, "metrics": validated, "model": model}
         self.epoch_seconds.append(self._partial_seconds)
-        metrics.write(
+        self._metrics.write(
             self.step,
             self.seconds,
             {"epoch": self.epoch}
@@ -339,6 +349,7 @@ class Trainer:
         raise interruption(self._signal, f" in epoch {self.epoch + 1}")
 
     def _checkpoint(self) -> None:
+        self._metrics.flush()
         self.run.checkpoints.save(self.step, self._state_dict())
 
     def _state_dict(self) -> dict[str, Any]:
@@ -350,20 +361,25 @@ class Trainer:
             "sums": self._sums,
             "chosen": self.chosen,
             "distance": self.distance.state_dict(),
+            "counters": self.counters,
+            "metrics_entries": self._metrics.entries,
             "model": self.benchmark.model.state_dict(),
             "update": self.update.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
-    def _load_state_dict(self, state: dict[str, Any]) -> None:
+    def _load_state_dict(self, state: dict[str, Any]) -> int:
+        """Restores what `_state_dict` gave; returns how many entries of metrics there were."""
         self.step, self.seconds = state["step"], state["seconds"]
         self.epoch_seconds, self._partial_seconds = state["epoch_seconds"], state["partial_seconds"]
         self._sums = {key: value.to(self.device) for key, value in state["sums"].items()}
         self.chosen = state["chosen"]
         self.distance.load_state_dict(state["distance"])
+        self.counters = dict(state["counters"])
         self.benchmark.model.load_state_dict(state["model"])
         self.update.load_state_dict(state["update"])
         torch.set_rng_state(state["random"])
         if state["random_device"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_device"], self.device)
+        return int(state["metrics_entries"])

@@ -145,10 +145,33 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, name, at):
     resumed = fresh(seed=99)
     _, found = trained(tmp_path / "broken", resumed, make(resumed))
 
+    assert found.pop("counters")["resumes"] == 1
+    assert not any(expected.pop("counters").values())
     assert found == expected
     assert timeless(tmp_path / "broken") == timeless(tmp_path / "whole")
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_was_dropped_or_repaired_is_counted(tmp_path):
+    broken = problem()
+    first = trainer(tmp_path, broken, Interrupting(combined(broken, "pcgrad"), 12))
+    with pytest.raises(Interrupted):
+        first.train()
+    first.run.close()
+    newest = max((tmp_path / "checkpoints").glob("*.pt"), key=lambda file: file.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[1:]))
+    resumed = problem()
+    with pytest.warns(UserWarning, match="checksum"):
+        _, found = trained(tmp_path, resumed, combined(resumed, "pcgrad"))
+    assert found["counters"] == {
+        "resumes": 1,
+        "checkpoints_passed_over": 1,
+        "metrics_dropped": 1,
+        "metrics_missing": 1,
+    }
 
 
 def test_runs_are_deterministic_and_seeds_differ(tmp_path):
