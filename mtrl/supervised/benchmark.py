@@ -32,10 +32,12 @@ class Task:
     Attributes:
         loss: of a head's outputs and the task's targets, a scalar: the mean over the samples.
         metrics: at least one; the first is the one that the task is judged by.
+        check: of a head's outputs for one sample and all targets of a split, whether these fit; raises `InputError`.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: tuple[Metric, ...]
+    check: Callable[[Tensor, Tensor], None] = lambda outputs, targets: None
 
 
 def _accurate(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -46,14 +48,31 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().flatten(1).mean(1)
 
 
+def _check_labels(outputs: Tensor, targets: Tensor) -> None:
+    classes = outputs.shape[1]
+    if targets.ndim != 1 or targets.dtype != torch.long:
+        raise InputError(f"expected labels [N] of type int64, got {list(targets.shape)} of {targets.dtype}")
+    outside = ((targets < 0) | (targets >= classes)).nonzero()
+    if len(outside):
+        record = int(outside[0])
+        raise InputError(f"record {record} has label {int(targets[record])}, expected 0 to {classes - 1}")
+
+
+def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape[1:] != targets.shape[1:]:
+        raise InputError(
+            f"the head gives {list(outputs.shape[1:])} per sample, but a target is {list(targets.shape[1:])}"
+        )
+
+
 def classification() -> Task:
     """Cross-entropy of logits ``[N, classes]`` against labels ``[N]``; judged by accuracy."""
-    return Task(F.cross_entropy, (Metric("accuracy", True, _accurate),))
+    return Task(F.cross_entropy, (Metric("accuracy", True, _accurate),), _check_labels)
 
 
 def regression() -> Task:
     """Mean squared error of outputs and targets of one shape ``[N, ...]``; judged by the same."""
-    return Task(F.mse_loss, (Metric("squared_error", False, _squared_error),))
+    return Task(F.mse_loss, (Metric("squared_error", False, _squared_error),), _check_shapes)
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,33 @@ class Benchmark:
     train: Split
     validation: Split
     test: Split
+
+    def check(self, device: torch.device) -> None:
+        """Compares the targets with what the heads give; splits of other classes than `Split` are not looked at.
+
+        Raises:
+            InputError: on the first that does not fit (split, task and record named).
+        """
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            outputs = self.model(self.train.batch(torch.tensor([0]), device)[0])
+        self.model.train(training)
+        _check_names("the model has no head", outputs, self.tasks)
+        for name, split in (("training", self.train), ("validation", self.validation), ("test", self.test)):
+            if isinstance(split, Split):
+                _check_names(f"the {name} split has no targets", split.targets, self.tasks)
+                for task, described in self.tasks.items():
+                    try:
+                        described.check(outputs[task], split.targets[task])
+                    except InputError as error:
+                        raise InputError(f"{name} split, task {task}: {error}") from error
+
+
+def _check_names(what: str, found: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> None:
+    for task in tasks:
+        if task not in found:
+            raise InputError(f"{what} of task {task}; there are {', '.join(found) or 'none'}")
 
 
 def check_tasks(names: Sequence[str], valid: Sequence[str]) -> list[str]:

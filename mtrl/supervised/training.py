@@ -152,6 +152,7 @@ class Trainer:
         self.batches = len(benchmark.train) // schedule.batch_size
         if not self.batches:
             raise InputError(f"batch_size={schedule.batch_size}, but there are {len(benchmark.train)} training samples")
+        benchmark.check(device)
         self.step = 0
         """Updates so far."""
         self.seconds = 0.0

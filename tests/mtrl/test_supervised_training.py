@@ -541,6 +541,37 @@ def test_too_large_a_batch_is_refused(tmp_path):
         trainer(tmp_path, benchmark, combined(benchmark), batch_size=97)
 
 
+@pytest.mark.parametrize(
+    ("split", "task", "targets", "message"),
+    [
+        (
+            "train",
+            "a",
+            lambda old: old.index_fill(0, torch.tensor(7), 2),
+            "training split, task a: record 7 has label 2",
+        ),
+        ("test", "b", lambda old: old - 1, "test split, task b: record .* has label -1, expected 0 to 1"),
+        ("validation", "a", lambda old: old.float(), "expected labels .N. of type int64"),
+        ("test", "c", lambda old: old.squeeze(1), r"task c: the head gives \[1\] per sample, but a target is \[\]"),
+    ],
+)
+def test_targets_that_no_head_fits_are_refused(tmp_path, split, task, targets, message):
+    benchmark = problem()
+    old = getattr(benchmark, split)
+    changed = dataclasses.replace(old, targets=old.targets | {task: targets(old.targets[task])})
+    benchmark = dataclasses.replace(benchmark, **{split: changed})
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, benchmark, combined(benchmark))
+
+
+def test_targets_of_every_task_are_needed(tmp_path):
+    benchmark = problem()
+    fewer = {task: benchmark.test.targets[task] for task in ("a", "b")}
+    benchmark = dataclasses.replace(benchmark, test=dataclasses.replace(benchmark.test, targets=fewer))
+    with pytest.raises(InputError, match="the test split has no targets of task c; there are a, b"):
+        trainer(tmp_path, benchmark, combined(benchmark))
+
+
 def test_a_whole_checkpoint_of_something_else_is_refused_in_one_line(tmp_path):
     benchmark = problem()
     trained(tmp_path / "run", benchmark, combined(benchmark))
