@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from mtrl.analysis.comparison import Comparison, Method
 from mtrl.analysis.drawing import (
@@ -11,6 +11,7 @@ from mtrl.analysis.drawing import (
     aligned,
     curve_of,
     draw_curve,
+    legend_above,
     look,
     over_training,
     selected,
@@ -60,7 +61,7 @@ def _conflict_curves(comparison: Comparison, objectives: list[str]) -> Picture |
             axes.set_title(f"{objective}: {title}", fontsize=9)
     if not labelled:
         return None
-    over_training(figure, comparison).legend(loc="outside upper center", ncols=4)
+    legend_above(over_training(figure, comparison))
     return Picture(
         "conflict",
         "Conflict between the tasks' gradients",
@@ -91,9 +92,10 @@ def _agreement(comparison: SupervisedComparison) -> Picture | None:
     left.set_title("mean cosine to the average direction", fontsize=9)
     right.set_title("norm of the summed gradient", fontsize=9)
     right.set_yscale("log")
-    right.yaxis.set_major_formatter(LogFormatter())
-    right.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    over_training(figure, comparison).legend(loc="outside upper center", ncols=4)
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    right.yaxis.set_minor_formatter(NullFormatter())
+    legend_above(over_training(figure, comparison))
     return Picture(
         "agreement",
         "Do the tasks' gradients agree?",
@@ -162,7 +164,7 @@ def _alignment(comparison: Comparison, objectives: list[str]) -> Picture | None:
     most = max(len(columns) for columns in panels.values())
     tasks = comparison.tasks
     beside, above = (1, len(panels)) if most > MOST else (len(panels), 1)
-    size = beside * max(2.0, 0.3 * most) + 2.6, above * (0.22 * len(tasks) + 1.2) + 0.6
+    size = beside * max(2.0, 0.3 * most) + 2.6, above * (max(0.22 * len(tasks), 1.6) + 1.2) + 0.6
     figure = Figure(figsize=size)
     grid = figure.subplots(above, beside, sharey=True, squeeze=False).ravel()
     for (objective, columns), axes in zip(panels.items(), grid, strict=True):

@@ -146,6 +146,14 @@ def over_training(figure: Figure, comparison: Comparison) -> Figure:
     return figure
 
 
+def legend_above(figure: Figure) -> None:
+    """A legend of all panels, in as many columns as the figure is wide."""
+    names = [str(label) for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    inches = 0.6 + 0.09 * max(map(len, names))
+    columns = int(figure.get_figwidth() / inches)
+    figure.legend(loc="outside upper center", ncols=min(max(columns, 1), 4))
+
+
 def rows_of(methods: Sequence[Method]) -> tuple[Figure, Axes]:
     """Axes with a row for each method, the first at the top."""
     figure = Figure(figsize=(8, 0.9 + 0.36 * len(methods)))

@@ -22,6 +22,7 @@ from mtrl.analysis.drawing import (
     draw_curve,
     draw_interval,
     grid_of,
+    legend_above,
     look,
     over_training,
     rows_of,
@@ -128,7 +129,7 @@ def _task_curves(comparison: TrainingComparison) -> Picture | None:
         _limit(axes, comparison)
     same_limits(grid)
     over_training(figure, comparison).supylabel(metric_label(comparison.metric), fontsize=10)
-    figure.legend(loc="outside upper center", ncols=4)
+    legend_above(figure)
     return Picture(
         "tasks",
         "Task by task",
@@ -264,7 +265,7 @@ def _logged_curves(
         axes.set_title(label, fontsize=9)
     if not labelled:
         return None
-    over_training(figure, comparison).legend(loc="outside upper center", ncols=4)
+    legend_above(over_training(figure, comparison))
     return Picture(name, title, f"{caption} {READING} {selection(comparison)}", figure)
 
 
