@@ -149,7 +149,7 @@ def over_training(figure: Figure, comparison: Comparison) -> Figure:
 def legend_above(figure: Figure) -> None:
     """A legend of all panels, in as many columns as the figure is wide."""
     names = [str(label) for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
-    inches = 0.6 + 0.09 * max(map(len, names))
+    inches = 0.6 + 0.09 * max(map(len, names), default=0)
     columns = int(figure.get_figwidth() / inches)
     figure.legend(loc="outside upper center", ncols=min(max(columns, 1), 4))
 
