@@ -95,7 +95,8 @@ def _do_simulation(env: Any, control: Any, substeps: int) -> None:
 
     Left out: ``mj_rnePostConstraint``, whose results (``cacc``, ``cfrc_int``, ``cfrc_ext``) no task reads.
     """
-    env.data.ctrl[:] = control
+    views = _views(env)
+    views.control[0], views.control[1] = control
     mujoco.mj_step(env.model, env.data, nstep=substeps)
 
 
@@ -105,6 +106,7 @@ class _Views:
     def __init__(self, env: Any) -> None:
         self.bodies: dict[str, NDArray[np.float64]] = {}
         self.sites: dict[str, NDArray[np.float64]] = {}
+        self.control: NDArray[np.float64] = env.data.ctrl
         self.mocap_position: NDArray[np.float64] = env.data.mocap_pos[0]
         self.mocap_quaternion: NDArray[np.float64] = env.data.mocap_quat[0]
         self.hand: NDArray[np.float64] = env.data.body("hand").xpos

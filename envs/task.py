@@ -96,10 +96,10 @@ class TaskEnv:
         try:
             observation, reward, _, truncated, info = self.env.step(action)
         except Exception:
-            if not self._warnings.any():  # it was not the rewards that could not take an unstable state
+            if not np.count_nonzero(self._warnings):  # it was not the rewards that could not take an unstable state
                 raise
         else:
-            if math.isfinite(reward) and not self._warnings.any():
+            if math.isfinite(reward) and not np.count_nonzero(self._warnings):
                 success = bool(info["success"] > 0)
                 self.observation = observation
                 self.episode_return += float(reward)
