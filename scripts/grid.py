@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -156,13 +156,18 @@ def run_all(configs: Sequence[SupervisedConfig], workers: int) -> Generator[str]
         yield from map(attempt, configs)
         return
 
-    def stop(number: int) -> None:
-        raise interruption(number)
-
+    signals: list[int] = []  # looked at between waits: what a handler raises can leave an executor's lock taken
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
-        with on_stop_request(stop):
-            yield from pool.map(attempt_in_worker, configs)
+        with on_stop_request(signals.append):
+            for future in [pool.submit(attempt_in_worker, config) for config in configs]:
+                while not (signals or future.done()):
+                    wait([future], timeout=0.1)
+                if signals:
+                    raise interruption(signals[0])
+                yield future.result()
+            if signals:
+                raise interruption(signals[0])
     except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()
