@@ -30,7 +30,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: install
-	$(BIN)/python scripts/soak.py
+	$(BIN)/python tests/reliability/soak.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability --hypothesis-profile=soak
 
 DIGITS := $(BIN)/python scripts/supervised.py -m 'seed=range(1,6)' epochs=25 learning_rate_decay=0.9 \

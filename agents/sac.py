@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.captured import CapturedUpdate, capture
+from agents.graphs import CapturedUpdate, capture
 from agents.networks import Actor, TwinCritic, append_task_id
 from agents.replay import Batch, ReplayBuffer
 from mtrl.combiners import Combiner
-from mtrl.diagnostics import conflict_metrics
 from mtrl.errors import InputError, RunError
 from mtrl.gradients import Combination, NonFiniteError, TaskBatched
+from mtrl.gradients.conflict import conflict_metrics
 from mtrl.rl.protocols import Floats, Step
 
 

@@ -20,8 +20,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import torch
 from rich.console import Console
 
-from mtrl.experiment.command_line import machine, run
-from mtrl.experiment.files import write_json
+from mtrl.run.files import write_json
+from mtrl.sweep.command_line import machine, run
 from scripts.benchmarks.envs import envs, envs_table
 from scripts.benchmarks.overhead import overhead, overhead_table
 from scripts.benchmarks.solvers import solvers, solvers_table

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtrl.analysis.comparison import Comparison, TrainingComparison, compare
-from mtrl.analysis.report import verdicts, write_report
-from mtrl.analysis.runs import load_runs
-from mtrl.analysis.supervised import compare_supervised
-from mtrl.analysis.tables import tables, text_of
 from mtrl.errors import InputError
-from mtrl.experiment.command_line import one_line_errors, run
+from mtrl.report.comparison import Comparison, TrainingComparison, compare
+from mtrl.report.page import verdicts, write_report
+from mtrl.report.runs import load_runs
+from mtrl.report.supervised import compare_supervised
+from mtrl.report.tables import tables, text_of
+from mtrl.sweep.command_line import one_line_errors, run
 
 
 @dataclass

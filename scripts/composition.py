@@ -12,14 +12,14 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agents.sac import MultiTaskSAC, SACConfig
-from envs import TaskVector, benchmark_tasks, check_tasks
+from envs.metaworld import TaskVector, benchmark_tasks, check_tasks
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
-from mtrl.experiment.extracted_weights import weights_of_run
-from mtrl.experiment.metrics import check_wandb
-from mtrl.experiment.run_directory import directory_of, read_config
-from mtrl.rl.training import Schedule
+from mtrl.rl.loop import Schedule
+from mtrl.run.directory import directory_of, read_config
+from mtrl.run.extracted_weights import weights_of_run
+from mtrl.run.metrics import check_wandb
 from scripts.options import EveryConfig, check_integers, device_of
 
 OBSERVATION_SIZE, ACTION_SIZE = 39, 4

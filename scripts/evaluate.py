@@ -13,13 +13,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 
-from envs.rendering import Film, contact_sheet, film, use_offscreen_backend
-from mtrl.analysis.training_report import print_success
+from envs.metaworld.rendering import Film, contact_sheet, film, use_offscreen_backend
 from mtrl.errors import InputError
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.command_line import one_line_errors, run
-from mtrl.experiment.files import write_json
+from mtrl.report.learning_curve import print_success
 from mtrl.rl.evaluation import evaluate
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.files import write_json
+from mtrl.sweep.command_line import one_line_errors, run
 from scripts.composition import load_config, make_agent, make_evaluation_environments
 from scripts.options import CONFIGS, device_of
 

@@ -24,14 +24,14 @@ from matplotlib.figure import Figure
 from omegaconf import MISSING, OmegaConf
 from rich.console import Console
 
-from mtrl.analysis.statistics import Estimate, mean_over_seeds
-from mtrl.analysis.tables import Table
 from mtrl.errors import InputError, Interrupted, RunError
-from mtrl.experiment.command_line import one_line_errors
-from mtrl.experiment.files import write_atomically, write_text
-from mtrl.experiment.run_directory import read_summary
-from mtrl.experiment.signals import interruption, on_stop_request
+from mtrl.report.statistics import Estimate, mean_over_seeds
+from mtrl.report.tables import Table
+from mtrl.run.directory import read_summary
+from mtrl.run.files import write_atomically, write_text
+from mtrl.run.signals import interruption, on_stop_request
 from mtrl.supervised.measures import mean_rank
+from mtrl.sweep.command_line import one_line_errors
 from scripts.supervised import SupervisedConfig, method_name, train
 
 CONFIGS = str(Path(__file__).parents[1] / "configs" / "supervised")

@@ -21,10 +21,11 @@ from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError, RunError
-from mtrl.experiment.command_line import one_line_errors, run
-from mtrl.experiment.files import write_atomically, write_text
-from mtrl.supervised import linear, regression_data
-from mtrl.supervised.linear import Array, Problem, Verdict
+from mtrl.linear import data as regression_data
+from mtrl.linear import linear
+from mtrl.linear.linear import Array, Problem, Verdict
+from mtrl.run.files import write_atomically, write_text
+from mtrl.sweep.command_line import one_line_errors, run
 
 SIMULATED_RECORDS = 6000
 
@@ -78,7 +79,7 @@ def load(config: LinearConfig) -> tuple[Problem, list[int]]:
     """
     if config.data == "simulated":
         try:
-            from envs.arm_dynamics import inverse_dynamics
+            from envs.metaworld.inverse_dynamics import inverse_dynamics
 
             inputs, outputs = inverse_dynamics(SIMULATED_RECORDS, config.seed)
         except ImportError as error:

@@ -16,17 +16,17 @@ from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError, unknown_name
-from mtrl.experiment.command_line import machine, one_line_errors, peak_memory, run
-from mtrl.experiment.extracted_weights import weights_of_run
-from mtrl.experiment.metrics import check_wandb
-from mtrl.experiment.run_directory import RunDirectory, directory_of
-from mtrl.experiment.sweeps import supervise, sweep
+from mtrl.run.directory import RunDirectory, directory_of
+from mtrl.run.extracted_weights import weights_of_run
+from mtrl.run.metrics import check_wandb
 from mtrl.supervised import Benchmark, benchmarks
-from mtrl.supervised.auto_lambda import AutoLambdaUpdate
-from mtrl.supervised.maximum_roaming import MaximumRoamingUpdate, RoamingModel
-from mtrl.supervised.rotograd import RotoGradUpdate
-from mtrl.supervised.training import Schedule, Trainer
+from mtrl.supervised.loop import Schedule, Trainer
+from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
+from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate, RoamingModel
+from mtrl.supervised.methods.rotograd import RotoGradUpdate
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
+from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
+from mtrl.sweep.sweeps import supervise, sweep
 from scripts.options import CONFIGS, EveryConfig, check_integers, device_of
 
 METHODS: dict[str, tuple[str, ...]] = {

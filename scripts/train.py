@@ -10,7 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # NumPy solves problems of T x T here, which are too small to share.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from mtrl.experiment.sweeps import supervise, sweep
+from mtrl.sweep.sweeps import supervise, sweep
 
 if __name__ == "__main__":
     supervise()  # a sweep; before anything large is loaded
@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from agents.replay import ReplayBuffer
-from mtrl.analysis.training_report import report
-from mtrl.experiment.command_line import machine, one_line_errors, peak_memory, run
-from mtrl.experiment.run_directory import RunDirectory
-from mtrl.rl.training import Trainer
+from mtrl.report.learning_curve import report
+from mtrl.rl.loop import Trainer
+from mtrl.run.directory import RunDirectory
+from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
 from scripts.composition import (
     ACTION_SIZE,
     OBSERVATION_SIZE,

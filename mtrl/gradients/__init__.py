@@ -8,7 +8,7 @@ Two situations, two ways in:
   to the shared representation or the shared parameters.
 """
 
-from mtrl.gradients.combination import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError, check_finite
+from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError, check_finite
 from mtrl.gradients.shared_input import backward, fan_out
 from mtrl.gradients.task_batched import TaskBatched
 

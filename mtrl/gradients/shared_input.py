@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
-from mtrl.gradients.combination import (
+from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
     NonFiniteError,

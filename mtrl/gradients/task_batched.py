@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import shared_input
-from mtrl.gradients.combination import (
+from mtrl.gradients.layer_rules import SUPPORTED, Rule, grouped_by_task, rule_for
+from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
     NonFiniteError,
@@ -28,7 +29,6 @@ from mtrl.gradients.combination import (
     total_norm,
     weighted_cosines,
 )
-from mtrl.gradients.layer_rules import SUPPORTED, Rule, grouped_by_task, rule_for
 
 
 @dataclass

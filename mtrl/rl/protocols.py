@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.experiment.checkpoints import Stream
+from mtrl.run.checkpoints import Stream
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

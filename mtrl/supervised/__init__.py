@@ -1,9 +1,9 @@
 """The supervised sibling: the same combiners, on supervised multi-task problems.
 
-`Benchmark` says what a problem consists of, `benchmarks` finds one by name, `training.Trainer` trains a model on it.
+`Benchmark` says what a problem consists of, `benchmarks` finds one by name, `loop.Trainer` trains a model on it.
 Importing this needs torch and numpy alone; scikit-learn and SciPy are loaded by the data sets that come with them.
 """
 
-from mtrl.supervised.benchmark import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
+from mtrl.supervised.problem import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
 
 __all__ = ["Benchmark", "Metric", "MultiTaskModel", "Split", "Task", "classification", "regression"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.errors import InputError, unknown_name
-from mtrl.supervised.benchmark import Benchmark
-from mtrl.supervised.multi_digits import multi_digits
-from mtrl.supervised.multi_mnist import multi_mnist
+from mtrl.supervised.data.multi_digits import multi_digits
+from mtrl.supervised.data.multi_mnist import multi_mnist
+from mtrl.supervised.problem import Benchmark
 
 _REGISTRY: dict[str, Callable[..., Benchmark]] = {"multi_digits": multi_digits, "multi_mnist": multi_mnist}
 

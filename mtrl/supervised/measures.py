@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mtrl.errors import InputError
 from mtrl.gradients import Combination
-from mtrl.gradients.combination import weighted_cosines
-from mtrl.supervised.benchmark import MultiTaskModel, Task
+from mtrl.gradients.pipeline import weighted_cosines
+from mtrl.supervised.problem import MultiTaskModel, Task
 
 # Metrics go by key: a task's name for its first metric, "<task>/<metric>" for others.
 

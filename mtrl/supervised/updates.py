@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
 from mtrl.gradients import backward
-from mtrl.supervised.benchmark import MultiTaskModel, Task
+from mtrl.supervised.problem import MultiTaskModel, Task
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 WRT = ("shared", "last", "representation")

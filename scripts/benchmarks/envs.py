@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from envs import TaskVector, benchmark_tasks
+from envs.metaworld import TaskVector, benchmark_tasks
 from scripts.benchmarks.timing import cpu_seconds, tracked
 
 Vectors = dict[str, tuple[Callable[[NDArray[np.float32]], object], list[psutil.Process]]]
@@ -87,9 +87,9 @@ def _physics(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Each task's step, and the physics alone along the same actions, in this process."""
     import mujoco
 
-    from envs.fast import replacements
-    from envs.shared import Options
-    from envs.task import TaskEnv
+    from envs.metaworld.fast import replacements
+    from envs.metaworld.shared import Options
+    from envs.metaworld.task import TaskEnv
 
     tasks = benchmark_tasks(name)
     options = Options(seed=0, horizon=500, reward_version="v2", terminate_on_success=False, goals="fixed", fast=True)

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from agents.sac import MultiTaskSAC
-from envs import TaskVector, benchmark_tasks
+from envs.metaworld import TaskVector, benchmark_tasks
 from mtrl import combiners
 from scripts.benchmarks.timing import Update, cpu_seconds, tracked
 from scripts.benchmarks.updates import chosen, make_agent, make_update

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from agents.captured import CapturedUpdate
+from agents.graphs import CapturedUpdate
 from agents.sac import MultiTaskSAC, SACConfig
 from mtrl import combiners
 from mtrl.combiners import Combiner

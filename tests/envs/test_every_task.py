@@ -9,9 +9,9 @@ import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
-from envs import fast
-from envs.shared import Options
-from envs.task import TaskEnv
+from envs.metaworld import fast
+from envs.metaworld.shared import Options
+from envs.metaworld.task import TaskEnv
 
 STEPS = 75  # enough for every expert to touch its object with one finger, then with both
 

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
-from envs import TaskVector, benchmark_tasks
-from envs.shared import Options
-from envs.task import TaskEnv
+from envs.metaworld import TaskVector, benchmark_tasks
+from envs.metaworld.shared import Options
+from envs.metaworld.task import TaskEnv
 
 SEED = 2
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from envs import StepResult, TaskVector, benchmark_tasks
-from envs.metaworld_tasks import balanced_groups
-from envs.shared import Options
-from envs.task import TaskEnv
+from envs.metaworld import StepResult, TaskVector, benchmark_tasks
+from envs.metaworld.shared import Options
+from envs.metaworld.task import TaskEnv
+from envs.metaworld.tasks import balanced_groups
 from mtrl.errors import InputError, RunError
 
 TASKS = ["reach-v3", "drawer-close-v3", "push-v3"]

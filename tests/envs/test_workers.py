@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import TaskVector
+from envs.metaworld import TaskVector
 from mtrl.errors import RunError
 
 TASKS = ["reach-v3", "drawer-close-v3"]
@@ -109,8 +109,8 @@ def test_a_forgotten_vector_ends_its_workers() -> None:
 @pytest.mark.parametrize("when", ["idle", "stepping", "building"])
 def test_workers_end_with_a_killed_parent(when: str) -> None:
     script = """
-import envs.vector as module, sys, time, numpy as np
-from envs import TaskVector
+import envs.metaworld.vector as module, sys, time, numpy as np
+from envs.metaworld import TaskVector
 call = TaskVector._call
 def announce(vector, command, arguments):
     if command == "build":

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from mtrl.experiment.command_line import run
+from mtrl.sweep.command_line import run
 from scripts import evaluate, train
 from scripts.options import CONFIGS
 

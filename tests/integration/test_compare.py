@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.synthetic_runs import write_run, write_supervised_sweep, write_sweep
+from tests.mtrl.report.synthetic_runs import write_run, write_supervised_sweep, write_sweep
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.rendering import SIZE, contact_sheet
+from envs.metaworld.rendering import SIZE, contact_sheet
 
 ROOT = Path(__file__).parents[2]
 RENDERS = "import mujoco as m; m.Renderer(m.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
 FILM = """
 import json, sys, warnings
 import numpy as np
-from envs.rendering import film, use_offscreen_backend
+from envs.metaworld.rendering import film, use_offscreen_backend
 use_offscreen_backend()
-from envs import TaskVector
+from envs.metaworld import TaskVector
 from metaworld.policies import ENV_POLICY_MAP
 from mtrl.rl.evaluation import evaluate
 warnings.simplefilter("ignore")  # of the expert, about actions beyond [-1, 1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtrl.experiment.checkpoints import Checkpoints
+from mtrl.run.checkpoints import Checkpoints
 from tests.integration.test_training import SMALL, command, comparable, parameters, run
 
 

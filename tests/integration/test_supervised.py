@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from mtrl.supervised import linear, regression_data
+from mtrl.linear import data as regression_data
+from mtrl.linear import linear
 from scripts.linear_mtl import Point, picture
 
 
@@ -50,7 +51,7 @@ def improves(directory, key):
 
 
 def test_a_benchmark_of_ones_own(tmp_path):
-    command = ("benchmark=custom", "benchmark.file=mtrl/supervised/example.py", "combiner=imtl_l", "epochs=3")
+    command = ("benchmark=custom", "benchmark.file=mtrl/supervised/data/example.py", "combiner=imtl_l", "epochs=3")
     output = run("supervised", *command, "progress=false", f"run_dir={tmp_path}")
     assert "digit accuracy" in output
     assert "ink squared_error" in output

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from mtrl.experiment import sweeps
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.command_line import run
-from mtrl.experiment.metrics import read_metrics
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.metrics import read_metrics
+from mtrl.sweep import sweeps
+from mtrl.sweep.command_line import run
 from scripts import train
 from scripts.options import CONFIGS
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.metrics import read_metrics
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -9,8 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from mtrl.errors import InputError
-from mtrl.experiment.metrics import read_metrics
-from mtrl.experiment.run_directory import read_config
+from mtrl.run.directory import read_config
+from mtrl.run.metrics import read_metrics
 from scripts.composition import TrainConfig, load_config, make_combiners
 from scripts.options import CONFIGS
 from scripts.train import train

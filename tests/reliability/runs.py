@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, settings, strategies
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.command_line import message_of
-from mtrl.experiment.metrics import read_metrics
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.metrics import read_metrics
+from mtrl.sweep.command_line import message_of
 
 ROOT = Path(__file__).parents[2]
 SOAK = settings.get_current_profile_name() == "soak"

@@ -14,12 +14,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.sac import MultiTaskSAC, SACConfig
-from envs import TaskVector
+from envs.metaworld import TaskVector
 from mtrl import combiners
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.metrics import MetricsWriter, read_metrics
-from mtrl.experiment.run_directory import RunDirectory
-from mtrl.rl.training import Schedule, Trainer
+from mtrl.rl.loop import Schedule, Trainer
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.directory import RunDirectory
+from mtrl.run.metrics import MetricsWriter, read_metrics
 from tests.reliability.runs import ENVIRONMENT
 
 TASKS = ["reach-v3", "drawer-close-v3"]
@@ -27,10 +27,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.command_line import one_line_errors
-from mtrl.experiment.metrics import MetricsWriter
-from mtrl.experiment.run_directory import RunDirectory
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.sweep.command_line import one_line_errors
+from mtrl.run.metrics import MetricsWriter
+from mtrl.run.directory import RunDirectory
 
 what, folder = sys.argv[1], Path(sys.argv[2])
 with one_line_errors(debug=False):

@@ -18,12 +18,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from mtrl.analysis.runs import load_runs
 from mtrl.errors import InputError, RunError
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.metrics import MetricsWriter, read_metrics
-from mtrl.supervised import regression_data
-from mtrl.supervised.multi_mnist import read_idx
+from mtrl.linear import data as regression_data
+from mtrl.report.runs import load_runs
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.metrics import MetricsWriter, read_metrics
+from mtrl.supervised.data.multi_mnist import read_idx
 from tests.reliability.runs import damage, fuzzed, refused
 
 CONFIG = """

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from mtrl.experiment.run_directory import flatten
+from mtrl.run.directory import flatten
 from scripts.composition import TrainConfig, make_combiners, replay_capacity, task_names
 from scripts.options import CONFIGS, device_of
 from tests.reliability.runs import SOAK, fuzzed, refused

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from agents.sac import MultiTaskSAC, SACConfig
-from envs import TaskVector
+from envs.metaworld import TaskVector
 from mtrl import combiners
 from mtrl.errors import InputError, RunError
-from mtrl.experiment.checkpoints import Checkpoints
-from mtrl.experiment.run_directory import RunDirectory, read_config, read_summary
-from mtrl.rl.training import Schedule, Trainer
+from mtrl.rl.loop import Schedule, Trainer
+from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.directory import RunDirectory, read_config, read_summary
 from tests.reliability.runs import refused
 
 TASK = ["reach-v3"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mtrl.experiment.checkpoints import Checkpoints
+from mtrl.run.checkpoints import Checkpoints
 from tests.reliability.runs import (
     BURST,
     REINFORCEMENT,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import soak
+from tests.reliability import soak
 
 
 def samples(**slopes: float) -> list[soak.Sample]:

@@ -1,0 +1,6 @@
+"""Meta-World task vectors; importing this loads neither MuJoCo nor Meta-World."""
+
+from envs.metaworld.tasks import benchmark_tasks, check_tasks
+from envs.metaworld.vector import StepResult, TaskVector
+
+__all__ = ["StepResult", "TaskVector", "benchmark_tasks", "check_tasks"]

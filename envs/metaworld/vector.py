@@ -1,0 +1,342 @@
+"""A vector of Meta-World tasks, stepped by worker processes."""
+
+import mmap
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from multiprocessing import Pipe
+from typing import Any, NamedTuple, NoReturn, Self, get_args
+
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike, NDArray
+
+from envs.metaworld.shared import (
+    ACTION_SIZE,
+    DONE,
+    OBSERVATION_SIZE,
+    STEP,
+    Goals,
+    Options,
+    RewardVersion,
+    block,
+    block_size,
+)
+from envs.metaworld.tasks import balanced_groups, check_tasks
+from mtrl.errors import InputError, RunError, unknown_name
+
+
+class StepResult(NamedTuple):
+    """What one vector step led to, one row a task.
+
+    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset).
+    """
+
+    observations: NDArray[np.float32]
+    """``[T, 39]``, what to act on next: where an episode has just ended, the first observation of the next."""
+    next_observations: NDArray[np.float32]
+    """``[T, 39]``, what the action led to: where an episode has just ended, its final observation."""
+    rewards: NDArray[np.float64]
+    """``[T]``, as Meta-World gives them."""
+    terminated: NDArray[np.bool_]
+    """``[T]``, whether a success ended the episode (only with ``terminate_on_success``)."""
+    truncated: NDArray[np.bool_]
+    """``[T]``, whether the episode was cut off, by the horizon or because the simulation was unstable."""
+    success: NDArray[np.bool_]
+    """``[T]``, whether this step is a success."""
+    episode_success: NDArray[np.bool_]
+    """``[T]``, whether any step of the episode so far, this one included, was a success."""
+    episode_return: NDArray[np.float64]
+    """``[T]``, the sum of the episode's rewards so far, this step's included."""
+    unstable: NDArray[np.bool_]
+    """``[T]``, whether the simulation became unstable: then the transition is no valid sample."""
+
+
+class TaskVector:
+    """T Meta-World v3 tasks, each with 50 goals, stepped together by worker processes.
+
+    Observations are Meta-World's 39 numbers, without the task's identity. Everything random follows from the seed
+    and the task's name: a task's episodes are the same bytes whatever the other tasks and the number of workers.
+    Actions are taken as float32, whose precision the physics feels, and clipped to [-1, 1].
+
+    The workers import neither torch nor the user's main script, leave nothing behind in the file system or shared
+    memory, and end with this process however it ends. Close the vector, or use it in a ``with`` statement.
+
+    Args:
+        tasks: Meta-World task names, each once.
+        seed: not negative.
+        num_workers: processes; by default one a core, at most one a task.
+        horizon: steps after which an episode is cut off.
+        reward_version: which of Meta-World's reward functions, ``"v1"`` or ``"v2"``.
+        terminate_on_success: whether a success ends the episode.
+        goals: how an episode's goal is chosen: ``"random"``, one of the 50, with replacement; ``"evaluation"``, all
+            50 in order, over and over; ``"fixed"``, always the first (Kurin et al., 2022).
+        fast: step through exact replacements of Meta-World's slow parts (see `envs.metaworld.fast`).
+
+    Raises:
+        InputError: if an argument is not as described.
+        RunError: if a worker fails or dies, from every method that waits for workers. The vector is closed then.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        *,
+        seed: int,
+        num_workers: int | None = None,
+        horizon: int = 500,
+        reward_version: RewardVersion = "v2",
+        terminate_on_success: bool = False,
+        goals: Goals = "random",
+        fast: bool = True,
+    ) -> None:
+        self.tasks = check_tasks(tasks)
+        self.num_tasks = len(self.tasks)
+        num_workers = _cores() if num_workers is None else num_workers
+        for what, value, least in (("seed", seed, 0), ("horizon", horizon, 1), ("num_workers", num_workers, 1)):
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{what} must be an integer of at least {least}, got {value!r}")
+        if reward_version not in get_args(RewardVersion):
+            raise unknown_name("reward_version", reward_version, get_args(RewardVersion))
+        if goals not in get_args(Goals):
+            raise unknown_name("goals", goals, get_args(Goals))
+        self.options = Options(seed, horizon, reward_version, terminate_on_success, goals, fast)
+        self.single_observation_space = Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
+        self.single_action_space = Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_tasks)
+        self.action_space = batch_space(self.single_action_space, self.num_tasks)
+
+        memory = _anonymous_memory(block_size(self.num_tasks))
+        self._block = block(mmap.mmap(memory, 0), self.num_tasks)
+        self._workers: list[_Worker] = []
+        self._finalizer = weakref.finalize(self, _stop, self._workers, memory)
+        self._waiting: list[_Worker] = []
+        self._stepping = False
+        self._started = False
+        for rows in balanced_groups(self.tasks, min(num_workers, self.num_tasks)):
+            names = {row: self.tasks[row] for row in rows}
+            self._workers.append(_Worker(len(self._workers), names, memory))
+        self._call("build", [(self.num_tasks, worker.tasks, self.options) for worker in self._workers])
+
+    @property
+    def num_workers(self) -> int:
+        """How many processes step the tasks."""
+        return len(self._workers)
+
+    @property
+    def observations(self) -> NDArray[np.float32]:
+        """``[T, 39]``, a copy of what to act on next, also after `load_state_dict`."""
+        return np.array(self._block.observations)
+
+    def reset(self, *, restart_goals: bool = False) -> NDArray[np.float32]:
+        """Starts a new episode in every task.
+
+        Args:
+            restart_goals: number the episodes from 0 again, so that the goals are those after the first `reset`.
+
+        Returns:
+            The first observations, ``[T, 39]``.
+        """
+        self._call("reset", [restart_goals] * self.num_workers)
+        self._started = True
+        return self.observations
+
+    def step_async(self, actions: ArrayLike, active: ArrayLike | None = None) -> None:
+        """Sends the actions and returns while the workers step.
+
+        Args:
+            actions: ``[T, 4]``.
+            active: ``[T]``, which tasks to step; by default all. The others stay where they are: in the result
+                they have no reward and no flag, and the rest is as it was.
+
+        Raises:
+            InputError: on a wrong shape.
+            RunError: if an action is not finite.
+        """
+        actions = np.asarray(actions, np.float32)
+        shared = self._block
+        if actions.shape != shared.actions.shape:
+            raise InputError(f"actions must have shape {shared.actions.shape}, got {actions.shape}")
+        if not np.isfinite(actions).all():
+            task = self.tasks[int(np.isfinite(actions).all(1).argmin())]
+            raise RunError(f"an action for task '{task}' is not finite: the policy has diverged")
+        self._require_idle()
+        if not self._started:
+            raise RunError("the task vector must be reset before its first step")
+        np.clip(actions, -1.0, 1.0, out=shared.actions)
+        shared.active[:] = True if active is None else active
+        for values in (shared.rewards, shared.terminated, shared.truncated, shared.success, shared.unstable):
+            values[:] = 0
+        self._send((worker, STEP) for worker in self._workers)
+        self._stepping = True
+
+    def step_wait(self) -> StepResult:
+        """Waits for the step that was sent; returns copies of what it led to."""
+        if not self._stepping:
+            raise RunError("step_wait was called without step_async")
+        self._receive()
+        self._stepping = False
+        return StepResult(*(getattr(self._block, field).copy() for field in StepResult._fields))
+
+    def step(self, actions: ArrayLike, active: ArrayLike | None = None) -> StepResult:
+        """`step_async`, then `step_wait`."""
+        self.step_async(actions, active)
+        return self.step_wait()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exact state of every task, also in the middle of episodes, as tensors and plain values.
+
+        A vector of the same tasks and options goes on from it bit for bit, with any number of workers.
+        """
+        states: dict[str, Any] = {}
+        for part in self._call("state", [None] * self.num_workers):
+            states |= part
+        tasks = {task: _map_leaves(_to_tensor, states[task]) for task in self.tasks}
+        return {"options": asdict(self.options), "tasks": tasks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`.
+
+        Raises:
+            InputError: if it is of other tasks or options (except ``fast``, which changes no byte).
+        """
+        mine = {**asdict(self.options), "tasks": self.tasks}
+        for key, saved in {**state["options"], "tasks": list(state["tasks"])}.items():
+            if key != "fast" and saved != mine[key]:
+                raise InputError(f"the saved task vector has {key}={saved!r}, this one has {mine[key]!r}")
+        states = {task: _map_leaves(_to_array, saved) for task, saved in state["tasks"].items()}
+        parts = ({task: states[task] for task in worker.tasks.values()} for worker in self._workers)
+        self._call("load_state", parts)
+        self._started = True
+
+    def close(self) -> None:
+        """Ends the workers at once; a second time it does nothing."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, command: str, arguments: Iterable[Any]) -> list[Any]:
+        """Has every worker do something other than a step; returns their answers."""
+        self._require_idle()
+        messages = (pickle.dumps((command, argument)) for argument in arguments)
+        self._send(zip(self._workers, messages, strict=True))
+        return self._receive()
+
+    def _require_idle(self) -> None:
+        if not self._finalizer.alive:
+            raise RunError("the task vector is closed")
+        if self._stepping:
+            raise RunError("step_wait must be called first: a step is under way")
+
+    def _send(self, messages: Iterable[tuple["_Worker", bytes]]) -> None:
+        for worker, message in messages:
+            try:
+                worker.connection.send_bytes(message)
+            except ConnectionError:
+                self._fail(worker.death())
+            self._waiting.append(worker)
+
+    def _receive(self) -> list[Any]:
+        """The answers that are still due, in the order of the workers."""
+        values = []
+        while self._waiting:
+            worker = self._waiting[0]
+            try:
+                answer = worker.connection.recv_bytes()
+            except (EOFError, ConnectionError):
+                self._fail(worker.death())
+            del self._waiting[0]
+            value, trace = (None, None) if answer == DONE else pickle.loads(answer)
+            if trace is not None:
+                self._fail(RunError(f"{worker} failed: {value}"), trace)
+            values.append(value)
+        return values
+
+    def _fail(self, error: RunError, trace: str | None = None) -> NoReturn:
+        self.close()
+        if trace is not None:
+            error.add_note(trace)
+        raise error
+
+
+class _Worker:
+    """A worker process, seen from the vector."""
+
+    def __init__(self, index: int, tasks: dict[int, str], memory: int) -> None:
+        self.index = index
+        self.tasks = tasks
+        self.connection, theirs = Pipe()
+        # A new interpreter rather than multiprocessing's, which would run the main script's imports again.
+        code = "from envs.metaworld.worker import main; main()"
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "MUJOCO_GL": "disabled",
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+        }
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code, str(theirs.fileno()), str(memory)],
+                env=environment,
+                pass_fds=(theirs.fileno(), memory),
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # the terminal's Ctrl-C is not for workers
+            )
+
+    def __str__(self) -> str:
+        return f"simulator worker {self.index} ({', '.join(self.tasks.values())})"
+
+    def death(self) -> RunError:
+        return RunError(f"{self} died with exit code {self.process.wait()}")
+
+
+def _stop(workers: list[_Worker], memory: int) -> None:
+    """Ends worker processes; they hold nothing that would have to be put in order."""
+    for worker in workers:
+        worker.connection.close()
+        worker.process.kill()
+    for worker in workers:
+        worker.process.wait()
+    os.close(memory)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _anonymous_memory(size: int) -> int:
+    """A descriptor of memory to share; it has no name, so the last process that holds it takes it along."""
+    if hasattr(os, "memfd_create"):
+        memory = os.memfd_create("tasks")
+    else:
+        with tempfile.TemporaryFile() as file:
+            memory = os.dup(file.fileno())
+    os.ftruncate(memory, size)
+    return memory
+
+
+def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _map_leaves(function, value) for key, value in tree.items()}
+    return function(tree)
+
+
+def _to_tensor(leaf: Any) -> Any:
+    import torch  # not above: the workers import this package too
+
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _to_array(leaf: Any) -> Any:
+    import torch
+
+    return leaf.cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf

@@ -1,0 +1,250 @@
+"""Figures of how the tasks' gradients got on: their cosines, whom the update serves, and the tasks' weights."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from mtrl.report.comparison import Comparison, Method
+from mtrl.report.drawing import (
+    MOST,
+    Picture,
+    aligned,
+    curve_of,
+    draw_curve,
+    legend_above,
+    look,
+    over_training,
+    selected,
+    selection,
+)
+from mtrl.report.runs import THIRDS
+from mtrl.report.statistics import Floats, mean_of_present
+from mtrl.report.supervised import SupervisedComparison
+
+_WINDOWS = 25
+_MOST_NUMBERS = 300
+_MEASURES = {
+    "cosine_mean": "mean cosine of two tasks",
+    "cosine_min": "smallest cosine of two tasks",
+    "conflicting_pairs": "share of conflicting pairs",
+    "magnitude_similarity": "magnitude similarity",
+}
+
+
+def conflict_pictures(comparison: Comparison) -> list[Picture | None]:
+    """Every figure of conflict for which the runs hold data."""
+    logged = (run.metrics.conflict for method in comparison.methods for run in method.runs)
+    objectives = list(dict.fromkeys(key.split("/")[0] for conflict in logged for key in conflict))
+    if not objectives:
+        return []
+    return [
+        _conflict_curves(comparison, objectives),
+        _agreement(comparison) if isinstance(comparison, SupervisedComparison) else None,
+        _cosines(comparison),
+        _alignment(comparison, objectives),
+        _weights(comparison, objectives),
+    ]
+
+
+def _conflict_curves(comparison: Comparison, objectives: list[str]) -> Picture | None:
+    figure = Figure(figsize=(3.2 * len(_MEASURES), 2.6 * len(objectives) + 0.6))
+    grid = figure.subplots(len(objectives), len(_MEASURES), sharex=True, sharey="col", squeeze=False)
+    labelled: set[str] = set()
+    for objective, row in zip(objectives, grid, strict=True):
+        for (measure, title), axes in zip(_MEASURES.items(), row, strict=True):
+            for method in selected(comparison):
+                if series := _conflict_series(method, f"{objective}/{measure}"):
+                    curve = curve_of(*_smoothed(*aligned(series)), comparison.seed)
+                    label = None if method.name in labelled else method.name
+                    labelled.add(method.name)
+                    draw_curve(axes, curve, *look(comparison, method.name), label=label)
+            axes.set_title(f"{objective}: {title}", fontsize=9)
+    if not labelled:
+        return None
+    legend_above(over_training(figure, comparison))
+    return Picture(
+        "conflict",
+        "Conflict between the tasks' gradients",
+        "Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. Cosines are "
+        "between per-task gradients of one update; a pair conflicts where its cosine is negative; magnitude "
+        "similarity is 1 where two gradients are equally long and near 0 where one drowns the other. "
+        f"{selection(comparison)}",
+        figure,
+    )
+
+
+def _agreement(comparison: SupervisedComparison) -> Picture | None:
+    """How well the tasks' gradients agree on a direction, and how long their sum is, for each method."""
+    cosines = [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
+    norm = "shared/summed_gradient_norm"
+    figure = Figure(figsize=(8, 3.4))
+    left, right = figure.subplots(1, 2)
+    for method in selected(comparison):
+        runs = [run.metrics for run in method.runs if {norm, *cosines} <= set(run.metrics.conflict)]
+        if runs:
+            means = [(run.conflict_steps, np.mean([run.conflict[key] for key in cosines], 0)) for run in runs]
+            norms = [(run.conflict_steps, run.conflict[norm]) for run in runs]
+            colours = look(comparison, method.name)
+            draw_curve(left, curve_of(*_smoothed(*aligned(means)), comparison.seed), *colours, label=method.name)
+            draw_curve(right, curve_of(*_smoothed(*aligned(norms)), comparison.seed), *colours)
+    if not left.lines:
+        return None
+    left.set_title("mean cosine to the average direction", fontsize=9)
+    right.set_title("norm of the summed gradient", fontsize=9)
+    right.set_yscale("log")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    right.yaxis.set_minor_formatter(NullFormatter())
+    legend_above(over_training(figure, comparison))
+    return Picture(
+        "agreement",
+        "Do the tasks' gradients agree?",
+        "Left: the cosine between each task's gradient of the shared parameters and the average of all, mean over "
+        "tasks (Gama and Grassi, 2025, figures 3a and 7). Right: the norm of their sum (Kurin et al., 2022, section "
+        "5.3). Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. "
+        f"{selection(comparison)}",
+        figure,
+    )
+
+
+def _cosines(comparison: Comparison) -> Picture | None:
+    """Heat maps of tasks against tasks, a row for each method, three columns for each objective."""
+    maps: dict[tuple[str, str], Floats] = {}
+    for method in selected(comparison):
+        for objective in dict.fromkeys(objective for run in method.runs for objective in run.metrics.cosines):
+            found = [run.metrics.cosines[objective] for run in method.runs if objective in run.metrics.cosines]
+            maps[method.name, objective] = mean_of_present(np.stack(found))
+    if not maps:
+        return None
+    names = list(dict.fromkeys(name for name, _ in maps))
+    objectives = list(dict.fromkeys(objective for _, objective in maps))
+    tasks = comparison.tasks
+    side = float(np.clip(0.17 * len(tasks), 1.5, 3.4))
+    size = THIRDS * len(objectives) * (side + 0.15) + 2.2, len(names) * (side + 0.35) + 1.5
+    figure = Figure(figsize=size)
+    grid = figure.subplots(len(names), THIRDS * len(objectives), squeeze=False)
+    fontsize = min(7.0, 60 * side / len(tasks))
+    for (name, objective), matrices in maps.items():
+        first = THIRDS * objectives.index(objective)
+        panels = grid[names.index(name), first : first + THIRDS]
+        for when, matrix, axes in zip(("early", "middle", "late"), matrices, panels, strict=True):
+            image = axes.imshow(matrix, cmap="RdBu", vmin=-1, vmax=1)
+            axes.set_title(f"{name}\n{objective}, {when}", fontsize=8)
+            if matrix.size * grid.size <= _MOST_NUMBERS:
+                for (i, j), value in np.ndenumerate(matrix):
+                    colour = "white" if abs(value) > 0.6 else "black"
+                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    for (row, column), axes in np.ndenumerate(grid):
+        below, left = row == len(names) - 1, column == 0  # each label takes time to lay out
+        axes.set_xticks(range(len(tasks)) if below else [], tasks if below else [], rotation=90, fontsize=fontsize)
+        axes.set_yticks(range(len(tasks)) if left else [], tasks if left else [], fontsize=fontsize)
+        axes.grid(visible=False)
+    figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients", shrink=0.9, aspect=8 * size[1])
+    return Picture(
+        "cosines",
+        "Which tasks pull together",
+        "Cosine between the gradients of each pair of tasks in the early, middle and late third of training, mean over "
+        "seeds and at most five updates of each third. Blue: the two tasks agree; red: they are in conflict. "
+        f"{selection(comparison)}",
+        figure,
+    )
+
+
+def _alignment(comparison: Comparison, objectives: list[str]) -> Picture | None:
+    """A heat map of tasks against methods for each objective."""
+    target = "average" if isinstance(comparison, SupervisedComparison) else "update"
+    panels: dict[str, dict[str, Floats]] = {}
+    for objective in objectives:
+        for method in comparison.methods:
+            found = _by_task(comparison, method, f"{objective}/cosine_to_{target}")
+            if found is not None:
+                panels.setdefault(objective, {})[method.name] = mean_of_present(found[1].T)
+    if not panels:
+        return None
+    most = max(len(columns) for columns in panels.values())
+    tasks = comparison.tasks
+    beside, above = (1, len(panels)) if most > MOST else (len(panels), 1)
+    size = beside * max(2.0, 0.3 * most) + 2.6, above * (max(0.22 * len(tasks), 1.6) + 1.2) + 0.6
+    figure = Figure(figsize=size)
+    grid = figure.subplots(above, beside, sharey=True, squeeze=False).ravel()
+    for (objective, columns), axes in zip(panels.items(), grid, strict=True):
+        image = axes.imshow(np.stack(list(columns.values()), 1), cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        axes.set_title(objective, fontsize=10)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
+        axes.grid(visible=False)
+    figure.colorbar(image, ax=grid, label=f"cosine to the {target}", aspect=5 * size[1])
+    titles = {"update": "Which tasks the update serves", "average": "Which tasks agree with the others"}
+    captions = {
+        "update": "the combined update, mean over seeds and training. Blue: the update helps the task; red: it works "
+        "against it.",
+        "average": "the average of all tasks' gradients of the shared parameters, mean over seeds and training. Blue: "
+        "the plain sum would help the task; red: it would work against it.",
+    }
+    return Picture(
+        "alignment", titles[target], f"Cosine between each task's own gradient and {captions[target]}", figure
+    )
+
+
+def _weights(comparison: Comparison, objectives: list[str]) -> Picture | None:
+    """A heat map of tasks against training for each method and objective."""
+    maps: dict[tuple[str, str], tuple[Floats, Floats]] = {}
+    for method in selected(comparison):
+        for objective in objectives:
+            found = _by_task(comparison, method, f"{objective}/weight")
+            if found is not None:
+                where, weights = found
+                with np.errstate(invalid="ignore"):  # all weights may be zero
+                    relative = weights / np.abs(weights).mean(0)
+                if np.ptp(np.nan_to_num(relative, nan=1)) > 1e-6:  # else every task has the same weight, always
+                    maps[objective, method.name] = where, relative
+    if not maps:
+        return None
+    columns = list(dict.fromkeys(name for _, name in maps))
+    rows = list(dict.fromkeys(objective for objective, _ in maps))
+    tasks = comparison.tasks
+    size = max(5.0, 2.4 + 1.9 * len(columns)), len(rows) * (1.0 + 0.18 * len(tasks)) + 0.6
+    figure = Figure(figsize=size)
+    grid = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+    every = np.concatenate([np.ravel(values) for _, values in maps.values()])
+    smallest, largest = min(0.0, np.nanquantile(every, 0.02)), max(2.0, np.nanquantile(every, 0.98))
+    for row, objective in zip(grid, rows, strict=True):
+        for axes, name in zip(row, columns, strict=True):
+            axes.set_title(f"{name}: {objective}", fontsize=9)
+            axes.set_yticks(range(len(tasks)), tasks, fontsize=7)
+            axes.grid(visible=False)
+            if (objective, name) in maps:
+                where, values = maps[objective, name]
+                image = axes.pcolormesh(where, range(len(tasks)), values, cmap="viridis", vmin=smallest, vmax=largest)
+    grid[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
+    over_training(figure, comparison)
+    figure.colorbar(image, ax=grid, label="weight / mean weight", extend="both", extendfrac=0.03, aspect=5 * size[1])
+    return Picture(
+        "weights",
+        "Task weights over training",
+        "Means over 25 windows of training and over seeds, relative to the mean absolute weight of all tasks: 1 is an "
+        f"equal share. Methods whose weights are always equal, or that have none, are not drawn. "
+        f"{selection(comparison)}",
+        figure,
+    )
+
+
+def _by_task(comparison: Comparison, method: Method, prefix: str) -> tuple[Floats, Floats] | None:
+    """Where a quantity of each task was measured, and its mean over seeds ``[T, M]``; None where none was."""
+    series = [_conflict_series(method, f"{prefix}/{task}") for task in comparison.tasks]
+    if not all(series):
+        return None
+    smooth = [_smoothed(*aligned(own)) for own in series]
+    return smooth[0][0], np.stack([mean_of_present(rows) for _, rows in smooth])
+
+
+def _smoothed(where: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """Averages over windows of training: single mini-batches say little about conflict."""
+    windows = np.array_split(np.arange(len(where)), min(len(where), _WINDOWS))
+    means = [mean_of_present(rows[:, window].T) for window in windows]
+    return np.array([where[window].mean() for window in windows]), np.stack(means, 1)
+
+
+def _conflict_series(method: Method, key: str) -> list[tuple[Floats, Floats]]:
+    runs = [run.metrics for run in method.runs]
+    return [(run.conflict_steps, run.conflict[key]) for run in runs if key in run.conflict]

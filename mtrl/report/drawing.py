@@ -1,0 +1,185 @@
+"""What all figures of a report have in common: style, colours, curves with intervals, rows and grids of panels."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from mtrl.report.comparison import Comparison, Method
+from mtrl.report.statistics import Estimate, Floats, mean_curve
+
+# Okabe and Ito (2008), tellable apart with any colour vision, without its yellow, which is too pale for lines. Black
+# is the baseline's. Line styles repeat the distinction for print.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+GREY = "#888888"
+MOST = len(COLOURS)
+"""So many methods share a pair of axes."""
+READING = "Dotted: reached by only some of a method's runs."
+_STYLES = ("-", "-", "--", "-.", "-", "--", "-.")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of a report.
+
+    Attributes:
+        name: of its files.
+        title: what it answers.
+        caption: how to read it.
+        figure: the figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+    def save(self, folder: Path) -> None:
+        """Writes PNG and PDF; the same figure gives the same bytes."""
+        with style():
+            self.figure.savefig(folder / f"{self.name}.png", dpi=130)
+            self.figure.set_layout_engine("none")  # it is laid out now; doing it again takes as long as drawing
+            self.figure.savefig(folder / f"{self.name}.pdf", metadata={"CreationDate": None})
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Names are shown as they are written (no ``$`` formulas), and PDFs hold text that journals accept."""
+    with matplotlib.rc_context(
+        {
+            "text.parse_math": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+            "pdf.fonttype": 42,
+            "figure.constrained_layout.use": True,
+        }
+    ):
+        yield
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean over runs, its interval, and the share of runs that got there, each ``[S]``."""
+
+    where: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+    share: Floats
+
+
+def curve_of(where: Floats, rows: Floats, seed: int) -> Curve:
+    """The curve of several runs ``[n, S]``, NaN where a run has no value."""
+    return Curve(where, *mean_curve(rows, np.random.default_rng(seed)), (~np.isnan(rows)).mean(0))
+
+
+def aligned(series: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Curves of several runs at the same places, interpolated between a run's own; NaN where it did not get."""
+    where = np.unique(np.concatenate([x for x, _ in series]))
+    return where, np.stack([np.interp(where, x, y, np.nan, np.nan) for x, y in series])
+
+
+def draw_curve(
+    axes: Axes, curve: Curve, colour: str, style: str, *, label: str | None = None, band: bool = True
+) -> None:
+    """Draws a curve and its interval, dotted where not every run got."""
+    marker = "o" if np.isfinite(curve.mean).sum() < 3 else None  # else a single evaluation would not be seen
+    everyone = curve.share == 1
+    whole = np.where(everyone, curve.mean, np.nan)
+    axes.plot(curve.where, whole, color=colour, linestyle=style, lw=1.8, label=label, marker=marker)
+    inside = everyone & np.append(everyone[1:], True) & np.insert(everyone[:-1], 0, True)
+    axes.plot(curve.where, np.where(inside, np.nan, curve.mean), color=colour, linestyle=":", lw=1.2)
+    if band:
+        axes.fill_between(curve.where, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
+
+
+def draw_interval(axes: Axes, row: float, estimate: Estimate, colour: str, width: float) -> None:
+    """Draws an interval as a horizontal bar; nothing where there is none."""
+    if not math.isnan(estimate.low):
+        axes.plot([estimate.low, estimate.high], [row, row], color=colour, lw=width, solid_capstyle="butt", alpha=0.8)
+
+
+def selected(comparison: Comparison) -> list[Method]:
+    """The methods that one pair of axes can hold: all, or the baseline and the best."""
+    methods = [method for method in comparison.methods if method.runs]
+    if len(methods) <= MOST:
+        return methods
+    others = [method for method in methods if method.name != comparison.baseline and method.seeds]
+    best = sorted(others, key=lambda method: -method.scores.mean())[: MOST - 1]
+    names = {comparison.baseline, *(method.name for method in best)}
+    return [method for method in methods if method.name in names]
+
+
+def selection(comparison: Comparison) -> str:
+    """Says which methods are `selected`, where not all are."""
+    count = sum(bool(method.runs) for method in comparison.methods)
+    return "" if count <= MOST else f"Of {count} methods, {comparison.baseline} and the {MOST - 1} best are drawn."
+
+
+def look(comparison: Comparison, name: str) -> tuple[str, str]:
+    """A method's colour and line style, the same in every figure."""
+    names = [method.name for method in selected(comparison)]
+    if name not in names:
+        return GREY, "-"
+    if name == comparison.baseline:
+        return COLOURS[0], _STYLES[0]
+    place = 1 + [other for other in names if other != comparison.baseline].index(name)
+    return COLOURS[place % MOST], _STYLES[place % MOST]
+
+
+def over_training(figure: Figure, comparison: Comparison) -> Figure:
+    """Labels the horizontal axes: how far training is."""
+    for axes in figure.axes:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.supxlabel(comparison.progress, fontsize=10)
+    return figure
+
+
+def legend_above(figure: Figure) -> None:
+    """A legend of all panels, in as many columns as the figure is wide."""
+    names = [str(label) for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    inches = 0.6 + 0.09 * max(map(len, names), default=0)
+    columns = int(figure.get_figwidth() / inches)
+    figure.legend(loc="outside upper center", ncols=min(max(columns, 1), 4))
+
+
+def rows_of(methods: Sequence[Method]) -> tuple[Figure, Axes]:
+    """Axes with a row for each method, the first at the top."""
+    figure = Figure(figsize=(8, 0.9 + 0.36 * len(methods)))
+    axes = figure.add_subplot()
+    axes.set_yticks(range(len(methods)), [method.name for method in methods])
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    return figure, axes
+
+
+def grid_of(count: int) -> tuple[Figure, list[Axes]]:
+    """Small panels with common axes, and a figure that holds them."""
+    columns = min(count, 5)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(max(5.0, 2.1 * columns), 1.7 * rows + 0.9))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for index, axes in enumerate(grid[:count]):
+        axes.tick_params(labelbottom=index >= count - columns, labelleft=index % columns == 0)
+    for axes in grid[count:]:
+        axes.remove()
+    return figure, list(grid[:count])
+
+
+def same_limits(grid: Sequence[Axes]) -> None:
+    """What shared axes do, whose drawing time grows with the square of the number of panels."""
+    for limits, set_limits in ((Axes.get_xlim, Axes.set_xlim), (Axes.get_ylim, Axes.set_ylim)):
+        lows, highs = zip(*(limits(axes) for axes in grid), strict=True)
+        for axes in grid:
+            set_limits(axes, min(lows), max(highs))

@@ -1,0 +1,218 @@
+"""Checkpoints that are whole or absent, with the replay buffer written once and not once per checkpoint.
+
+A checkpoint is a manifest (``step-<n>.json``) that names its files and their SHA-256: the state, and the pieces
+of the replay stream that it needs. Each piece is written once, most of them in the background between checkpoints,
+so that training hardly waits. The manifest holds its own checksum and is written last, so a checkpoint that was
+interrupted does not exist. Files are plain tensors and numbers: loading one never runs code.
+"""
+
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mtrl.errors import InputError, RunError
+from mtrl.run.files import write_atomically, write_json
+
+KEPT = 2
+"""Checkpoints kept: the newest, and one to fall back to."""
+
+
+class Stream(Protocol):
+    """An append-only stream of which the last ``capacity`` entries count: what a replay buffer is to a disk."""
+
+    added: int
+    capacity: int
+
+    def slice(self, start: int, stop: int) -> dict[str, Tensor]:
+        """The entries numbered ``start`` to ``stop``, on the CPU."""
+
+    def restore(self, start: int, entries: dict[str, Tensor]) -> None:
+        """Writes back a `slice`."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: where they are; made when the first one is saved.
+
+    Attributes:
+        passed_over: how many damaged checkpoints `load` has passed over.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.passed_over = 0
+        self._pieces: list[dict[str, Any]] = []  # of the stream, on the disk
+        self._writing: Future[dict[str, Any]] | None = None
+        self._writer = ThreadPoolExecutor(1)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first."""
+        names = (re.fullmatch(r"step-(\d+)\.json", path.name) for path in self.directory.glob("step-*.json"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def write_ahead(self, stream: Stream) -> None:
+        """Writes what the stream has gained in the background, so that the next `save` has less to do.
+
+        Does nothing while an earlier part is still being written.
+
+        Raises:
+            OSError: if an earlier part could not be written.
+        """
+        if self._writing is None or self._writing.done():
+            self._finish_piece()
+            self._start_piece(stream)
+
+    def save(self, step: int, state: dict[str, Any], stream: Stream | None = None) -> None:
+        """Saves a checkpoint and removes all but the last two.
+
+        Args:
+            step: the step that it is of.
+            state: nested dictionaries and lists of tensors, numbers, strings and None.
+            stream: written from where the checkpoint before, or `write_ahead`, left off.
+
+        Raises:
+            OSError: as the file system does (a full disk); earlier checkpoints stay intact.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        pieces: list[dict[str, Any]] = []
+        if stream is not None:
+            self._finish_piece()
+            self._start_piece(stream)
+            self._finish_piece()
+            pieces = self._pieces = [p for p in self._pieces if p["stop"] > stream.added - stream.capacity]
+        # Never over a file that the checkpoint of this very step, if there is one, still needs.
+        names = f"step-{step}.pt", f"step-{step}-again.pt"
+        taken = self._files(step)
+        state_entry = self._save(names[0] if names[0] not in taken else names[1], state)
+        manifest = {"step": step, "state": state_entry, "stream": pieces}
+        write_json(self._path(step), manifest | {"sha256": _digest_of(manifest)})
+        self._remove_old()
+
+    def load(self, stream: Stream | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Loads the newest intact checkpoint; None where there is none at all.
+
+        A damaged one is passed over with a warning in favour of the one before.
+
+        Args:
+            stream: gets its entries back.
+
+        Raises:
+            RunError: if there are checkpoints, but none is intact.
+        """
+        reasons = []
+        for step in reversed(self.steps()):
+            try:
+                manifest = self._manifest(step)
+                state: dict[str, Any] = self._load(manifest["state"])
+                if stream is not None:
+                    for piece in manifest["stream"]:
+                        stream.restore(piece["start"], self._load(piece))
+            except Exception as error:  # a damaged file can fail in any way
+                reasons.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                continue
+            self._pieces = manifest["stream"]
+            self.passed_over += len(reasons)
+            if reasons:
+                warnings.warn(f"damaged checkpoint passed over ({'; '.join(reasons)})", stacklevel=2)
+            return step, state
+        if reasons:
+            raise RunError(f"no intact checkpoint in {self.directory} ({'; '.join(reasons)})")
+        return None
+
+    def discard_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: damaged ones, once a run has gone back before them."""
+        for later in self.steps():
+            if later > step:
+                self._path(later).unlink()
+
+    # ---------------------------------------------------------------------------------------------- the files
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step}.json"
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads(self._path(step).read_bytes())
+        if manifest.pop("sha256") != _digest_of(manifest):
+            raise RunError(f"{self._path(step).name} does not match its checksum")
+        return manifest
+
+    def _files(self, step: int) -> set[str]:
+        """What the checkpoint of a step needs besides its manifest; nothing, where there is none or it is damaged."""
+        try:
+            manifest = self._manifest(step)
+            return {manifest["state"]["file"], *(piece["file"] for piece in manifest["stream"])}
+        except Exception:
+            return set()
+
+    def _start_piece(self, stream: Stream) -> None:
+        written = self._pieces[-1]["stop"] if self._pieces else 0
+        start, stop = max(written, stream.added - stream.capacity), stream.added
+        if start == stop:
+            return
+        entries = stream.slice(start, stop)
+
+        def write() -> dict[str, Any]:
+            return self._save(f"replay-{start}-{stop}.pt", entries) | {"start": start, "stop": stop}
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._writing = self._writer.submit(write)
+
+    def _finish_piece(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self._pieces.append(writing.result())
+
+    def _save(self, name: str, value: Any) -> dict[str, Any]:
+        # Through memory: torch hides why it cannot write to a file, and the checksum is of what was meant.
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        write_atomically(self.directory / name, lambda file: file.write(buffer.getbuffer()))
+        return {"file": name, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
+
+    def _load(self, entry: dict[str, Any]) -> Any:
+        path = self.directory / Path(entry["file"]).name  # whatever the manifest says, inside this directory
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise RunError(f"{path.name} does not match its checksum")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+    def _remove_old(self) -> None:
+        steps = self.steps()
+        for step in steps[:-KEPT]:
+            self._path(step).unlink()
+        needed = set[str]().union(*(self._files(step) for step in steps[-KEPT:]))
+        for path in self.directory.iterdir():
+            if path.suffix in (".pt", ".tmp") and path.name not in needed:
+                path.unlink()
+
+
+@contextmanager
+def restoring(directory: Path) -> Iterator[None]:
+    """Turns whatever goes wrong when a state is put back into one line: a whole checkpoint can be another run's.
+
+    Raises:
+        RunError: then.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RunError(f"the checkpoint in {directory} is not one of this run ({reason})") from error
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Supervised benchmarks, one a file."""

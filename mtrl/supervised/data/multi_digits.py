@@ -1,0 +1,48 @@
+"""Overlaid handwritten digits from scikit-learn's own wheel: real data, nothing to download."""
+
+from collections.abc import Sequence
+
+import torch
+
+from mtrl.errors import InputError
+from mtrl.supervised.data.overlay import TASKS, make_benchmark
+from mtrl.supervised.problem import Benchmark
+
+
+def multi_digits(
+    tasks: Sequence[str] = TASKS, *, dropout: float = 0.0, pairs_per_digit: int = 5, data_seed: int = 0
+) -> Benchmark:
+    """Overlays the 1,797 digits of 8x8 pixels of the UCI optical recognition set (Alpaydin & Kaynak, 1998).
+
+    The digits are split 60:20:20 before they are paired, so that none occurs in two splits. Images are 10x10.
+
+    Args:
+        tasks: a selection of ``CL CR RL RR``, see `mtrl.supervised.data.overlay.TASKS`.
+        dropout: of encoder and heads.
+        pairs_per_digit: how many images each digit of a split is the left one of.
+        data_seed: draws the splits and the pairs.
+
+    Raises:
+        InputError: on an unknown task, or if scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InputError("benchmark=multi_digits needs scikit-learn: pip install scikit-learn") from error
+    source = load_digits()
+    digits = torch.as_tensor(source.images, dtype=torch.float32) / 16
+    labels = torch.as_tensor(source.target, dtype=torch.int64)
+    shuffled = torch.randperm(len(digits), generator=torch.Generator().manual_seed(data_seed))
+    return make_benchmark(
+        tasks,
+        [(digits[part], labels[part]) for part in shuffled.tensor_split([1078, 1437])],
+        offset=2,
+        canvas=10,
+        size=10,
+        kernel=3,
+        padding=1,
+        features=50,
+        dropout=dropout,
+        pairs_per_digit=pairs_per_digit,
+        data_seed=data_seed,
+    )

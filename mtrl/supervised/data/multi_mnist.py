@@ -1,0 +1,124 @@
+"""Multi-MNIST (Sabour et al., 2017; Sener & Koltun, 2018) from MNIST's own files, which are never downloaded."""
+
+import gzip
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl.errors import InputError
+from mtrl.supervised.data.overlay import make_benchmark
+from mtrl.supervised.problem import Benchmark
+
+SOURCE = "MNIST is published at http://yann.lecun.com/exdb/mnist/ under CC BY-SA 3.0; nothing is downloaded here"
+
+_TRAIN = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+_TEST = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+_SIDE = 28
+_MEAN, _DEVIATION = 0.1307, 0.3081  # of MNIST's training pixels
+
+
+def multi_mnist(
+    tasks: Sequence[str] = ("CL", "CR"),
+    *,
+    data_dir: str | None = None,
+    validation: int = 10_000,
+    dropout: float = 0.5,
+    pairs_per_digit: int = 1,
+    data_seed: int = 0,
+) -> Benchmark:
+    """Overlays MNIST digits as the papers do: a canvas of 36x36, the right digit at 6, resampled to 28x28.
+
+    Args:
+        tasks: a selection of ``CL CR RL RR``, see `mtrl.supervised.data.overlay.TASKS`.
+        data_dir: where the four IDX files are, gzipped or not, or torchvision's directory above
+            ``MNIST/raw`` (or ``raw``).
+        validation: how many of the last training digits are held out.
+        dropout: of encoder and heads.
+        pairs_per_digit: how many images each digit of a split is the left one of.
+        data_seed: draws the pairs.
+
+    Raises:
+        InputError: on an unknown task, or if a file is missing, incomplete or not MNIST's.
+    """
+    if data_dir is None:
+        raise InputError(f"benchmark=multi_mnist needs data_dir=DIR with {_TRAIN[0]} and the others. {SOURCE}")
+    digits, labels = _labelled_digits(Path(data_dir), _TRAIN)
+    if not 0 < validation < len(digits):
+        raise InputError(f"validation: expected 1 to {len(digits) - 1} of {len(digits)} digits, got {validation}")
+    split = len(digits) - validation
+    benchmark = make_benchmark(
+        tasks,
+        [(digits[:split], labels[:split]), (digits[split:], labels[split:]), _labelled_digits(Path(data_dir), _TEST)],
+        offset=6,
+        canvas=36,
+        size=_SIDE,
+        kernel=5,
+        padding=0,
+        features=50,
+        dropout=dropout,
+        pairs_per_digit=pairs_per_digit,
+        data_seed=data_seed,
+    )
+    for part in (benchmark.train, benchmark.validation, benchmark.test):
+        part.inputs.sub_(_MEAN).div_(_DEVIATION)
+    return benchmark
+
+
+def _labelled_digits(directory: Path, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    images_file, labels_file = (_find(directory, name) for name in names)
+    images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
+    if images.shape[1:] != (_SIDE, _SIDE):
+        raise InputError(f"{images_file}: images of {images.shape[1]}x{images.shape[2]} pixels, expected 28x28")
+    if len(images) != len(labels):
+        raise InputError(f"{images_file} has {len(images)} images, but {labels_file} has {len(labels)} labels")
+    if not len(images):
+        raise InputError(f"{images_file} has no images")
+    if labels.max() > 9:
+        record = int((labels > 9).argmax())
+        raise InputError(f"{labels_file}: label {labels[record]} of record {record} is not a digit from 0 to 9")
+    return torch.from_numpy(images).float() / 255, torch.from_numpy(labels).long()
+
+
+def _find(directory: Path, name: str) -> Path:
+    folders = [directory, directory / "raw", directory / "MNIST" / "raw"]
+    # Some copies have a dot in place of the last hyphen.
+    names = [name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz"]
+    for folder in folders:
+        for candidate in names:
+            if (folder / candidate).is_file():
+                return folder / candidate
+    looked = ", ".join(str(folder) for folder in folders)
+    raise InputError(f"there is no {name} or {name}.gz in {looked}. {SOURCE}")
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, gzipped where its name ends in ``.gz``.
+
+    Args:
+        path: the file.
+        dimensions: how many the array has to have.
+
+    Returns:
+        A writable array of ``uint8``.
+
+    Raises:
+        InputError: if the file is damaged, incomplete, or holds something else.
+    """
+    try:
+        content = path.read_bytes()
+        data = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is damaged or only partly copied ({error}). {SOURCE}") from error
+    start = 4 * (1 + dimensions)
+    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
+        raise InputError(f"{path} is not an IDX file of bytes in {dimensions} dimensions. {SOURCE}")
+    shape = np.frombuffer(data, ">u4", dimensions, 4).tolist()
+    expected = math.prod(shape) + start
+    if len(data) != expected:
+        raise InputError(f"{path} has {len(data):,} bytes, its header says {expected:,}: only partly copied? {SOURCE}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

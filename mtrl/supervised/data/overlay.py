@@ -1,0 +1,144 @@
+"""Two overlaid digits per image: the tasks, the images and the network of Multi-MNIST (Sabour et al., 2017)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.errors import InputError
+from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task, check_tasks, classification, regression
+
+TASKS = ("CL", "CR", "RL", "RR")
+"""Classify (C) or reconstruct (R) the left (L) or right (R) digit (Gama & Grassi, 2025, section 3.1)."""
+
+
+def overlay(left: Tensor, right: Tensor, *, offset: int, canvas: int, size: int) -> Tensor:
+    """Puts one digit into the top-left corner of a canvas, and another one further down and to the right.
+
+    Where they overlap the brighter pixel counts (Sener & Koltun, 2018). A canvas of another size than the
+    image is resampled by nearest neighbours.
+
+    Args:
+        left: ``[N, H, H]``.
+        right: ``[N, H, H]``.
+        offset: how far the right digit's corner is from the left one's, in pixels down and to the right.
+        canvas: side of the canvas, in pixels.
+        size: side of the image, in pixels.
+
+    Returns:
+        ``[N, size, size]``.
+    """
+    side = left.shape[-1]
+    image = left.new_zeros(len(left), canvas, canvas)
+    image[:, :side, :side] = left
+    corner = image[:, offset : offset + side, offset : offset + side]
+    torch.maximum(corner, right, out=corner)
+    nearest = ((torch.arange(size) + 0.5) * canvas / size).long()
+    return image[:, nearest][:, :, nearest]
+
+
+def pair(digits: int, pairs_per_digit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which digits to overlay: each as the left one ``pairs_per_digit`` times, with a right one drawn uniformly.
+
+    Returns:
+        The indices of left and of right digits, ``[digits pairs_per_digit]`` each.
+    """
+    left = torch.arange(digits).repeat(pairs_per_digit)
+    return left, torch.randint(digits, (len(left),), generator=generator)
+
+
+class LeNet(nn.Sequential):
+    """LeNet's layers up to the shared representation: two convolutions with pooling, one linear layer.
+
+    With kernels of 5 and no padding it is the Multi-MNIST encoder of Sener & Koltun (2018), with dropout as in
+    Kurin et al. (2022, section 4.1.1).
+
+    Args:
+        size: side of the image, in pixels.
+        kernel: side of the convolutions.
+        padding: of the convolutions.
+        features: length of the representation.
+        dropout: on the second convolution's channels.
+    """
+
+    def __init__(self, size: int, *, kernel: int, padding: int, features: int, dropout: float) -> None:
+        for _ in range(2):
+            size = (size + 2 * padding - kernel + 1) // 2
+        super().__init__(
+            nn.Conv2d(1, 10, kernel, padding=padding),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(10, 20, kernel, padding=padding),
+            nn.Dropout2d(dropout),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(20 * size**2, features),
+            nn.ReLU(),
+        )
+
+
+def _classifier(features: int, dropout: float) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Dropout(dropout), nn.Linear(features, 10))
+
+
+def _decoder(features: int, side: int, dropout: float) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(features, 4 * features),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(4 * features, side**2),
+        nn.Sigmoid(),
+        nn.Unflatten(1, (side, side)),
+    )
+
+
+def make_benchmark(
+    tasks: Sequence[str],
+    sources: Sequence[tuple[Tensor, Tensor]],
+    *,
+    offset: int,
+    canvas: int,
+    size: int,
+    kernel: int,
+    padding: int,
+    features: int,
+    dropout: float,
+    pairs_per_digit: int,
+    data_seed: int,
+) -> Benchmark:
+    """A benchmark of overlaid digits.
+
+    Args:
+        tasks: a selection of `TASKS`.
+        sources: digits ``[N, H, H]`` in [0, 1] and labels ``[N]`` of the training, validation and test split.
+        offset: see `overlay`.
+        canvas: see `overlay`.
+        size: see `overlay`.
+        kernel: see `LeNet`.
+        padding: see `LeNet`.
+        features: see `LeNet`.
+        dropout: of encoder and heads.
+        pairs_per_digit: how often each digit of a split is the left one.
+        data_seed: draws the right ones.
+
+    Raises:
+        InputError: on an unknown task, or no pairs.
+    """
+    tasks = check_tasks(tasks, TASKS)
+    if pairs_per_digit < 1:
+        raise InputError(f"pairs_per_digit: expected an integer of at least 1, got {pairs_per_digit}")
+    generator = torch.Generator().manual_seed(data_seed)
+    splits = []
+    for digits, labels in sources:
+        left, right = pair(len(digits), pairs_per_digit, generator)
+        targets = {"CL": labels[left], "CR": labels[right], "RL": digits[left], "RR": digits[right]}
+        image = overlay(digits[left], digits[right], offset=offset, canvas=canvas, size=size)
+        splits.append(Split(image.unsqueeze(1), {task: targets[task] for task in tasks}))
+    side = sources[0][0].shape[-1]
+    heads: dict[str, nn.Module] = {}
+    for task in tasks:
+        heads[task] = _classifier(features, dropout) if task[0] == "C" else _decoder(features, side, dropout)
+    encoder = LeNet(size, kernel=kernel, padding=padding, features=features, dropout=dropout)
+    kinds: dict[str, Task] = {task: classification() if task[0] == "C" else regression() for task in tasks}
+    return Benchmark(kinds, MultiTaskModel(encoder, heads), *splits)

@@ -1,0 +1,386 @@
+"""Training on a supervised benchmark, with model selection by validation and exact resume."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.errors import InputError, RunError, unknown_name
+from mtrl.gradients import NonFiniteError
+from mtrl.gradients.conflict import conflict_metrics
+from mtrl.run.checkpoints import restoring
+from mtrl.run.directory import RunDirectory
+from mtrl.run.metrics import MetricsWriter
+from mtrl.run.progress import TrainingProgress
+from mtrl.run.signals import interruption, on_stop_request
+from mtrl.supervised.measures import Distance, relative_gain, shared_gradients
+from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task
+from mtrl.supervised.updates import Batch, Update
+
+SELECTIONS = ("mean", "per_metric", "gain")
+_EVALUATION_BATCH = 1000
+_EXTRA_BATCHES = 1 << 20  # keeps the seeds of a method's extra batches apart from those of the epochs
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, in what portions, and which model of the run is reported.
+
+    Attributes:
+        epochs: at most this many passes over the training set.
+        batch_size: samples per update; an incomplete last batch is left out.
+        learning_rate: in the first epoch.
+        learning_rate_decay: the factor on it after every epoch.
+        patience: end after so many epochs without a better model; None is never.
+        selection: the model with the best validation ``mean`` of the tasks' common metric; the best one ``per_metric``
+            (Kurin et al., 2022, section 4.1.3); or that of the best relative ``gain`` over ``reference``. None is
+            the mean where there is a common metric, and else per metric.
+        reference: single-task metrics by key, for ``gain``.
+        checkpoint_every: epochs between checkpoints.
+        insight_every: epochs between measurements of gradient conflict, on an epoch's last batch; 0 is never.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_decay: float = 1.0
+    patience: int | None = None
+    selection: str | None = None
+    reference: Mapping[str, float] | None = None
+    checkpoint_every: int = 1
+    insight_every: int = 0
+
+
+def metric_keys(tasks: Mapping[str, Task]) -> dict[str, tuple[str, int]]:
+    """Every metric's key, with its task and its position there: ``CL`` for the first, ``CL/<name>`` for others."""
+    return {
+        task if position == 0 else f"{task}/{metric.name}": (task, position)
+        for task, described in tasks.items()
+        for position, metric in enumerate(described.metrics)
+    }
+
+
+def evaluate(model: MultiTaskModel, tasks: Mapping[str, Task], split: Split, device: torch.device) -> dict[str, float]:
+    """All metrics over a split, by `metric_keys`, and the losses as ``loss/<task>``."""
+    keys = metric_keys(tasks)
+    sums = dict.fromkeys([*keys, *(f"loss/{task}" for task in tasks)], 0.0)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for indices in torch.split(torch.arange(len(split)), _EVALUATION_BATCH):
+            inputs, targets = split.batch(indices, device)
+            outputs = model(inputs)
+            for key, (name, position) in keys.items():
+                sums[key] += float(tasks[name].metrics[position].per_sample(outputs[name], targets[name]).sum())
+            for name, task in tasks.items():
+                sums[f"loss/{name}"] += float(task.loss(outputs[name], targets[name])) * len(indices)
+    model.train(training)
+    return {key: total / len(split) for key, total in sums.items()}
+
+
+def means(tasks: Mapping[str, Task], metrics: Mapping[str, float]) -> dict[str, float]:
+    """``<metric>_mean`` over the tasks that are judged by that metric."""
+    groups: dict[str, list[float]] = {}
+    for name, task in tasks.items():
+        groups.setdefault(f"{task.metrics[0].name}_mean", []).append(metrics[name])
+    return {key: sum(values) / len(values) for key, values in groups.items()}
+
+
+def criteria(
+    tasks: Mapping[str, Task], selection: str | None, reference: Mapping[str, float] | None
+) -> tuple[str, dict[str, Callable[[Mapping[str, float]], float]]]:
+    """What models are selected by: the selection's name, and one score (higher is better) per model to keep.
+
+    Raises:
+        InputError: on an unknown selection, one that does not fit the metrics, or a missing reference.
+    """
+    kinds = {task.metrics[0].name for task in tasks.values()}
+    selection = selection or ("mean" if len(kinds) == 1 else "per_metric")
+    if selection not in SELECTIONS:
+        raise unknown_name("selection", selection, SELECTIONS)
+    directions = {key: tasks[t].metrics[i].higher_is_better for key, (t, i) in metric_keys(tasks).items()}
+    if selection == "per_metric":
+        return selection, {
+            key: lambda metrics, key=key, sign=1 if higher else -1: sign * metrics[key]  # type: ignore[misc]
+            for key, higher in directions.items()
+        }
+    if selection == "gain":
+        missing = [key for key in directions if key not in (reference or {})]
+        if missing:
+            raise InputError(f"selection=gain needs reference.{missing[0]}, that metric of single-task training")
+        assert reference is not None
+        return selection, {"gain": lambda metrics: relative_gain(metrics, reference, directions)[0]}
+    if len(kinds) > 1:
+        raise InputError(f"selection=mean: {' and '.join(sorted(kinds))} cannot be averaged; use per_metric or gain")
+    sign = 1 if all(directions[task] for task in tasks) else -1
+    return selection, {"mean": lambda metrics: sign * sum(metrics[task] for task in tasks) / len(tasks)}
+
+
+class Trainer:
+    """Trains a benchmark's model, and goes on where an interrupted run left off.
+
+    Args:
+        benchmark: its test split is read once, by `summary`.
+        update: the method, made for the benchmark's model.
+        run: the run's directory.
+        schedule: how long, in what portions.
+        seed: of the order of the samples and of dropout.
+        device: where the model is.
+        show_progress: draw a progress bar.
+
+    Raises:
+        InputError: if the schedule does not fit the benchmark.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        update: Update,
+        run: RunDirectory,
+        schedule: Schedule,
+        *,
+        seed: int,
+        device: torch.device,
+        show_progress: bool = True,
+    ) -> None:
+        self.benchmark, self.update, self.run, self.schedule = benchmark, update, run, schedule
+        self.seed, self.device = seed, device
+        self.selection, self._scores = criteria(benchmark.tasks, schedule.selection, schedule.reference)
+        self.batches = len(benchmark.train) // schedule.batch_size
+        if not self.batches:
+            raise InputError(f"batch_size={schedule.batch_size}, but there are {len(benchmark.train)} training samples")
+        benchmark.check(device)
+        self.step = 0
+        """Updates so far."""
+        self.seconds = 0.0
+        """Seconds of training and validation, those before a restart included."""
+        self.epoch_seconds: list[float] = []
+        """Seconds of each epoch's updates."""
+        self.chosen: dict[str, dict[str, Any]] = {}
+        """The selected models by criterion: ``score``, ``epoch``, ``metrics`` (validation) and ``model``."""
+        self.distance = Distance(list(benchmark.model.encoder.parameters()))
+        self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
+        """What was dropped or repaired so far, for `summary`."""
+        self._partial_seconds = 0.0
+        self._sums: dict[str, Tensor] = {}
+        self._conflict: dict[str, Any] = {}
+        self._signal: int | None = None
+        self._show_progress = show_progress
+
+    @property
+    def epoch(self) -> int:
+        """Complete epochs so far."""
+        return self.step // self.batches
+
+    def train(self) -> None:
+        """Runs to the end of the schedule, or until patience is lost.
+
+        Raises:
+            Interrupted: on SIGINT or SIGTERM, after writing a checkpoint.
+            RunError: if a loss, gradient or weight is not finite, or no model could be selected.
+        """
+        loaded = self.run.checkpoints.load()
+        entries = 0
+        if loaded is None:
+            torch.manual_seed(self.seed)
+        else:
+            with restoring(self.run.checkpoints.directory):
+                entries = self._load_state_dict(loaded[1])
+            self.run.checkpoints.discard_after(self.step)
+        total = self.schedule.epochs * self.batches
+        self._metrics = MetricsWriter(self.run.path, self.step, entries)
+        self.counters["metrics_dropped"] += self._metrics.dropped
+        self.counters["metrics_missing"] += self._metrics.missing
+        progress = TrainingProgress(total, self.step, enabled=self._show_progress)
+        progress.show("")
+        started = time.monotonic() - self.seconds
+        self.benchmark.model.train()
+        try:
+            with on_stop_request(self._stop), progress:
+                if loaded is not None:
+                    self.counters["resumes"] += 1
+                    self.counters["checkpoints_passed_over"] += self.run.checkpoints.passed_over
+                    self._checkpoint()  # what was counted lasts, should this part not reach the next one
+                while self.step < total and not self._out_of_patience():
+                    for position in range(self.step % self.batches, self.batches):
+                        self._advance(position)
+                        self.seconds = time.monotonic() - started
+                        progress.advance(self.step)
+                        if self._signal is not None and position + 1 < self.batches:
+                            self._interrupt()
+                    progress.report(self._end_epoch())
+                    self.seconds = time.monotonic() - started
+                    if self._signal is not None:
+                        self._interrupt()
+                    if self.epoch % self.schedule.checkpoint_every == 0 or self.step == total:
+                        self._checkpoint()
+        finally:
+            self._metrics.close()
+        if len(self.chosen) < len(self._scores):
+            raise RunError("no model could be selected: a validation metric was never finite")
+
+    def summary(self, *, test: bool = True) -> dict[str, Any]:
+        """What a finished run came to, plain data.
+
+        Args:
+            test: read the test split; without it there is no ``test`` in what is returned.
+        """
+        tasks = self.benchmark.tasks
+        keys = metric_keys(tasks)
+        single = next(iter(self.chosen)) if self.selection != "per_metric" else None
+        validation = {key: self.chosen[single or key]["metrics"][key] for key in keys}
+        tested: dict[str, dict[str, float]] = {}
+        if test:
+            by_criterion = {criterion: self._test(chosen["model"]) for criterion, chosen in self.chosen.items()}
+            found = {key: by_criterion[single or key][key] for key in keys}
+            tested["test"] = found | means(tasks, found)
+        return {
+            "tasks": list(tasks),
+            "metrics": {
+                key: {"name": metric.name, "higher_is_better": metric.higher_is_better}
+                for key, (task, position) in keys.items()
+                for metric in [tasks[task].metrics[position]]
+            },
+            **tested,
+            "validation": validation | means(tasks, validation),
+            "selection": {
+                "by": self.selection,
+                "epochs": {criterion: chosen["epoch"] for criterion, chosen in self.chosen.items()},
+                "scores": {criterion: chosen["score"] for criterion, chosen in self.chosen.items()},
+            },
+            "epochs": self.epoch,
+            "updates": self.step,
+            "seconds": round(self.seconds, 3),
+            "epoch_seconds": [round(seconds, 4) for seconds in self.epoch_seconds],
+            "distance": self.distance.measures(),
+            "counters": self.counters,
+        }
+
+    # ----------------------------------------------------------------------------------------------- one update
+
+    def _batch(self, order: int, position: int) -> Batch:
+        """Batch number ``position`` of the permutation number ``order``: no state, so nothing to resume."""
+        if getattr(self, "_order", None) != order:
+            generator = torch.Generator().manual_seed(self.seed * 2_000_003 + order)
+            self._permutation = torch.randperm(len(self.benchmark.train), generator=generator)
+            self._order = order
+        first = position * self.schedule.batch_size
+        return self.benchmark.train.batch(self._permutation[first : first + self.schedule.batch_size], self.device)
+
+    def _advance(self, position: int) -> None:
+        begun = time.monotonic()
+        epoch = self.epoch
+        if position == 0:
+            decayed = self.schedule.learning_rate * self.schedule.learning_rate_decay**epoch
+            self.update.set_learning_rate(decayed)
+        batch = self._batch(epoch, position)
+        every = self.schedule.insight_every
+        if every and position + 1 == self.batches and (epoch + 1) % every == 0:
+            measured = time.monotonic()
+            self._conflict = self._insight(batch)
+            begun += time.monotonic() - measured  # no part of what the method costs
+        try:
+            logged = self.update.step(batch, lambda: self._another_batch(epoch, position), self.distance.moved)
+        except NonFiniteError as error:
+            task = "" if error.task is None else f" of task {list(self.benchmark.tasks)[error.task]}"
+            raise RunError(
+                f"non-finite {error.quantity}{task} in epoch {epoch + 1}, update {self.step + 1}: "
+                "try a smaller learning rate or another method"
+            ) from error
+        for key, value in logged.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self.step += 1
+        self._partial_seconds += time.monotonic() - begun
+
+    def _another_batch(self, epoch: int, position: int) -> Batch:
+        generator = torch.Generator().manual_seed(
+            self.seed * 2_000_003 + _EXTRA_BATCHES + epoch * self.batches + position
+        )
+        indices = torch.randint(len(self.benchmark.train), (self.schedule.batch_size,), generator=generator)
+        return self.benchmark.train.batch(indices, self.device)
+
+    def _insight(self, batch: Batch) -> dict[str, Any]:
+        """Conflict of the shared parameters' gradients, whatever the method takes its own by."""
+        combination = shared_gradients(self.benchmark.model, self.benchmark.tasks, batch)
+        found = conflict_metrics(combination, list(self.benchmark.tasks))
+        return {f"conflict/shared/{key.replace('_to_update', '_to_average')}": value for key, value in found.items()}
+
+    def _end_epoch(self) -> str:
+        """Validates, selects and logs; says how it went."""
+        validated = evaluate(self.benchmark.model, self.benchmark.tasks, self.benchmark.validation, self.device)
+        averages = means(self.benchmark.tasks, validated)
+        for criterion, score in self._scores.items():
+            value = score(validated)
+            if value > self.chosen.get(criterion, {}).get("score", float("-inf")):
+                model = {key: tensor.detach().clone() for key, tensor in self.benchmark.model.state_dict().items()}
+                self.chosen[criterion] = {"score": value, "epoch": self.epoch, "metrics": validated, "model": model}
+        self.epoch_seconds.append(self._partial_seconds)
+        self._metrics.write(
+            self.step,
+            self.seconds,
+            {"epoch": self.epoch}
+            | {f"train/{key}": float(total) / self.batches for key, total in self._sums.items()}
+            | {f"val/{key}": value for key, value in (validated | averages).items()}
+            | {f"distance/{key}": value for key, value in self.distance.measures().items()}
+            | self._conflict
+            | {"speed/epoch_seconds": self._partial_seconds},
+        )
+        self._sums, self._conflict, self._partial_seconds = {}, {}, 0.0
+        return f"epoch {self.epoch}  " + "  ".join(f"{key} {value:.4f}" for key, value in averages.items())
+
+    def _out_of_patience(self) -> bool:
+        best = max((chosen["epoch"] for chosen in self.chosen.values()), default=0)
+        return self.schedule.patience is not None and self.epoch - best >= self.schedule.patience
+
+    def _test(self, state: Mapping[str, Tensor]) -> dict[str, float]:
+        self.benchmark.model.load_state_dict(state)
+        return evaluate(self.benchmark.model, self.benchmark.tasks, self.benchmark.test, self.device)
+
+    # -------------------------------------------------------------------------------------- stopping, resuming
+
+    def _stop(self, signal_number: int) -> None:
+        self._signal = signal_number
+
+    def _interrupt(self) -> None:
+        assert self._signal is not None
+        self._checkpoint()
+        raise interruption(self._signal, f" in epoch {self.epoch + 1}")
+
+    def _checkpoint(self) -> None:
+        self._metrics.flush()
+        self.run.checkpoints.save(self.step, self._state_dict())
+
+    def _state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "partial_seconds": self._partial_seconds,
+            "sums": self._sums,
+            "chosen": self.chosen,
+            "distance": self.distance.state_dict(),
+            "counters": self.counters,
+            "metrics_entries": self._metrics.entries,
+            "model": self.benchmark.model.state_dict(),
+            "update": self.update.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def _load_state_dict(self, state: dict[str, Any]) -> int:
+        """Restores what `_state_dict` gave; returns how many entries of metrics there were."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.epoch_seconds, self._partial_seconds = state["epoch_seconds"], state["partial_seconds"]
+        self._sums = {key: value.to(self.device) for key, value in state["sums"].items()}
+        self.chosen = state["chosen"]
+        self.distance.load_state_dict(state["distance"])
+        self.counters = dict(state["counters"])
+        self.benchmark.model.load_state_dict(state["model"])
+        self.update.load_state_dict(state["update"])
+        torch.set_rng_state(state["random"])
+        if state["random_device"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_device"], self.device)
+        return int(state["metrics_entries"])

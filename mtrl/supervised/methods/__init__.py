@@ -1,0 +1,1 @@
+"""Methods that change more than the combined gradient, one a file."""

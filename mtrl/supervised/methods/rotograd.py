@@ -1,0 +1,149 @@
+"""RotoGrad: every head reads a rotated representation, so that the tasks' gradients point the same way."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from mtrl.combiners import Combiner
+from mtrl.combiners.checks import check_interval
+from mtrl.errors import InputError
+from mtrl.supervised.problem import MultiTaskModel, Task
+from mtrl.supervised.updates import CombinedUpdate, OptimizerOptions, Wrt, named, set_learning_rate
+
+
+class RotoGradUpdate(CombinedUpdate):
+    """RotoGrad (Javaloy & Valera, 2022) around any combiner.
+
+    Head k reads ``r_k = R_k z`` with a rotation ``R_k`` of its own, the identity at first. While the model minimises
+    its losses, an optimizer of their own turns the rotations to minimise ``-sum_n <R_k^T u'_nk, v_n>`` (section 3.2),
+    where ``u'_k`` is the gradient of loss k by ``r_k``, n counts samples and ``v`` is the mean of the tasks' gradients
+    by z. All gradients are divided by their norm over the batch, so that this rotation loss is between -1 (all tasks
+    agree) and 1. The rotations are kept orthogonal by the matrix exponential.
+
+    Args:
+        model: what learns; a rotation is put before each of its heads.
+        tasks: by name.
+        combiner: combines the gradients of the rotated problem.
+        optimizer: makes the model's optimizer.
+        wrt: see `CombinedUpdate`; ``representation`` in the paper.
+        inputs: some inputs of the model, which tell the size of its representation.
+        learning_rate_scale: the rotations' learning rate (Adam's), as a multiple of the model's; 0 leaves them as
+            they are.
+        homogenize: bring gradients to one length before they are combined (section 3.1), see `Homogenized`.
+        burn_in: updates after which the lengths are measured that later ones are compared to; for ``homogenize``.
+
+    Raises:
+        InputError: if an option is out of range, or the representation is not a vector per sample.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tasks: Mapping[str, Task],
+        combiner: Combiner,
+        optimizer: OptimizerOptions,
+        wrt: Wrt = "representation",
+        *,
+        inputs: Tensor,
+        learning_rate_scale: float = 1.0,
+        homogenize: bool = True,
+        burn_in: int = 20,
+    ) -> None:
+        check_interval("rotograd", "learning_rate_scale", learning_rate_scale, "[0, inf)")
+        check_interval("rotograd", "burn_in", burn_in, "[0, inf)")
+        super().__init__(model, tasks, Homogenized(combiner, burn_in) if homogenize else combiner, optimizer, wrt)
+        self._scale = learning_rate_scale
+        self.rotations = _rotations(model, inputs)
+        for (name, head), rotation in zip(list(model.heads.items()), self.rotations, strict=True):
+            model.heads[name] = nn.Sequential(rotation, head)
+        self.rotation_optimizer = torch.optim.Adam(
+            [parameter for rotation in self.rotations for parameter in rotation.parameters()],
+            lr=optimizer.learning_rate * learning_rate_scale,
+        )
+
+    def _observe(self, losses: Sequence[Tensor], aliases: Sequence[Tensor]) -> dict[str, Tensor]:
+        gradients = torch.autograd.grad(losses, aliases, retain_graph=True, materialize_grads=True)
+        units = [gradient / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny) for gradient in gradients]
+        mean = torch.stack(units).mean(0)
+        rotation_losses = []
+        for rotation, unit in zip(self.rotations, units, strict=True):
+            turned = unit @ rotation.weight.detach().T  # the gradient by r
+            rotation_losses.append(-(turned @ rotation.weight * mean).sum())
+        self.rotation_optimizer.zero_grad()
+        torch.stack(rotation_losses).sum().backward()  # type: ignore[no-untyped-call]
+        self.rotation_optimizer.step()
+        return named("rotation_loss", self.tasks, rotation_losses)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """See `mtrl.supervised.updates.Update`."""
+        super().set_learning_rate(learning_rate)
+        set_learning_rate(self.rotation_optimizer, learning_rate * self._scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `mtrl.supervised.updates.Update`; the rotations are the model's."""
+        return super().state_dict() | {"rotation_optimizer": self.rotation_optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `mtrl.supervised.updates.Update`."""
+        super().load_state_dict(state)
+        self.rotation_optimizer.load_state_dict(state["rotation_optimizer"])
+
+
+class Homogenized(Combiner):
+    """Brings the tasks' gradients to one length before another method combines them.
+
+    With ``a_k`` the task's share of ``|g_k| / |g_k^0|`` over all tasks, the common length is ``sum_k a_k |g_k|``
+    (Javaloy & Valera, 2022, section 3.1): tasks whose gradients shrink least set it.
+
+    Args:
+        inner: the other method.
+        burn_in: updates after which ``|g_k^0|`` is measured (until then that of the first update is used).
+
+    Raises:
+        InputError: if the other method has no task weights, or looks at the losses after the step.
+    """
+
+    needs = "gramian"
+    initial: Tensor
+    updates: Tensor
+
+    def __init__(self, inner: Combiner, burn_in: int) -> None:
+        super().__init__(inner.num_tasks)
+        if inner.needs == "jacobian" or inner.needs_losses_after_step:
+            raise InputError(f"method.homogenize=true needs a method with weights from one batch, not {inner.name}")
+        self.inner, self.burn_in = inner, burn_in
+        self.register_buffer("initial", torch.ones(inner.num_tasks, dtype=torch.float64))
+        self.register_buffer("updates", torch.tensor(0))
+
+    @property
+    def name(self) -> str:
+        """That of the other method, for messages."""
+        return self.inner.name
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        assert gramian is not None
+        norms = gramian.diagonal().double().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        self.initial = torch.where((self.updates == 0) | (self.updates == self.burn_in), norms, self.initial.to(norms))
+        self.updates += 1
+        ratios = norms / self.initial
+        scale = (ratios @ norms / ratios.sum() / norms).to(gramian)
+        return scale * self.inner.weights(scale * losses, scale[:, None] * gramian * scale)
+
+
+def _rotations(model: MultiTaskModel, inputs: Tensor) -> list[nn.Linear]:
+    training = model.training
+    with torch.no_grad():
+        z = model.eval().encoder(inputs)
+    model.train(training)
+    if z.ndim != 2:
+        raise InputError(f"rotograd turns a vector per sample, but the encoder's output has shape {tuple(z.shape)}")
+    rotations = []
+    for _ in model.heads:
+        layer = nn.Linear(z.shape[1], z.shape[1], bias=False, device=z.device, dtype=z.dtype)
+        nn.init.eye_(layer.weight)
+        orthogonal(layer, orthogonal_map="matrix_exp")
+        rotations.append(layer)
+    return rotations

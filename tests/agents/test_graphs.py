@@ -1,0 +1,297 @@
+"""The captured update against the update itself: its pieces, its capture and its replay, with graphs on the CPU."""
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from agents.graphs import CapturedUpdate, obstacle, unchanged
+from agents.sac import MultiTaskSAC
+from mtrl.errors import RunError
+from tests.agents.test_sac import break_loss, fill, make_agent, transition
+
+UPDATES = 20
+METHODS = [
+    "unitary",
+    "uncertainty",
+    "rlw_normal",
+    "random_grad_drop",
+    "pcgrad",
+    "gradvac",
+    "mgda",
+    "nash_mtl",
+    "cagrad",
+]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"per_task_temperature": True, "max_gradient_norm": 0.5, "layer_norm": True},
+    {"weight_decay_mode": "decoupled", "task_encoding": "none", "normalize_rewards": False, "rescale": False},
+]
+
+
+def make(combiner: str, **options: Any) -> MultiTaskSAC:
+    """An agent after its first update."""
+    agent = make_agent(combiner, **options)
+    fill(agent)
+    agent.update()
+    return agent
+
+
+def in_pieces(agent: MultiTaskSAC) -> MultiTaskSAC:
+    """The agent with an update in pieces, which nothing replays."""
+    agent.captured = CapturedUpdate(agent, agent.sample())
+    return agent
+
+
+def state(agent: MultiTaskSAC) -> list[torch.Tensor]:
+    """All that an update changes, in one order."""
+    found: list[torch.Tensor] = []
+
+    def collect(part: object) -> None:
+        if isinstance(part, torch.Tensor):
+            found.append(part.clone())
+        elif isinstance(part, dict):
+            for value in part.values():
+                collect(value)
+        elif isinstance(part, list):
+            for value in part:
+                collect(value)
+
+    collect(agent.state_dict())
+    return found
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails where an operator's result has to reach the host, or its shape depends on values."""
+
+    FORBIDDEN = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "unique", "masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.FORBIDDEN:
+            raise RuntimeError(f"{name} waits for the device")
+        if name == "_to_copy" and kwargs.get("device", args[0].device) != args[0].device:
+            raise RuntimeError("a tensor changes its device")
+        return func(*args, **(kwargs or {}))
+
+
+class NoHostCopies(TorchFunctionMode):
+    """Fails where Python asks for values; on the CPU, a copy to the host is no operator."""
+
+    FORBIDDEN = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__array__", "cuda")
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.FORBIDDEN:
+            raise RuntimeError(f"{name} waits for the device")
+        targets = [*args[1:], *(kwargs or {}).values()] if name == "to" else []
+        if any(isinstance(target, str) for target in targets):
+            raise RuntimeError("a tensor changes its device")
+        return func(*args, **(kwargs or {}))
+
+
+class GraphOnCPU(NoHostReads):
+    """What `torch.cuda.CUDAGraph` promises: the same operations again, on the memory that they had when captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.generators: list[torch.Generator] = []
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generators.append(generator)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "generator" not in (kwargs or {}) or self.generators, "an unknown generator draws"
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.namespace == "aten" and torch.Tag.inplace_view not in func.tags:
+            self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, out in self.calls:
+                again = func(*args, **kwargs)
+                if any(result.alias_info is None for result in func._schema.returns):
+                    for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                        if new is not None:
+                            old.copy_(new.view(old.shape))
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's part of the capture, on the CPU."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", GraphOnCPU)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: graph)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize(
+    ("combiner", "options"),
+    [*((method, OPTIONS[0]) for method in METHODS), *product(["uncertainty", "mgda"], OPTIONS[1:])],
+)
+def test_the_captured_update_is_the_update(combiner: str, options: dict[str, Any]) -> None:
+    eager, graphed = make(combiner, **options), make(combiner, **options)
+    graphed.capture_next = True
+    for update in range(UPDATES):
+        insight = update == 7  # an eager update in between
+        expected, metrics = eager.update(insight=insight), graphed.update(insight=insight)
+        assert metrics == expected
+        for agent in (eager, graphed):
+            agent.remember(*transition(np.random.default_rng(update)))
+    assert graphed.captured is not None
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(graphed), state(eager), strict=True))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_restored_state_is_captured_anew() -> None:
+    agent, other = make("pcgrad"), make("pcgrad")
+    agent.capture_next = True
+    for _ in range(3):
+        agent.update()
+    other.load_state_dict(copy.deepcopy(agent.state_dict()))
+    agent.load_state_dict(copy.deepcopy(agent.state_dict()))
+    assert agent.captured is None
+    agent.capture_next = True  # as it is on CUDA
+    for _ in range(3):
+        agent.update()
+        other.update()
+    assert agent.captured is not None
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(other), strict=True))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_failed_capture_is_said_in_one_line_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager, agent = make("mgda"), make("mgda")
+    agent.capture_next = True
+    clip = agent.clip
+
+    def wait(*args: Any) -> None:
+        clip(*args)
+        agent.log_alpha.item()
+
+    monkeypatch.setattr(agent, "clip", wait)
+    message = r"^updates are not captured as CUDA graphs: the capture failed \(.*waits for the device\)$"
+    with pytest.warns(UserWarning, match=message) as said:
+        agent.update()
+    agent.update()
+    assert len(said) == 1
+    assert agent.captured is None
+    for _ in range(2):
+        eager.update()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(eager), strict=True))
+    assert not any(group["capturable"] for o in agent.optimizers.values() for group in o.param_groups)
+
+
+def test_what_an_update_returns_is_not_overwritten_by_the_next() -> None:
+    agent = in_pieces(make("mgda"))
+    first = agent.update()
+    before = {key: float(value) for key, value in first.items()}
+    agent.update()
+    assert {key: float(value) for key, value in first.items()} == before
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "clipped", "decoupled"])
+@pytest.mark.parametrize("combiner", ["unitary", "uncertainty", "pcgrad"])
+@pytest.mark.parametrize("memory_limit", [0, 1 << 30], ids=["streamed", "kept"])
+def test_the_pieces_never_wait_for_the_device(combiner: str, options: dict[str, Any], memory_limit: int) -> None:
+    agent = make(combiner, **options)
+    agent.critic_gradients.memory_limit = agent.actor_gradients.memory_limit = memory_limit
+    in_pieces(agent).update()
+    assert agent.captured is not None
+    update, memory = agent.captured, agent.critic_gradients._memory.data_ptr()
+    with NoHostReads(), NoHostCopies():
+        batch = agent.sample()
+        update.differentiate()
+        update.apply()
+    assert agent.critic_gradients._memory.data_ptr() == memory
+    assert batch.rewards.shape == update._batch.rewards.shape
+
+
+@pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: bool(x > 0), lambda x: x.cpu(), lambda x: x.to("cpu")])
+def test_reads_by_the_host_are_noticed(read: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises(RuntimeError, match=r"device"), NoHostReads(), NoHostCopies():
+        read(torch.ones(()) * 2)
+
+
+@pytest.mark.parametrize("combiner", ["unitary", "mgda"])
+@pytest.mark.parametrize("objective", ["critic", "actor"])
+def test_a_loss_that_is_not_finite_is_named_and_not_applied(
+    combiner: str, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = in_pieces(make(combiner))
+    break_loss(objective, monkeypatch)
+    before = state(agent)
+    with pytest.raises(RunError, match=rf"non-finite loss of task 'push-v3' in the {objective} .*'{combiner}'"):
+        agent.update()
+    unchanged_but_for_the_draws(agent, before)
+
+
+def unchanged_but_for_the_draws(agent: MultiTaskSAC, before: list[torch.Tensor]) -> None:
+    for ours, theirs in zip(state(agent), before, strict=True):
+        assert ours.dtype == torch.uint8 or torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("reported_by", ["update", "state_dict"])
+@pytest.mark.parametrize("objective", ["critic", "actor"])
+def test_a_gradient_that_is_not_finite_is_not_applied_and_reported_later(objective: str, reported_by: str) -> None:
+    agent = in_pieces(make("unitary"))
+    before = state(agent)
+    network = getattr(agent, objective)
+    weight = next(network.parameters())
+    hook = weight.register_hook(lambda gradient: gradient * math.inf)
+    agent.update()
+    hook.remove()
+    with pytest.raises(RunError, match=rf"non-finite gradient in the {objective} objective under combiner 'unitary'"):
+        getattr(agent, reported_by)()
+    unchanged_but_for_the_draws(agent, before)
+    agent.update()  # said once
+    assert not torch.equal(state(agent)[0], before[0])
+
+
+@pytest.mark.parametrize(
+    ("combiner", "reason"), [("graddrop", "the gradients' entries"), ("famo", "after the step"), ("mgda", None)]
+)
+def test_methods_that_cannot_be_split_are_told(combiner: str, reason: str | None) -> None:
+    agent = make_agent("unitary")
+    agent.combiners["critic"] = make_agent(combiner).combiners["critic"]
+    found = obstacle(agent)
+    if reason is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert reason in found
+        assert combiner in found
+
+
+def test_what_runs_before_the_capture_advances_nothing() -> None:
+    agent = make("nash_mtl", per_task_temperature=True)
+    update = CapturedUpdate(agent, agent.sample())
+    before = state(agent)
+    memory = [p.data_ptr() for p in agent.actor.parameters()]
+    moments = [value.data_ptr() for s in agent.optimizers["critic"].state.values() for value in s.values()]
+    with unchanged(agent):
+        for _ in range(3):
+            update.differentiate()
+            update.apply()
+        assert not torch.equal(state(agent)[0], before[0])
+    for ours, theirs in zip(state(agent), before, strict=True):
+        assert torch.equal(ours, theirs)
+    assert [p.data_ptr() for p in agent.actor.parameters()] == memory
+    assert [value.data_ptr() for s in agent.optimizers["critic"].state.values() for value in s.values()] == moments

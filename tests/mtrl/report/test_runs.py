@@ -1,0 +1,307 @@
+"""Run directories in every state that training, a cluster and a user leave them in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtrl.report.comparison import TrainingComparison, compare
+from mtrl.report.runs import Run, load_runs
+from mtrl.errors import InputError
+from tests.mtrl.report.synthetic_runs import MACHINE, TASKS, write_run, write_sweep
+
+
+def load(folder: Path) -> tuple[list[Run], list[str]]:
+    return load_runs(folder, "eval/success_mean", "eval/success/")
+
+
+def comparison(folder: Path, baseline: str = "unitary", last_k: int = 3) -> TrainingComparison:
+    runs, left_out = load(folder)
+    return compare(runs, metric="eval/success_mean", baseline=baseline, seed=0, last_k=last_k, left_out=left_out)
+
+
+def entries(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# --------------------------------------------------------------------------------------------------------- loading
+
+
+def test_a_run_holds_what_was_logged(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "deep" / "down" / "x", "pcgrad", seed=7, evaluations=4)
+    (run,), left_out = load(tmp_path)
+    logged = entries(directory)
+    evaluations = [entry for entry in logged if "eval/success_mean" in entry]
+    assert (run.directory, run.seed, run.benchmark, run.tasks) == (directory, 7, "mt10", TASKS)
+    assert left_out == []
+    np.testing.assert_array_equal(run.metrics.steps, [1000, 2000, 3000, 4000])
+    np.testing.assert_array_equal(run.metrics.seconds, [10, 20, 30, 40])
+    np.testing.assert_array_equal(run.metrics.scores, [entry["eval/success_mean"] for entry in evaluations])
+    expected = [[entry[f"eval/success/{task}"] for task in TASKS] for entry in evaluations]
+    np.testing.assert_array_equal(run.metrics.task_scores, expected)
+    speeds = [entry["speed/updates_per_s"] for entry in logged if "speed/updates_per_s" in entry]
+    np.testing.assert_allclose(run.metrics.durations, 10_000 / np.array(speeds))
+    cosines = [entry["conflict/actor/cosine_mean"] for entry in logged if "conflict/actor/cosine_mean" in entry]
+    np.testing.assert_array_equal(run.metrics.conflict["actor/cosine_mean"], cosines)
+
+
+def test_a_killed_run_ends_in_half_a_line(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "x", finished=False, evaluations=3)
+    file = directory / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    (run,), _ = load(tmp_path)
+    assert run.summary is None
+    np.testing.assert_array_equal(run.metrics.steps, [1000, 2000])
+
+
+def test_a_whole_last_line_counts_without_its_line_break(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "x", evaluations=3) / "metrics.jsonl"
+    file.write_text(file.read_text().rstrip("\n"))
+    (run,), _ = load(tmp_path)
+    assert len(run.metrics.steps) == 3
+
+
+def test_damage_before_the_last_line_is_named(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "x", evaluations=3) / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    number = next(i for i, line in enumerate(lines, 1) if "eval/success_mean" in line)
+    lines[number - 1] = lines[number - 1][:-5]
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=rf"metrics.jsonl, line {number}: "):
+        load(tmp_path)
+
+
+def test_an_evaluation_without_a_task_is_named(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "x") / "metrics.jsonl"
+    file.write_text(file.read_text().replace("eval/success/push-v3", "eval/success/pull-v3"))
+    with pytest.raises(InputError, match="the evaluation at step 1000 has no 'eval/success/push-v3'"):
+        load(tmp_path)
+
+
+def test_null_is_nan(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "x")
+    lines = [entry | ({"conflict/actor/cosine_mean": None} if "conflict/actor/cosine_mean" in entry else {})
+             for entry in entries(directory)]  # fmt: skip
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,), _ = load(tmp_path)
+    assert np.isnan(run.metrics.conflict["actor/cosine_mean"]).all()
+
+
+def test_many_measurements_of_conflict_are_thinned_evenly(tmp_path: Path) -> None:
+    write_run(tmp_path / "x", evaluations=10, logs_per_evaluation=25)
+    (run,), _ = load(tmp_path)
+    steps = run.metrics.conflict_steps
+    assert len(steps) == 100
+    assert (steps[0], steps[-1]) == (40, 10_000)
+    assert set(np.diff(steps)) == {80, 120}
+
+
+def test_cosines_are_means_over_thirds_of_thinned_matrices(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "x", evaluations=10, logs_per_evaluation=25)
+    (run,) = load(tmp_path)[0]
+    matrices = [e["conflict/actor/cosines"] for e in entries(directory) if "conflict/actor/cosines" in e]
+    assert len(matrices) == 250
+    kept = np.array(matrices)[np.linspace(0, 249, 15).astype(int)]
+    np.testing.assert_allclose(run.metrics.cosines["actor"], kept.reshape(3, 5, 3, 3).mean(1))
+    assert set(run.metrics.cosines) == {"critic", "actor"}
+    assert not any("cosines" in key for key in run.metrics.conflict)
+
+
+def test_matrices_that_are_not_whole(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "x", evaluations=1, logs_per_evaluation=1)
+    logged = entries(directory)
+    for entry in logged:
+        if "conflict/actor/cosines" in entry:
+            entry["conflict/actor/cosines"][0][1] = None  # not finite
+            del entry["conflict/critic/cosines"]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logged))
+    (run,) = load(tmp_path)[0]
+    assert set(run.metrics.cosines) == {"actor"}
+    early, middle, _ = run.metrics.cosines["actor"]
+    assert np.isnan(early[0, 1])
+    assert early[0, 0] == 1
+    assert np.isnan(middle).all()
+
+
+def test_a_run_that_has_just_started(tmp_path: Path) -> None:
+    (write_run(tmp_path / "x", finished=False) / "metrics.jsonl").unlink()
+    (run,), _ = load(tmp_path)
+    assert run.metrics.task_scores.shape == (0, len(TASKS))
+    with pytest.raises(InputError, match="none of the 1 runs has an evaluation"):
+        comparison(tmp_path)
+
+
+def test_what_is_not_a_run_is_left_out_and_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "x")
+    for name, text in {"other": "a: 1", "broken": "{", "list": "[1]"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("config.yaml")
+    runs, left_out = load(tmp_path)
+    assert [run.directory.name for run in runs] == ["x"]
+    assert len(left_out) == 3
+    assert all(name in line for name, line in zip(["broken", "list", "other"], left_out, strict=True))
+    assert comparison(tmp_path).warnings == left_out
+
+
+def test_a_folder_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        load(tmp_path / "missing")
+    with pytest.raises(InputError, match="no run in it or below it"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": {"benchmark": {"name": "mt50"}}}, r"\(mt10 in .*a, mt50 in .*b\)"),
+        ({"tasks": ["reach-v3"]}, r"different tasks in .*a and .*b"),
+    ],
+)
+def test_different_benchmarks_are_not_mixed(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", **options)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- comparing
+
+
+def test_methods_are_combiners_with_the_options_that_differ(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", "unitary")
+    write_run(tmp_path / "2", "cagrad", options={"c": 0.2, "shrink": "quadratic"})
+    write_run(tmp_path / "3", "cagrad", options={"c": 0.4, "shrink": "quadratic"})
+    write_run(tmp_path / "4", "cagrad", options={"shrink": "quadratic"})
+    write_run(tmp_path / "5", "fixed", options={"weights": [0.123456789] * 10})
+    write_run(tmp_path / "6", "fixed", options={"weights": [0.987654321] * 10})
+    found = comparison(tmp_path)
+    names = [method.name for method in found.methods]
+    assert names == ["unitary", "cagrad c=0.2", "cagrad c=0.4", "cagrad c=absent", "fixed #1", "fixed #2"]
+    assert found.configuration["combiner.c"]["cagrad c=0.4"] == "0.4"
+    assert found.configuration["combiner.weights"]["fixed #1"].startswith("[0.123456789, ")
+
+
+def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
+    agent = {"hidden_sizes": [400, 400, 400], "learning_rate": 3e-4, "rescale": False}
+    write_run(tmp_path / "1", "unitary", config={"agent": agent})
+    write_run(tmp_path / "2", "mgda", config={"agent": agent})
+    write_run(tmp_path / "3", "mgda", config={"agent": agent | {"rescale": True, "learning_rate": 1e-4}})
+    write_run(tmp_path / "4", "mgda", seed=1, config={"agent": agent, "batch_size": 64})
+    write_run(tmp_path / "5", "famo", options={"learning_rate": 0.1}, config={"agent": agent})
+    write_run(tmp_path / "6", "famo", options={"learning_rate": 0.2}, config={"agent": agent})
+    found = comparison(tmp_path)
+    assert [(method.name, method.seeds) for method in found.methods] == [
+        ("unitary", [0]),
+        ("famo combiner.learning_rate=0.1", [0]),
+        ("famo combiner.learning_rate=0.2", [0]),
+        ("mgda learning_rate=0.0001 rescale=true", [0]),
+        ("mgda learning_rate=0.0003 rescale=false", [0, 1]),
+    ]
+    assert any("agent.rescale is false in" in warning for warning in found.warnings)
+
+
+def test_scores_are_final_last_and_best_by_seed(tmp_path: Path) -> None:
+    for seed in (3, 1):
+        write_run(tmp_path / str(seed), seed=seed, evaluations=5)
+    method = comparison(tmp_path).methods[0]
+    by_seed = {run.seed: run.metrics for run in load(tmp_path)[0]}
+    assert method.seeds == [1, 3]
+    for row, seed in enumerate(method.seeds):
+        scores = by_seed[seed].task_scores
+        np.testing.assert_array_equal(method.final[row], scores[-1])
+        np.testing.assert_allclose(method.scores[row], scores[-3:].mean(0))
+        np.testing.assert_array_equal(method.best[row], scores[scores.mean(1).argmax()])
+
+
+def test_a_longer_run_has_no_advantage(tmp_path: Path) -> None:
+    write_run(tmp_path / "long", "pcgrad", evaluations=9)
+    write_run(tmp_path / "short", evaluations=6)
+    found = comparison(tmp_path)
+    pcgrad = found.methods[1]
+    assert found.step == 6000
+    np.testing.assert_array_equal(pcgrad.final[0], pcgrad.runs[0].metrics.task_scores[5])
+    assert any("scored at step 6,000, the end of short; the longest goes on to 9,000" in w for w in found.warnings)
+
+
+def test_unfinished_runs_are_drawn_but_not_scored(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"unitary": 0.8, "pcgrad": 0.8}, [0, 1])
+    write_run(tmp_path / "killed", "pcgrad", 2, evaluations=3, finished=False)
+    found = comparison(tmp_path)
+    pcgrad = found.methods[1]
+    assert (found.step, pcgrad.seeds, len(pcgrad.runs), len(found.compared)) == (10_000, [0, 1], 3, 4)
+    assert any("1 of 5 runs are not finished and not scored: killed" in warning for warning in found.warnings)
+
+
+def test_a_sweep_that_is_still_running_is_scored_where_every_run_has_been(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", evaluations=5, finished=False)
+    write_run(tmp_path / "b", "pcgrad", evaluations=3, finished=False)
+    write_run(tmp_path / "c", "pcgrad", 1, evaluations=0, finished=False)
+    found = comparison(tmp_path)
+    assert found.step == 3000
+    assert any("No run is finished" in warning for warning in found.warnings)
+    assert any("without an evaluation yet: c" in warning for warning in found.warnings)
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", level=0.9)
+    write_run(tmp_path / "b", level=0.1)
+    found = comparison(tmp_path)
+    method = found.methods[0]
+    assert method.seeds == [0]
+    expected = np.mean([run.metrics.task_scores[-1] for run in method.runs], 0)
+    np.testing.assert_allclose(method.final, [expected])
+    assert any("unitary has several runs of seed 0" in warning for warning in found.warnings)
+
+
+def test_unknown_baseline_offers_the_nearest(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "pcgrad")
+    with pytest.raises(InputError, match="unknown baseline 'pcgard': did you mean 'pcgrad'"):
+        comparison(tmp_path, baseline="pcgard")
+
+
+def test_a_baseline_that_cannot_be_scored_yet(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", finished=False)
+    write_run(tmp_path / "b", "pcgrad")
+    found = comparison(tmp_path)
+    assert found.paired == []
+    assert any("No run of the baseline" in warning for warning in found.warnings)
+
+
+def test_equal_configurations_are_not_warned_about(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"unitary": 0.8, "pcgrad": 0.8}, [0, 1])
+    found = comparison(tmp_path)
+    assert found.warnings == []
+    assert set(found.configuration) == {"combiner.name"}
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ({"config": {"batch_size": 64}}, "more than combiner and seed: batch_size is 128 in unitary, 64 in pcgrad."),
+        ({"config": {"agent": {"hidden_sizes": [9]}}}, "agent.learning_rate is 0.0003 in unitary, absent in pcgrad."),
+        (
+            {"config": {"batch_size": 64, "task": "x", "eval": {"every": 500, "episodes": 9}}},
+            "more than combiner and seed, in task, batch_size, eval.every, eval.episodes: see the differences",
+        ),
+        ({"config": {"num_workers": 4}}, "Runs differ in num_workers, so that their times differ: null, 4."),
+        ({"machine": MACHINE | {"gpu": "A GPU"}}, "different hardware, so that their times differ: A processor, 2"),
+        ({"machine": MACHINE | {"versions": {"torch": "3"}}}, "different versions of torch: 2.13.0, 3."),
+        ({"seed": 5}, "Methods were run with different seeds"),
+    ],
+)
+def test_what_else_differs_is_said(tmp_path: Path, options: dict[str, Any], warning: str) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", "pcgrad", **options)
+    assert any(warning in line for line in comparison(tmp_path).warnings)
+
+
+def test_a_method_that_mixes_configurations_is_said_to(tmp_path: Path) -> None:
+    for seed, size in enumerate([128, 128, 64]):
+        write_run(tmp_path / str(seed), seed=seed, config={"batch_size": size})
+    found = comparison(tmp_path)
+    assert found.configuration["batch_size"] == {"unitary": "128 (2 runs); 64 (1 run)"}
+    assert any("batch_size is 128 (2 runs); 64 (1 run) in unitary." in warning for warning in found.warnings)
