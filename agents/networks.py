@@ -1,24 +1,27 @@
 """The fully shared networks of multi-task SAC: a tanh-Gaussian actor and twin critics.
 
-Inputs carry tasks in the first dimension, ``[T, B, ...]``; which task a sample belongs to is a one-hot part of
-the observation, appended where a batch is used (see `append_task_id`).
+Inputs carry tasks in the first dimension, ``[T, ...]``; which task an observation is of, the networks append to it
+themselves, as a one-hot vector.
 """
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtrl.layers import EnsembleLayerNorm, EnsembleLinear
+from mtrl.gradients.layers import EnsembleLayerNorm, EnsembleLinear
+from mtrl.rl.protocols import Floats
 
 NUM_CRITICS = 2
 
 
-def append_task_id(observations: Tensor) -> Tensor:
-    """Appends the one-hot task identity: ``[T, ..., O]`` to ``[T, ..., O + T]``."""
-    num_tasks = len(observations)
+def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
+    """Appends the one-hot task identity, ``[T, ..., O]`` to ``[T, ..., O + T]``; for 0 tasks, nothing."""
+    if not num_tasks:
+        return observations
     one_hot = torch.eye(num_tasks, dtype=observations.dtype, device=observations.device)
     shape = (num_tasks,) + (1,) * (observations.dim() - 2) + (num_tasks,)
     return torch.cat([observations, one_hot.view(shape).expand(*observations.shape[:-1], num_tasks)], -1)
@@ -28,9 +31,10 @@ class Actor(nn.Module):
     """A Gaussian policy squashed by tanh (Haarnoja et al., 2018, appendix C).
 
     Args:
-        observation_size: the size of an observation, task identity included.
+        observation_size: the size O of an observation.
         action_size: the size A of an action in ``[-1, 1]``.
         hidden_sizes: the width of each hidden layer.
+        num_tasks: how many tasks to tell apart by a one-hot vector; 0 tells none.
         layer_norm: normalise after each hidden linear layer.
         log_std_min: lower bound of the log standard deviation before squashing.
         log_std_max: its upper bound.
@@ -42,13 +46,15 @@ class Actor(nn.Module):
         action_size: int,
         hidden_sizes: Sequence[int],
         *,
+        num_tasks: int = 0,
         layer_norm: bool = False,
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
     ) -> None:
         super().__init__()
+        self.num_tasks, self.action_size = num_tasks, action_size
         layers: list[nn.Module] = []
-        size = observation_size
+        size = observation_size + num_tasks
         for width in hidden_sizes:
             layers += [nn.Linear(size, width), *([nn.LayerNorm(width)] if layer_norm else []), nn.ReLU()]
             size = width
@@ -61,8 +67,8 @@ class Actor(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps ``[..., O]`` to the mean and the log standard deviation before squashing, ``[..., A]`` each."""
-        mean, log_std = self.layers(observations).chunk(2, -1)
+        """Maps ``[T, ..., O]`` to the mean and the log standard deviation before squashing, ``[T, ..., A]`` each."""
+        mean, log_std = self.layers(with_task_id(observations, self.num_tasks)).chunk(2, -1)
         return mean, log_std.clamp(self.log_std_min, self.log_std_max)
 
     def sample(self, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -80,14 +86,45 @@ class Actor(nn.Module):
         mean: Tensor = self(observations)[0]
         return mean.tanh()
 
+    def act(self, observations: Floats, generator: torch.Generator) -> Floats:
+        """Samples one action per task: ``[T, O]`` to ``[T, A]``."""
+        with torch.no_grad():
+            inputs = torch.as_tensor(observations, device=generator.device)
+            actions: Floats = self.sample(inputs, generator)[0].cpu().numpy()
+            return actions
+
+    def act_randomly(self, num_tasks: int, generator: torch.Generator) -> Floats:
+        """One uniform action in ``[-1, 1]`` per task, ``[T, A]``."""
+        uniform = torch.rand((num_tasks, self.action_size), generator=generator, device=generator.device)
+        actions: Floats = (uniform * 2 - 1).cpu().numpy()
+        return actions
+
+    def policy(self, state: dict[str, Tensor] | None = None) -> Callable[[Floats], Floats]:
+        """The deterministic policy: ``[T, O]`` to ``[T, A]``, on a copy on the CPU, which learning does not change.
+
+        Args:
+            state: this network's state at the moment that is meant; None is now.
+        """
+        frozen = copy.deepcopy(self).cpu()
+        if state is not None:
+            frozen.load_state_dict(state)
+
+        def act(observations: Floats) -> Floats:
+            with torch.no_grad():
+                actions: Floats = frozen.mode(torch.as_tensor(observations)).numpy()
+                return actions
+
+        return act
+
 
 class TwinCritic(nn.Module):
     """Two independent action-value functions as one batched network.
 
     Args:
-        observation_size: the size of an observation, task identity included.
-        action_size: the size of an action.
+        observation_size: the size O of an observation.
+        action_size: the size A of an action.
         hidden_sizes: the width of each hidden layer.
+        num_tasks: how many tasks to tell apart by a one-hot vector; 0 tells none.
         layer_norm: normalise after each hidden linear layer.
     """
 
@@ -97,11 +134,13 @@ class TwinCritic(nn.Module):
         action_size: int,
         hidden_sizes: Sequence[int],
         *,
+        num_tasks: int = 0,
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.num_tasks = num_tasks
         layers: list[nn.Module] = []
-        size = observation_size + action_size
+        size = observation_size + num_tasks + action_size
         for width in hidden_sizes:
             layers.append(EnsembleLinear(NUM_CRITICS, size, width))
             layers += [*([EnsembleLayerNorm(NUM_CRITICS, width)] if layer_norm else []), nn.ReLU()]
@@ -115,6 +154,6 @@ class TwinCritic(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Maps ``[T, B, O]`` and ``[T, B, A]`` to action values ``[2, T, B]``."""
-        x = torch.cat([observations, actions], -1)
+        x = torch.cat([with_task_id(observations, self.num_tasks), actions], -1)
         values: Tensor = self.layers(x.expand(NUM_CRITICS, *x.shape))
         return values.squeeze(-1)

@@ -1,7 +1,7 @@
 """The replay buffer: raw rewards in, normalised mini-batches out."""
 
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -10,23 +10,19 @@ from torch import Tensor
 from mtrl.errors import InputError
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A mini-batch with an equal slice per task.
-
-    Attributes:
-        observations: ``[T, B, O]``.
-        actions: ``[T, B, A]``.
-        rewards: ``[T, B]``, divided by the task's standard deviation where the buffer normalises.
-        next_observations: ``[T, B, O]``, the true successor, at the end of an episode too.
-        terminated: ``[T, B]``, 1.0 where the episode ended for good; a truncated one is 0.0 and bootstraps.
-    """
+class Batch(NamedTuple):
+    """A mini-batch with an equal slice per task."""
 
     observations: Tensor
+    """``[T, B, O]``."""
     actions: Tensor
+    """``[T, B, A]``."""
     rewards: Tensor
+    """``[T, B]``, divided by the task's standard deviation where the buffer normalises."""
     next_observations: Tensor
+    """``[T, B, O]``, the true successor, at the end of an episode too."""
     terminated: Tensor
+    """``[T, B]``, 1.0 where the episode ended for good; a truncated one is 0.0 and bootstraps."""
 
 
 HOST = torch.device("cpu")
@@ -141,10 +137,29 @@ class ReplayBuffer:
         rewards: Tensor,
         next_observations: Tensor,
         terminated: Tensor,
+        *,
+        broken: Tensor | None = None,
     ) -> None:
-        """Adds one transition of every task; each argument's first dimension is T."""
+        """Adds one transition of every task; each argument's first dimension is T.
+
+        Args:
+            observations: ``[T, O]``.
+            actions: ``[T, A]``.
+            rewards: ``[T]``, raw.
+            next_observations: ``[T, O]``.
+            terminated: ``[T]``.
+            broken: ``[T]``, tasks that have none to offer: their last one is added once more.
+        """
         slot = self.added % self.capacity
-        rewards = rewards.to(self.rewards)
+        fields = [observations, actions, rewards, next_observations, terminated]
+        fields = [field.to(getattr(self, name)) for name, field in zip(self.FIELDS, fields, strict=True)]
+        if broken is not None and bool(broken.any()):
+            again = broken.to(self.storage)
+            fields = [
+                torch.where(again if field.dim() == 1 else again[:, None], stored, field)
+                for field, stored in zip(fields, self.last(), strict=True)
+            ]
+        rewards = fields[2]
         new = rewards.double()
         if self.added < self.capacity:
             shift = new - self._mean
@@ -155,11 +170,8 @@ class ReplayBuffer:
             before = self._mean.clone()
             self._mean += (new - old) / self.capacity
             self._squares += (new - old) * (new - self._mean + old - before)
-        self.observations[:, slot] = observations
-        self.actions[:, slot] = actions
-        self.rewards[:, slot] = rewards
-        self.next_observations[:, slot] = next_observations
-        self.terminated[:, slot] = terminated
+        for name, field in zip(self.FIELDS, fields, strict=True):
+            getattr(self, name)[:, slot] = field
         self.added += 1
 
     def last(self) -> tuple[Tensor, ...]:

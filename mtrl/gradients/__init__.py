@@ -6,8 +6,11 @@ Two situations, two ways in:
   one backward pass.
 * All tasks share the input (supervised multi-task learning): `backward` differentiates each loss with respect
   to the shared representation or the shared parameters.
+
+Both are sources of one pipeline, `mtrl.gradients.pipeline`.
 """
 
+from mtrl.gradients.layers import register_rule
 from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError, check_finite
 from mtrl.gradients.shared_input import backward, fan_out
 from mtrl.gradients.task_batched import TaskBatched
@@ -20,4 +23,5 @@ __all__ = [
     "backward",
     "check_finite",
     "fan_out",
+    "register_rule",
 ]

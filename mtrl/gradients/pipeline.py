@@ -1,15 +1,51 @@
-"""What every combining backward pass shares: its checks, its result and how ``.grad`` is written."""
+"""From T losses to ``.grad``: what a method looks at, the weights it finds, the gradients that follow.
+
+`combine` is the whole of it. Its pieces are `look` and `gradients`, which read nothing back from the device, and
+`weigh` between them, which may run on the host; whoever captures the first two as graphs calls the three.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mtrl.errors import RunError
+from mtrl.combiners import Combiner
+from mtrl.errors import InputError, RunError
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
 """Bytes that per-task gradients may take (2 GiB)."""
+
+Gradients = list[Tensor | None]
+"""One per parameter, None where no loss reaches it."""
+
+
+class Source(Protocol):
+    """The per-task gradients of T losses; each form is computed when it is asked for."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """What gets a gradient; the first `num_shared` are shared by all tasks."""
+
+    @property
+    def num_shared(self) -> int:
+        """How many of the parameters all tasks share."""
+
+    def gramian(self) -> Tensor:
+        """``[T, T]``, the inner products of the per-task gradients."""
+
+    def jacobian(self) -> Tensor:
+        """``[T, D]``, one task's gradient a row; it may be overwritten, and is made anew by the next call."""
+
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """``scale sum_i w_i g_i`` by parameter, from weights ``[T]``."""
+
+    def along(self, direction: Tensor, scale: float) -> Gradients:
+        """A direction ``[D]`` times the scale, by parameter."""
+
+    def squares(self) -> Tensor:
+        """``[T]``, squared norms of the tasks' gradients over all parameters: which of them is not finite?"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +83,87 @@ class NonFiniteError(RunError):
         self.quantity, self.task = quantity, task
 
 
+def combine(losses: Tensor, combiner: Combiner, source: Source, *, scale: float, insight: bool) -> Combination:
+    """Adds the combined gradient of T losses to ``.grad``.
+
+    Losses and gradients are checked before the combiner sees them, so that its state does not advance on a value
+    that is not finite (a ``"losses"`` method's gradients only exist after it).
+
+    Args:
+        losses: ``[T]``.
+        combiner: the method, made for T tasks.
+        source: their gradients.
+        scale: a constant factor on every gradient.
+        insight: form the Gramian even where the method does not need it; it does not change the update.
+
+    Raises:
+        NonFiniteError: if a loss, gradient or weight is not finite; ``.grad`` is left as it was.
+        InputError: if the losses do not fit the combiner, or the source cannot give what it needs.
+    """
+    losses = losses.detach()
+    check_finite("loss", losses)
+    with torch.no_grad():
+        seen = look(combiner, source)
+        found = weigh(combiner, losses, seen)
+        combined = gradients(combiner, source, found, scale)
+        check_gradients(combined, source)
+        accumulate(source.parameters, combined)
+        norm = norm_of(combined[: source.num_shared])
+        if insight or combiner.needs == "gramian":
+            return describe(losses, combiner, source, found, norm, seen)
+    return Combination(losses, None if combiner.needs == "jacobian" else found, None, None, norm)
+
+
+def look(combiner: Combiner, source: Source) -> Tensor | None:
+    """What the method looks at beside the losses: the Gramian ``[T, T]``, the Jacobian ``[T, D]``, or nothing."""
+    if combiner.needs == "losses":
+        return None
+    return source.gramian() if combiner.needs == "gramian" else source.jacobian()
+
+
+def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None) -> Tensor:
+    """The task weights ``[T]``, or the direction ``[D]`` of a method that combines the Jacobian's entries.
+
+    Args:
+        combiner: the method; its state advances.
+        losses: ``[T]``.
+        seen: what `look` gave; it may be overwritten.
+
+    Raises:
+        NonFiniteError: if a loss, gradient or weight is not finite.
+    """
+    check_finite("loss", losses)
+    if combiner.needs == "jacobian":
+        assert seen is not None
+        check_finite("gradient", seen.sum(1))
+        return combiner.combine(losses, seen)
+    if seen is not None:
+        check_finite("gradient", seen.diagonal())
+    weights = combiner.weights(losses, seen)
+    check_finite("weight", weights)
+    return weights
+
+
+def gradients(combiner: Combiner, source: Source, found: Tensor, scale: float) -> Gradients:
+    """The combined gradient by parameter, from what `weigh` found."""
+    return source.along(found, scale) if combiner.needs == "jacobian" else source.weighted(found, scale)
+
+
+def describe(
+    losses: Tensor, combiner: Combiner, source: Source, found: Tensor, norm: Tensor, seen: Tensor | None
+) -> Combination:
+    """What was done, with the Gramian and every task's alignment; to be called after `gradients`."""
+    if combiner.needs == "jacobian":
+        jacobian = source.jacobian()  # once more: the method may have overwritten it
+        gramian = jacobian @ jacobian.T
+        return Combination(losses, None, gramian, cosines(gramian, jacobian @ found, found.norm()), norm)
+    gramian = source.gramian() if seen is None else seen
+    return Combination(losses, found, gramian, weighted_cosines(gramian, found), norm)
+
+
+# --------------------------------------------------------------------------------------------------------- checks
+
+
 def check_finite(quantity: str, values: Tensor) -> None:
     """Raises `NonFiniteError` for the first task whose entry of ``values`` (``[T]``) is not finite."""
     finite = torch.isfinite(values)
@@ -54,9 +171,26 @@ def check_finite(quantity: str, values: Tensor) -> None:
         raise NonFiniteError(quantity, int((~finite).nonzero()[0]))
 
 
-def differentiate(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Sequence[Tensor]
-) -> list[Tensor | None]:
+def check_gradients(combined: Gradients, source: Source) -> None:
+    """Raises `NonFiniteError`, which names the task if it is one's, where a combined gradient is not finite."""
+    if not bool(torch.isfinite(norm_of(combined))):
+        check_finite("gradient", source.squares())
+        raise NonFiniteError("gradient", None)
+
+
+def check_memory(num_tasks: int, columns: int, element_size: int, limit: int, instead: str) -> None:
+    """Raises `InputError` where a Jacobian takes more than the limit's bytes; ``instead`` is what else would do."""
+    if num_tasks * columns * element_size > limit:
+        raise InputError(
+            f"the Jacobian of {num_tasks} tasks x {columns:,} parameters needs "
+            f"{num_tasks * columns * element_size:,} bytes, memory_limit is {limit:,}: raise it, {instead}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ what sources share
+
+
+def differentiate(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Sequence[Tensor]) -> Gradients:
     """The gradient of ``sum_i <coefficients_i, outputs_i>`` by each input, None where it does not depend on it.
 
     The graph stays, for the passes that follow.
@@ -66,6 +200,23 @@ def differentiate(
         return [None] * len(inputs)
     outputs, coefficients = zip(*pairs, strict=True)
     return list(torch.autograd.grad(outputs, inputs, coefficients, retain_graph=True, allow_unused=True))
+
+
+def accumulate(parameters: Sequence[Tensor], combined: Gradients) -> None:
+    """Adds gradients to ``.grad`` as ``Tensor.backward`` does; a parameter that no loss reaches has None."""
+    for parameter, gradient in zip(parameters, combined, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            # A copy: what autograd or a combiner returns may be a view, or serve two parameters.
+            parameter.grad = gradient.clone()
+        else:
+            parameter.grad.add_(gradient)
+
+
+def norm_of(combined: Gradients) -> Tensor:
+    """The Euclidean norm of all gradients together."""
+    return torch.nn.utils.get_total_norm([gradient for gradient in combined if gradient is not None])
 
 
 def cosines(gramian: Tensor, products: Tensor, norm: Tensor) -> Tensor:
@@ -85,32 +236,3 @@ def weighted_cosines(gramian: Tensor, weights: Tensor) -> Tensor:
     weights = weights.to(gramian)
     products = gramian @ weights
     return cosines(gramian, products, (weights @ products).clamp_min(0).sqrt())
-
-
-def norm_of(gradients: Sequence[Tensor | None]) -> Tensor:
-    """The Euclidean norm of all gradients together."""
-    return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-
-
-def total_norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    """The Euclidean norm of all gradients together.
-
-    Raises:
-        NonFiniteError: if it is not finite.
-    """
-    norm = norm_of(gradients)
-    if not bool(torch.isfinite(norm)):
-        raise NonFiniteError("gradient", None)
-    return norm
-
-
-def accumulate(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Adds gradients to ``.grad`` as ``Tensor.backward`` does; a parameter that no loss reaches has None."""
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:
-            continue
-        if parameter.grad is None:
-            # A copy: what autograd or a combiner returns may be a view, or serve two parameters.
-            parameter.grad = gradient.clone()
-        else:
-            parameter.grad.add_(gradient)

@@ -1,7 +1,7 @@
 """Per-task gradients where all tasks share the input: through the representation, or loss by loss."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
@@ -12,16 +12,12 @@ from mtrl.errors import InputError
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
-    NonFiniteError,
-    accumulate,
-    check_finite,
-    cosines,
+    Gradients,
+    Source,
+    check_memory,
+    combine,
     differentiate,
-    total_norm,
-    weighted_cosines,
 )
-
-Gradients = list[Tensor | None]
 
 
 def fan_out(representation: Tensor, num_tasks: int) -> tuple[Tensor, ...]:
@@ -78,166 +74,207 @@ def backward(
             a Jacobian that the method reads does not fit into ``memory_limit``.
     """
     scalars = _scalars(losses)
-    values = torch.stack([scalar.detach() for scalar in scalars])
     shared_, specific_ = _trainable(shared), _trainable(_parameters(specific))
-    measured_ = shared_ if measured is None else _trainable(measured)
-    if not shared_ or not measured_:
+    measured_ = None if measured is None else _trainable(measured)
+    _check_options(combiner, shared_, specific_, measured_, representation, weigh_specific)
+    weigh = combiner.weights_specific if weigh_specific is None else weigh_specific
+    weigh = weigh and combiner.needs != "jacobian"
+    source: Source
+    if representation is None:
+        source = ByParameters(scalars, shared_, specific_, weigh, memory_limit, measured_)
+    else:
+        source = ByRepresentation(scalars, shared_, specific_, weigh, representation)
+    return combine(torch.stack([s.detach() for s in scalars]), combiner, source, scale=scale, insight=insight)
+
+
+def _check_options(
+    combiner: Combiner,
+    shared: Sequence[Tensor],
+    specific: Sequence[Tensor],
+    measured: Sequence[Tensor] | None,
+    representation: object,
+    weigh_specific: bool | None,
+) -> None:
+    if not shared or measured == []:
         raise InputError("no shared or no measured parameter is trainable")
-    if {id(parameter) for parameter in shared_} & {id(parameter) for parameter in specific_}:
+    if {id(parameter) for parameter in shared} & {id(parameter) for parameter in specific}:
         raise InputError("a parameter is both shared and specific")
     if measured is not None and (representation is not None or combiner.needs == "jacobian"):
         raise InputError("'measured' is for Gramian methods without a representation")
     if weigh_specific and combiner.needs == "jacobian":
         raise InputError(f"{combiner.name} has no task weights to apply to specific parameters")
-    weigh = combiner.weights_specific if weigh_specific is None else weigh_specific
-    weigh = weigh and combiner.needs != "jacobian"
-    check_finite("loss", values)
-
-    weights = alignment = found = None
-    with torch.no_grad():
-        if combiner.needs != "losses" or insight:
-            # Weighted gradients of specific parameters wait for the pass that weighs the losses, if there is one.
-            later = combiner.needs == "losses" or (weigh and representation is not None)
-            along = [] if later else specific_
-            if representation is not None:
-                found = _by_representation(scalars, representation, along)
-            elif measured is None and _bytes(len(values), shared_) <= memory_limit:
-                found = _by_parameters(scalars, shared_, along)
-            elif combiner.needs == "jacobian":
-                raise InputError(
-                    f"the Jacobian needs {_bytes(len(values), shared_):,} bytes, memory_limit is "
-                    f"{memory_limit:,}: raise it, give a representation, or choose a method that needs only "
-                    "the Gramian"
-                )
-            else:
-                found = _Measurement(_gramian_in_blocks(scalars, measured_, memory_limit))
-            check_finite("gradient", found.gramian.diagonal())
-
-        plain = torch.full_like(values, scale)
-        if combiner.needs == "jacobian":
-            assert found is not None
-            assert found.jacobian is not None
-            kept = found.jacobian.clone() if insight else None
-            direction = combiner.combine(values, found.jacobian)
-            if kept is not None:
-                alignment = cosines(found.gramian, kept @ direction, direction.norm())
-            direction = direction * scale
-            if representation is None:
-                shared_gradients = found.split(direction, shared_)
-            else:
-                z = representation if isinstance(representation, Tensor) else representation[0]
-                shared_gradients = differentiate([z], shared_, [direction.view_as(z)])
-            specific_gradients = found.specific(plain)
-        else:
-            weights = combiner.weights(values, None if found is None else found.gramian)
-            check_finite("weight", weights)
-            if found is not None:
-                alignment = weighted_cosines(found.gramian, weights)
-            weighted = weights * scale
-            if found is not None and found.reached and combiner.needs == "gramian":
-                assert found.jacobian is not None
-                shared_gradients = found.split(weighted.to(found.jacobian) @ found.jacobian, shared_)
-                specific_gradients = found.specific(weighted if weigh else plain)
-            else:
-                gradients = differentiate(scalars, [*shared_, *(specific_ if weigh else [])], list(weighted))
-                shared_gradients, specific_gradients = gradients[: len(shared_)], gradients[len(shared_) :]
-                if not weigh and found is not None and found.rows:
-                    specific_gradients = found.specific(plain)
-                elif not weigh:
-                    specific_gradients = differentiate(scalars, specific_, list(plain))
-
-        parameters, gradients = [*shared_, *specific_], [*shared_gradients, *specific_gradients]
-        try:
-            total_norm(gradients)
-        except NonFiniteError:
-            norms = [_by_parameters([scalar], parameters, ()).gramian.reshape(()) for scalar in scalars]
-            check_finite("gradient", torch.stack(norms))
-            raise
-        accumulate(parameters, gradients)
-    gramian = None if found is None else found.gramian
-    return Combination(values, weights, gramian, alignment, total_norm(shared_gradients))
 
 
 @dataclass
-class _Measurement:
-    """Per-task gradients.
+class _LossByLoss:
+    """What the sources of this module share: losses that can be weighed, and the gradients of specific parameters.
 
     Attributes:
-        gramian: ``[T, T]``.
-        jacobian: ``[T, D]``, over the representation or the shared parameters; None where it was not kept.
-        reached: whether any loss depends on each shared parameter; empty where J is not over them.
-        rows: the gradients of the specific parameters, one list per backward pass; empty where not taken.
+        losses: T scalars.
+        shared: the parameters that all tasks share.
+        specific: those that get their own losses' gradients.
+        weigh: whether task weights apply to the specific parameters too.
+        rows: the gradients of the specific parameters, one list per backward pass, where a pass took them along.
     """
 
-    gramian: Tensor
-    jacobian: Tensor | None = None
-    reached: Sequence[bool] = ()
-    rows: Sequence[Gradients] = ()
+    losses: Sequence[Tensor]
+    shared: Sequence[Tensor]
+    specific: Sequence[Tensor]
+    weigh: bool
+    rows: Sequence[Gradients] = field(default=(), init=False)
 
-    def split(self, direction: Tensor, shared: Sequence[Tensor]) -> Gradients:
-        """A direction (``[P]``) by shared parameter, with None where no loss reaches it."""
-        pieces = torch.split(direction, [parameter.numel() for parameter in shared])
-        return [
-            piece.view_as(parameter) if reached else None
-            for piece, parameter, reached in zip(pieces, shared, self.reached, strict=True)
-        ]
+    @property
+    def parameters(self) -> list[Tensor]:
+        """See `Source`."""
+        return [*self.shared, *self.specific]
 
-    def specific(self, coefficients: Tensor) -> Gradients:
-        """The specific parameters' gradients, each pass times its coefficient."""
+    @property
+    def num_shared(self) -> int:
+        """See `Source`."""
+        return len(self.shared)
+
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """See `Source`: one more backward pass, of the weighted losses."""
+        coefficients = list(weights * scale)
+        if self.weigh:
+            return differentiate(self.losses, self.parameters, coefficients)
+        return differentiate(self.losses, self.shared, coefficients) + self._unweighted(scale)
+
+    def squares(self) -> Tensor:
+        """See `Source`."""
+        rows = [differentiate([loss], self.parameters, [torch.ones_like(loss)]) for loss in self.losses]
+        zero = self.losses[0].new_zeros(())
+        return torch.stack([sum((g.square().sum() for g in row if g is not None), zero) for row in rows])
+
+    def _unweighted(self, scale: float) -> Gradients:
+        """The specific parameters' gradients of the losses as they are."""
+        scales = [torch.full_like(loss, scale) for loss in self.losses]
+        return self._from_rows(scales) if self.rows else differentiate(self.losses, self.specific, scales)
+
+    def _from_rows(self, coefficients: Sequence[Tensor]) -> Gradients:
+        """The specific parameters' gradients, those of each pass times its coefficient."""
         found: Gradients = []
-        for gradients in zip(*self.rows, strict=True):
-            terms = [c * g for c, g in zip(coefficients, gradients, strict=False) if g is not None]
+        for column in zip(*self.rows, strict=True):
+            terms = [c * g for c, g in zip(coefficients, column, strict=False) if g is not None]
             found.append(reduce(torch.add, terms) if terms else None)
         return found
 
 
-def _by_representation(
-    scalars: Sequence[Tensor], representation: Tensor | Sequence[Tensor], along: Sequence[Tensor]
-) -> _Measurement:
-    if isinstance(representation, Tensor):
-        rows = [differentiate([s], [representation, *along], [torch.ones_like(s)]) for s in scalars]
-        gradients = [row.pop(0) for row in rows]
-        like = [representation] * len(scalars)
-    else:
-        if len(representation) != len(scalars):
-            raise InputError(f"{len(scalars)} losses, but {len(representation)} representations")
-        row = differentiate(scalars, [*representation, *along], [torch.ones_like(s) for s in scalars])
-        gradients, rows = row[: len(scalars)], [row[len(scalars) :]]
-        like = list(representation)
-    if all(gradient is None for gradient in gradients):
-        raise InputError("no loss depends on the representation")
-    jacobian = torch.stack(
-        [(torch.zeros_like(z) if g is None else g).flatten() for z, g in zip(like, gradients, strict=True)]
-    )
-    return _Measurement(jacobian @ jacobian.T, jacobian, rows=rows if along else ())
+@dataclass
+class ByParameters(_LossByLoss):
+    """A `Source` of gradients by shared parameters: one vector-Jacobian product per task.
+
+    Attributes:
+        memory_limit: bytes that the Jacobian may take; a Gramian goes through the parameters in blocks that fit.
+        measured: the shared parameters that the Gramian is over; None is all of them.
+    """
+
+    memory_limit: int
+    measured: Sequence[Tensor] | None = None
+    _jacobian: Tensor | None = field(default=None, init=False)
+    _reached: Sequence[bool] = field(default=(), init=False)
+
+    def jacobian(self) -> Tensor:
+        """See `Source`."""
+        columns = sum(parameter.numel() for parameter in self.shared)
+        instead = "give a representation, or choose a method that needs only the Gramian"
+        check_memory(len(self.losses), columns, self.shared[0].element_size(), self.memory_limit, instead)
+        self._jacobian, self._reached, self.rows = _rows(self.losses, self.shared, self.specific)
+        return self._jacobian
+
+    def gramian(self) -> Tensor:
+        """See `Source`."""
+        if self.measured is None and _bytes(len(self.losses), self.shared) <= self.memory_limit:
+            jacobian = self.jacobian()
+            return jacobian @ jacobian.T
+        measured = self.shared if self.measured is None else self.measured
+        gramian = measured[0].new_zeros(len(self.losses), len(self.losses))
+        block: list[Tensor] = []
+        for position, parameter in enumerate(measured):
+            block.append(parameter)
+            following = measured[position + 1 : position + 2]
+            if not following or _bytes(len(self.losses), [*block, *following]) > self.memory_limit:
+                jacobian, *_ = _rows(self.losses, block, ())
+                gramian += jacobian @ jacobian.T
+                block = []
+        return gramian
+
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """See `Source`: from the Jacobian where it is there already."""
+        if self._jacobian is None:
+            return super().weighted(weights, scale)
+        weights = weights * scale
+        own = self._from_rows(list(weights)) if self.weigh else self._unweighted(scale)
+        return self._split(weights.to(self._jacobian) @ self._jacobian) + own
+
+    def along(self, direction: Tensor, scale: float) -> Gradients:
+        """See `Source`."""
+        return self._split(direction * scale) + self._unweighted(scale)
+
+    def _split(self, direction: Tensor) -> Gradients:
+        pieces = torch.split(direction, [parameter.numel() for parameter in self.shared])
+        return [
+            piece.view_as(parameter) if reached else None
+            for piece, parameter, reached in zip(pieces, self.shared, self._reached, strict=True)
+        ]
 
 
-def _by_parameters(scalars: Sequence[Tensor], parameters: Sequence[Tensor], along: Sequence[Tensor]) -> _Measurement:
+@dataclass
+class ByRepresentation(_LossByLoss):
+    """A `Source` whose Jacobian is over the shared representation, or over its T aliases."""
+
+    representation: Tensor | Sequence[Tensor]
+
+    def jacobian(self) -> Tensor:
+        """See `Source`."""
+        # Weighted gradients of specific parameters wait for the pass that weighs the losses.
+        along = [] if self.weigh else self.specific
+        ones = [torch.ones_like(loss) for loss in self.losses]
+        if isinstance(self.representation, Tensor):
+            given = [self.representation] * len(self.losses)
+            passes = [differentiate([s], [z, *along], [c]) for s, z, c in zip(self.losses, given, ones, strict=True)]
+            by_z, self.rows = [row[0] for row in passes], [row[1:] for row in passes]
+        else:
+            given = list(self.representation)
+            if len(given) != len(self.losses):
+                raise InputError(f"{len(self.losses)} losses, but {len(given)} representations")
+            row = differentiate(self.losses, [*given, *along], ones)
+            by_z, self.rows = row[: len(given)], [row[len(given) :]]
+        if not along:
+            self.rows = ()
+        if all(gradient is None for gradient in by_z):
+            raise InputError("no loss depends on the representation")
+        return torch.stack(
+            [(torch.zeros_like(z) if g is None else g).flatten() for z, g in zip(given, by_z, strict=True)]
+        )
+
+    def gramian(self) -> Tensor:
+        """See `Source`."""
+        jacobian = self.jacobian()
+        return jacobian @ jacobian.T
+
+    def along(self, direction: Tensor, scale: float) -> Gradients:
+        """See `Source`: passed back through the encoder."""
+        z = self.representation if isinstance(self.representation, Tensor) else self.representation[0]
+        return differentiate([z], self.shared, [(direction * scale).view_as(z)]) + self._unweighted(scale)
+
+
+def _rows(
+    losses: Sequence[Tensor], parameters: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, list[bool], list[Gradients]]:
+    """The Jacobian ``[T, P]``, which parameters any loss reaches, and each loss's gradients of those taken along."""
     sizes = [parameter.numel() for parameter in parameters]
-    jacobian = parameters[0].new_zeros(len(scalars), sum(sizes))
+    jacobian = parameters[0].new_zeros(len(losses), sum(sizes))
     reached = [False] * len(parameters)
     rows: list[Gradients] = []
-    for row, scalar in zip(jacobian, scalars, strict=True):
-        gradients = differentiate([scalar], [*parameters, *along], [torch.ones_like(scalar)])
-        for position, (piece, gradient) in enumerate(zip(row.split(sizes), gradients, strict=False)):
+    for row, loss in zip(jacobian, losses, strict=True):
+        found = differentiate([loss], [*parameters, *along], [torch.ones_like(loss)])
+        for position, (piece, gradient) in enumerate(zip(row.split(sizes), found, strict=False)):
             if gradient is not None:
                 piece.copy_(gradient.flatten())
                 reached[position] = True
-        rows.append(gradients[len(parameters) :])
-    return _Measurement(jacobian @ jacobian.T, jacobian, reached, rows if along else ())
-
-
-def _gramian_in_blocks(scalars: Sequence[Tensor], parameters: Sequence[Tensor], memory_limit: int) -> Tensor:
-    """The Gramian over parameters, in blocks whose Jacobian fits into the limit (of one parameter at least)."""
-    gramian = parameters[0].new_zeros(len(scalars), len(scalars))
-    block: list[Tensor] = []
-    for position, parameter in enumerate(parameters):
-        block.append(parameter)
-        following = parameters[position + 1 : position + 2]
-        if not following or _bytes(len(scalars), [*block, *following]) > memory_limit:
-            gramian += _by_parameters(scalars, block, ()).gramian
-            block = []
-    return gramian
+        rows.append(found[len(parameters) :])
+    return jacobian, reached, rows if along else []
 
 
 def _bytes(num_tasks: int, parameters: Sequence[Tensor]) -> int:

@@ -15,20 +15,17 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
-from mtrl.gradients import shared_input
-from mtrl.gradients.layer_rules import SUPPORTED, Rule, grouped_by_task, rule_for
+from mtrl.gradients.layers import Rule, grouped_by_task, rule_for, supported
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
-    NonFiniteError,
-    accumulate,
-    check_finite,
-    cosines,
+    Gradients,
+    Source,
+    check_memory,
+    combine,
     differentiate,
-    norm_of,
-    total_norm,
-    weighted_cosines,
 )
+from mtrl.gradients.shared_input import ByParameters
 
 
 @dataclass
@@ -75,8 +72,9 @@ class TaskBatched:
     task's samples alone. The first backward pass that needs per-task gradients checks both promises against
     autograd.
 
-    Supported are ``nn.Linear``, ``nn.LayerNorm``, ``nn.Embedding`` and their ensembles (`mtrl.layers`), with
-    any operation without parameters between them; a layer may be called several times.
+    Supported are ``nn.Linear``, ``nn.LayerNorm``, ``nn.Embedding`` and their ensembles (`mtrl.gradients.layers`),
+    and whatever `mtrl.gradients.register_rule` adds, with any operation without parameters between them; a layer
+    may be called several times.
 
     Args:
         network: the module whose parameters are shared by all tasks; frozen ones get no gradient.
@@ -136,7 +134,7 @@ class TaskBatched:
             if rule is None:
                 return (
                     f"layer '{name}' ({type(module).__name__} with parameters {', '.join(own)}) has no per-task "
-                    f"gradient rule (supported: {SUPPORTED})"
+                    f"gradient rule (supported: {supported()})"
                 )
             for parameter in own.values():
                 if parameter in owner:
@@ -177,9 +175,6 @@ class TaskBatched:
     def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
         """Adds the combined gradient to ``.grad`` of every parameter that a loss reaches.
 
-        Losses and gradients are checked before the combiner sees them, so that its state does not advance on
-        a value that is not finite (a ``"losses"`` method's gradients only exist after it).
-
         Args:
             losses: ``[T]``, computed inside `record`.
             combiner: the method, made for T tasks.
@@ -191,90 +186,34 @@ class TaskBatched:
             InputError: if the losses do not fit the combiner, the network broke a promise of `record`, or a
                 Jacobian that the method reads does not fit into ``memory_limit``.
         """
-        if self._slow:
-            return shared_input.backward(
-                losses,
-                combiner,
-                shared=self.parameters,
-                scale=scale,
-                insight=insight,
-                memory_limit=self.memory_limit,
-            )
+        try:
+            return combine(losses, combiner, self.source(losses), scale=scale, insight=insight)
+        finally:
+            self.forget()
+
+    def source(self, losses: Tensor) -> Source:
+        """The per-task gradients of losses computed inside `record`, for one pass through `mtrl.gradients.pipeline`.
+
+        After the first one, no piece of that pass reads a value back from the device, and all shapes stay, so that
+        graphs can hold them (not with ``allow_slow``).
+
+        Args:
+            losses: ``[T]``.
+
+        Raises:
+            InputError: if there is not one loss for each task.
+        """
         if losses.shape != (self.num_tasks,):
             raise InputError(f"expected one loss for each of {self.num_tasks} tasks, got {tuple(losses.shape)}")
-        check_finite("loss", losses.detach())
-        try:
-            with torch.no_grad():
-                return self._backward(losses, combiner, scale, insight)
-        finally:
-            self._calls = []
+        if self._slow:
+            return ByParameters(list(losses), self.parameters, (), False, self.memory_limit)
+        return _Recorded(self, losses)
 
-    def measure(self, losses: Tensor) -> Tensor:
-        """The Gramian ``[T, T]`` of the per-task gradients, unchecked: the first half of what `backward` does.
+    def forget(self) -> None:
+        """Lets go of what was recorded: it serves one backward pass."""
+        self._calls = []
 
-        After the first backward pass, neither half reads a value back from the device, and all shapes stay: CUDA
-        graphs can hold them, with the combiner's weights found in between. Not for ``allow_slow``.
-
-        Args:
-            losses: ``[T]``, computed inside `record`.
-        """
-        with torch.no_grad():
-            self._differentiate(losses)
-            return self._gramian()
-
-    def add_weighted(self, losses: Tensor, weights: Tensor, *, scale: float = 1.0, measured: bool) -> Tensor:
-        """Adds the weighted gradient to ``.grad``, unchecked: the second half of what `backward` does.
-
-        Args:
-            losses: ``[T]``, computed inside `record`.
-            weights: ``[T]``, on the device of the losses.
-            scale: a constant factor on the update.
-            measured: whether `measure` was called for these losses; if not, this is one plain backward pass.
-
-        Returns:
-            The norm of what was added.
-        """
-        with torch.no_grad():
-            gradients = self._weighted_gradients(losses, weights, scale, measured=measured)
-            accumulate(self.parameters, gradients)
-            self._calls = []
-            return norm_of(gradients)
-
-    def _backward(self, losses: Tensor, combiner: Combiner, scale: float, insight: bool) -> Combination:
-        gramian = weights = alignment = None
-        if combiner.needs != "losses" or insight:
-            self._differentiate(losses)
-        if combiner.needs == "losses":
-            weights = combiner.weights(losses)
-            check_finite("weight", weights)
-            gradients = self._weighted_gradients(losses, weights, scale, measured=False)
-            gramian = self._gramian() if insight else None
-        elif combiner.needs == "gramian":
-            gramian = self._gramian()
-            check_finite("gradient", gramian.diagonal())
-            weights = combiner.weights(losses, gramian)
-            check_finite("weight", weights)
-            gradients = self._weighted_gradients(losses, weights, scale, measured=True)
-        else:
-            jacobian = self._jacobian()
-            check_finite("gradient", jacobian.sum(1))
-            gramian = jacobian @ jacobian.T if insight else None
-            direction = combiner.combine(losses, jacobian)
-            gradients = self._split(direction * scale)
-            if gramian is not None:
-                # Once more, since the combiner may overwrite what it is given.
-                alignment = cosines(gramian, self._jacobian() @ direction, direction.norm())
-        if gramian is not None and weights is not None:
-            alignment = weighted_cosines(gramian, weights)
-        try:
-            update_norm = total_norm(gradients)
-        except NonFiniteError:
-            if combiner.needs == "losses" and self._calls:
-                self._differentiate(losses)
-                check_finite("gradient", self._gramian().diagonal())
-            raise
-        accumulate(self.parameters, gradients)
-        return Combination(losses.detach(), weights, gramian, alignment, update_norm)
+    # ------------------------------------------------------------------------------------ per-task gradients, by layer
 
     def _differentiate(self, losses: Tensor) -> None:
         """The output gradient of every recorded call: tasks do not mix, so the sum of losses gives them all."""
@@ -299,12 +238,8 @@ class TaskBatched:
 
     def _jacobian(self) -> Tensor:
         """``[T, P]``, in the memory that every call reuses."""
-        if not self._fits:
-            raise InputError(
-                f"the Jacobian of {self.num_tasks} tasks x {self._num_columns:,} parameters does not fit into "
-                f"memory_limit = {self.memory_limit:,} bytes: raise it, or choose a method that needs only the "
-                "Gramian"
-            )
+        instead = "or choose a method that needs only the Gramian"
+        check_memory(self.num_tasks, self._num_columns, self.parameters[0].element_size(), self.memory_limit, instead)
         jacobian = self._rows(self._num_columns)
         for layer in self._layers:
             self._fill(layer, jacobian[:, layer.columns])
@@ -320,14 +255,6 @@ class TaskBatched:
             self._fill(layer, rows)
             gramian.addmm_(rows, rows.T)
         return gramian
-
-    def _weighted_gradients(
-        self, losses: Tensor, weights: Tensor, scale: float, *, measured: bool
-    ) -> list[Tensor | None]:
-        """``scale sum_i w_i g_i`` by parameter."""
-        if measured:
-            return self._split(self._weighted(weights.to(self.parameters[0]) * scale))
-        return differentiate([losses], self.parameters, [weights * scale])
 
     def _weighted(self, weights: Tensor) -> Tensor:
         """``sum_i w_i g_i`` (``[P]``); call `_gramian` before."""
@@ -359,21 +286,21 @@ class TaskBatched:
         if weights is not None:
             x = x.flatten(-3, -2).unsqueeze(-3)
             delta = (delta * weights[:, None, None]).flatten(-3, -2).unsqueeze(-3)
-        layer.rule(layer.module, x, delta, layer.views(rows))
+        layer.rule.fill(layer.module, x, delta, layer.views(rows))
 
     def _grouped(self, call: _Call, delta: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            return grouped_by_task(call.layer.module, call.input, delta, self.num_tasks)
+            return grouped_by_task(call.layer.module, call.layer.rule, call.input, delta, self.num_tasks)
         except ValueError as error:
             raise InputError(
                 f"layer '{call.layer.name}' got or gave a {error}: expected {self.num_tasks} tasks in the first "
                 "dimension (the second in an ensemble) and samples in the next"
             ) from None
 
-    def _split(self, update: Tensor) -> list[Tensor | None]:
+    def _split(self, update: Tensor) -> Gradients:
         """A flat update (``[P]``) by parameter, with None where no loss reaches it."""
         reached = [call.layer for call in self._calls if call.delta is not None]
-        pieces: list[Tensor | None] = []
+        pieces: Gradients = []
         for layer in self._layers:
             views = layer.views(update[None, layer.columns]).values()
             pieces += [view[0] if any(layer is other for other in reached) else None for view in views]
@@ -417,3 +344,41 @@ def _differ(found: Tensor, expected: Tensor, magnitude: float) -> bool:
     error = float((found - expected).norm())
     # What is not finite is for the caller to report.
     return math.isfinite(error) and error > (10 * precision**0.5 * float(expected.norm()) + 100 * precision * magnitude)
+
+
+class _Recorded:
+    """A `Source`: the recorded calls of a `TaskBatched` network, differentiated when first asked for."""
+
+    def __init__(self, network: TaskBatched, losses: Tensor) -> None:
+        self.network, self.losses = network, losses
+        self.parameters, self.num_shared = network.parameters, len(network.parameters)
+        self._differentiated = False
+
+    def gramian(self) -> Tensor:
+        """See `Source`."""
+        self._differentiate()
+        return self.network._gramian()
+
+    def jacobian(self) -> Tensor:
+        """See `Source`."""
+        self._differentiate()
+        return self.network._jacobian()
+
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """See `Source`: one plain backward pass, unless the per-task gradients are there already."""
+        if not self._differentiated:
+            return differentiate([self.losses], self.parameters, [weights * scale])
+        return self.network._split(self.network._weighted(weights.to(self.parameters[0]) * scale))
+
+    def along(self, direction: Tensor, scale: float) -> Gradients:
+        """See `Source`."""
+        return self.network._split(direction * scale)
+
+    def squares(self) -> Tensor:
+        """See `Source`: from the recorded calls where there are any, or else unknown."""
+        return self.gramian().diagonal() if self.network._calls else torch.zeros_like(self.losses)
+
+    def _differentiate(self) -> None:
+        if not self._differentiated:
+            self.network._differentiate(self.losses)
+            self._differentiated = True

@@ -1,9 +1,9 @@
-"""The captured update against the update itself: its pieces, its capture and its replay, with graphs on the CPU."""
+"""The captured update against the update as it is: its pieces, their capture and replay, with graphs on the CPU."""
 
 import copy
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agents.graphs import CapturedUpdate, obstacle, unchanged
+from agents.graphs import WARM_UP, Graphs
 from agents.sac import MultiTaskSAC
 from mtrl.errors import RunError
 from tests.agents.test_sac import break_loss, fill, make_agent, transition
@@ -47,9 +47,21 @@ def make(combiner: str, **options: Any) -> MultiTaskSAC:
     return agent
 
 
-def in_pieces(agent: MultiTaskSAC) -> MultiTaskSAC:
-    """The agent with an update in pieces, which nothing replays."""
-    agent.captured = CapturedUpdate(agent, agent.sample())
+def graphed(agent: MultiTaskSAC) -> Graphs:
+    """Has the agent capture its update, as it does on CUDA."""
+    optimizers = list(agent.optimizers.values())
+    graphs = Graphs(agent.make_pieces(), agent.device, agent.generator, optimizers)
+    agent.pieces = tuple(graphs.functions)  # type: ignore[assignment]
+    return graphs
+
+
+def captured(graphs: Graphs) -> list[bool]:
+    return [function.graph is not None for function in graphs.functions]
+
+
+def unchecked(agent: MultiTaskSAC) -> MultiTaskSAC:
+    """Has the agent find out about its gradients as a captured update does: with the next one."""
+    agent.pieces = tuple(lambda *a, f=function: f(*a) for function in agent.pieces)  # type: ignore[assignment]
     return agent
 
 
@@ -100,26 +112,49 @@ class NoHostCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def same_versions(calls: list[tuple[Any, Any, Any, Any]]) -> AbstractContextManager[None]:
+    """Autograd sees nothing of what a graph does to its memory."""
+    tensors = {id(leaf): leaf for _, *rest in calls for leaf in tree_leaves(rest) if isinstance(leaf, torch.Tensor)}
+    return torch.autograd._unsafe_preserve_version_counter(tuple(tensors.values()))
+
+
 class GraphOnCPU(NoHostReads):
-    """What `torch.cuda.CUDAGraph` promises: the same operations again, on the memory that they had when captured."""
+    """What `torch.cuda.CUDAGraph` promises: a capture changes nothing, a replay repeats it on the same memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any]] = []
         self.generators: list[torch.Generator] = []
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         self.generators.append(generator)
 
+    def __enter__(self) -> Any:
+        self.drawn = [generator.get_state() for generator in self.generators]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for memory, before in self.before.values():
+            memory.copy_(before)
+        for generator, drawn in zip(self.generators, self.drawn, strict=True):
+            generator.set_state(drawn)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert "generator" not in (kwargs or {}) or self.generators, "an unknown generator draws"
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for memory in [tensor.untyped_storage() for tensor in tree_leaves(value)]:
+                    if memory.data_ptr() not in self.before:
+                        self.before[memory.data_ptr()] = memory, memory.clone()
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if func.namespace == "aten" and torch.Tag.inplace_view not in func.tags:
             self.calls.append((func, args, kwargs or {}, out))
         return out
 
     def replay(self) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), same_versions(self.calls):
             for func, args, kwargs, out in self.calls:
                 again = func(*args, **kwargs)
                 if any(result.alias_info is None for result in func._schema.returns):
@@ -147,60 +182,65 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     [*((method, OPTIONS[0]) for method in METHODS), *product(["uncertainty", "mgda"], OPTIONS[1:])],
 )
 def test_the_captured_update_is_the_update(combiner: str, options: dict[str, Any]) -> None:
-    eager, graphed = make(combiner, **options), make(combiner, **options)
-    graphed.capture_next = True
+    eager, agent = make(combiner, **options), make(combiner, **options)
+    graphs = graphed(agent)
     for update in range(UPDATES):
-        insight = update == 7  # an eager update in between
-        expected, metrics = eager.update(insight=insight), graphed.update(insight=insight)
-        assert metrics == expected
-        for agent in (eager, graphed):
-            agent.remember(*transition(np.random.default_rng(update)))
-    assert graphed.captured is not None
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(graphed), state(eager), strict=True))
+        insight = update == 7  # as it is, in between
+        assert captured(graphs) == [update > WARM_UP] * 3
+        assert agent.update(insight=insight) == eager.update(insight=insight)
+        for one in (eager, agent):
+            one.remember(*transition(np.random.default_rng(update)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(eager), strict=True))
 
 
 @pytest.mark.usefixtures("graphs")
 def test_restored_state_is_captured_anew() -> None:
     agent, other = make("pcgrad"), make("pcgrad")
-    agent.capture_next = True
-    for _ in range(3):
+    graphed(agent)
+    for _ in range(WARM_UP + 2):
         agent.update()
     other.load_state_dict(copy.deepcopy(agent.state_dict()))
     agent.load_state_dict(copy.deepcopy(agent.state_dict()))
-    assert agent.captured is None
-    agent.capture_next = True  # as it is on CUDA
-    for _ in range(3):
+    graphs = graphed(agent)
+    for _ in range(WARM_UP + 2):
         agent.update()
         other.update()
-    assert agent.captured is not None
+    assert captured(graphs) == [True] * 3
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(other), strict=True))
 
 
 @pytest.mark.usefixtures("graphs")
-def test_a_failed_capture_is_said_in_one_line_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piece", range(3))
+def test_a_failed_capture_is_said_in_one_line_and_changes_nothing(piece: int) -> None:
     eager, agent = make("mgda"), make("mgda")
-    agent.capture_next = True
-    clip = agent.clip
+    graphs = graphed(agent)
+    function = graphs.functions[piece].function
 
-    def wait(*args: Any) -> None:
-        clip(*args)
+    def wait(*args: Any) -> Any:
+        result = function(*args)
         agent.log_alpha.item()
+        return result
 
-    monkeypatch.setattr(agent, "clip", wait)
+    graphs.functions[piece].function = wait
+    for _ in range(WARM_UP):
+        agent.update()
     message = r"^updates are not captured as CUDA graphs: the capture failed \(.*waits for the device\)$"
     with pytest.warns(UserWarning, match=message) as said:
         agent.update()
     agent.update()
     assert len(said) == 1
-    assert agent.captured is None
-    for _ in range(2):
+    for _ in range(WARM_UP + 2):
         eager.update()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(eager), strict=True))
     assert not any(group["capturable"] for o in agent.optimizers.values() for group in o.param_groups)
 
 
+@pytest.mark.usefixtures("graphs")
 def test_what_an_update_returns_is_not_overwritten_by_the_next() -> None:
-    agent = in_pieces(make("mgda"))
+    agent = make("mgda")
+    graphed(agent)
+    for _ in range(WARM_UP + 1):
+        agent.update()
     first = agent.update()
     before = {key: float(value) for key, value in first.items()}
     agent.update()
@@ -212,16 +252,17 @@ def test_what_an_update_returns_is_not_overwritten_by_the_next() -> None:
 @pytest.mark.parametrize("memory_limit", [0, 1 << 30], ids=["streamed", "kept"])
 def test_the_pieces_never_wait_for_the_device(combiner: str, options: dict[str, Any], memory_limit: int) -> None:
     agent = make(combiner, **options)
-    agent.critic_gradients.memory_limit = agent.actor_gradients.memory_limit = memory_limit
-    in_pieces(agent).update()
-    assert agent.captured is not None
-    update, memory = agent.captured, agent.critic_gradients._memory.data_ptr()
+    for network in agent.objectives.networks.values():
+        network.memory_limit = memory_limit
+    agent.update()
+    critic = agent.objectives.networks["critic"]
+    memory, (differentiate, apply, step) = critic._memory.data_ptr(), agent.pieces
+    weights = [torch.ones(len(agent.tasks)) for _ in agent.objectives.networks]
     with NoHostReads(), NoHostCopies():
-        batch = agent.sample()
-        update.differentiate()
-        update.apply()
-    assert agent.critic_gradients._memory.data_ptr() == memory
-    assert batch.rewards.shape == update._batch.rewards.shape
+        differentiate(agent.replay.sample(agent.batch_size, agent.generator))
+        apply(weights)
+        step()
+    assert critic._memory.data_ptr() == memory
 
 
 @pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: bool(x > 0), lambda x: x.cpu(), lambda x: x.to("cpu")])
@@ -235,7 +276,7 @@ def test_reads_by_the_host_are_noticed(read: Callable[[torch.Tensor], object]) -
 def test_a_loss_that_is_not_finite_is_named_and_not_applied(
     combiner: str, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent = in_pieces(make(combiner))
+    agent = unchecked(make(combiner))
     break_loss(objective, monkeypatch)
     before = state(agent)
     with pytest.raises(RunError, match=rf"non-finite loss of task 'push-v3' in the {objective} .*'{combiner}'"):
@@ -251,7 +292,7 @@ def unchanged_but_for_the_draws(agent: MultiTaskSAC, before: list[torch.Tensor])
 @pytest.mark.parametrize("reported_by", ["update", "state_dict"])
 @pytest.mark.parametrize("objective", ["critic", "actor"])
 def test_a_gradient_that_is_not_finite_is_not_applied_and_reported_later(objective: str, reported_by: str) -> None:
-    agent = in_pieces(make("unitary"))
+    agent = unchecked(make("unitary"))
     before = state(agent)
     network = getattr(agent, objective)
     weight = next(network.parameters())
@@ -269,29 +310,10 @@ def test_a_gradient_that_is_not_finite_is_not_applied_and_reported_later(objecti
     ("combiner", "reason"), [("graddrop", "the gradients' entries"), ("famo", "after the step"), ("mgda", None)]
 )
 def test_methods_that_cannot_be_split_are_told(combiner: str, reason: str | None) -> None:
-    agent = make_agent("unitary")
-    agent.combiners["critic"] = make_agent(combiner).combiners["critic"]
-    found = obstacle(agent)
+    found = make_agent(combiner).objectives.obstacle()
     if reason is None:
         assert found is None
     else:
         assert found is not None
         assert reason in found
         assert combiner in found
-
-
-def test_what_runs_before_the_capture_advances_nothing() -> None:
-    agent = make("nash_mtl", per_task_temperature=True)
-    update = CapturedUpdate(agent, agent.sample())
-    before = state(agent)
-    memory = [p.data_ptr() for p in agent.actor.parameters()]
-    moments = [value.data_ptr() for s in agent.optimizers["critic"].state.values() for value in s.values()]
-    with unchanged(agent):
-        for _ in range(3):
-            update.differentiate()
-            update.apply()
-        assert not torch.equal(state(agent)[0], before[0])
-    for ours, theirs in zip(state(agent), before, strict=True):
-        assert torch.equal(ours, theirs)
-    assert [p.data_ptr() for p in agent.actor.parameters()] == memory
-    assert [value.data_ptr() for s in agent.optimizers["critic"].state.values() for value in s.values()] == moments

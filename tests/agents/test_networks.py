@@ -4,15 +4,16 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from torch.nn import functional
 
-from agents.networks import Actor, TwinCritic, append_task_id
+from agents.networks import Actor, TwinCritic, with_task_id
 
 
 def test_the_task_id_is_appended_to_every_sample() -> None:
     observations = torch.randn(3, 4, 5)
-    extended = append_task_id(observations)
+    extended = with_task_id(observations, 3)
     assert torch.equal(extended[..., :5], observations)
     assert torch.equal(extended[..., 5:], torch.eye(3).unsqueeze(1).expand(3, 4, 3))
-    assert torch.equal(append_task_id(torch.zeros(2, 5))[:, 5:], torch.eye(2))
+    assert torch.equal(with_task_id(torch.zeros(2, 5), 2)[:, 5:], torch.eye(2))
+    assert with_task_id(observations, 0) is observations
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

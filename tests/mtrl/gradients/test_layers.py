@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtrl.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
+from mtrl.gradients.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])

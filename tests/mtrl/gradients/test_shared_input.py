@@ -320,7 +320,11 @@ def test_what_excludes_each_other_is_refused() -> None:
         ("'measured' is for Gramian methods", "gramian", {"measured": shared, "representation": z}),
         ("'measured' is for Gramian methods", "jacobian", {"measured": shared}),
         ("Weighted has no task weights", "jacobian", {"weigh_specific": True}),
-        ("the Jacobian needs 1,464 bytes, memory_limit is 100", "jacobian", {"memory_limit": 100}),
+        (
+            "the Jacobian of 3 tasks x 61 parameters needs 1,464 bytes, memory_limit is 100",
+            "jacobian",
+            {"memory_limit": 100},
+        ),
         ("3 losses, but 2 representations", "gramian", {"representation": gradients.fan_out(z, 2)}),
         ("no loss depends on the representation", "gramian", {"representation": gradients.fan_out(z, 3)}),
         ("no loss depends on the representation", "gramian", {"representation": model.encode()}),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mtrl import combiners
 from mtrl.combiners import Combiner, Needs
 from mtrl.errors import InputError
-from mtrl.gradients import Combination, NonFiniteError, TaskBatched
-from mtrl.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
+from mtrl.gradients import Combination, NonFiniteError, TaskBatched, pipeline
+from mtrl.gradients.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
 
 T, B, FEATURES = 4, 5, 6
 
@@ -344,27 +344,29 @@ def test_gradients_flow_through_another_network_and_leave_it_alone(needs: Needs)
 
 @pytest.mark.parametrize("needs", ["losses", "gramian"])
 @pytest.mark.parametrize("memory_limit", [0, 1 << 30])
-def test_the_two_halves_are_the_backward_pass(needs: Needs, memory_limit: int) -> None:
+def test_the_pieces_are_the_backward_pass(needs: Needs, memory_limit: int) -> None:
     network, x = made("ensemble_layer_norm")
     combiner = Weighted(needs)
-    gradients = TaskBatched(network, T, memory_limit=memory_limit)
-    with gradients.record():
+    batched = TaskBatched(network, T, memory_limit=memory_limit)
+    with batched.record():
         losses = task_losses(network, x)
-    whole = gradients.backward(losses, combiner, scale=0.5)
-    expected = [p.grad for p in gradients.parameters]
-    network.zero_grad()
-    with gradients.record():
+    whole = batched.backward(losses, combiner, scale=0.5)
+    expected = [p.grad for p in batched.parameters]
+    with batched.record():
         losses = task_losses(network, x)
-    gramian = gradients.measure(losses) if needs == "gramian" else None
-    norm = gradients.add_weighted(losses, combiner.fixed(losses), scale=0.5, measured=gramian is not None)
-    assert torch.equal(norm, whole.update_norm)
-    assert gramian is None or (whole.gramian is not None and torch.equal(gramian, whole.gramian))
-    for parameter, gradient in zip(gradients.parameters, expected, strict=True):
-        assert parameter.grad is not None
-        assert gradient is not None
-        assert torch.equal(parameter.grad, gradient)
+    source = batched.source(losses)
+    with torch.no_grad():
+        seen = pipeline.look(combiner, source)
+        found = pipeline.gradients(combiner, source, combiner.fixed(losses), 0.5)
+    assert torch.equal(pipeline.norm_of(found), whole.update_norm)
+    assert seen is None or (whole.gramian is not None and torch.equal(seen, whole.gramian))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+    batched.forget()
     with pytest.raises(InputError, match="no layer of the network was called"):
-        gradients.measure(losses)
+        batched.source(losses).gramian()
 
 
 def test_one_recording_serves_one_backward() -> None:
@@ -503,7 +505,9 @@ def test_a_jacobian_over_the_limit_is_refused() -> None:
     batched = TaskBatched(network, T, memory_limit=1000)
     with batched.record():
         losses = task_losses(network, x)
-    with pytest.raises(InputError, match="4 tasks x 73 parameters does not fit into memory_limit = 1,000 bytes"):
+    with pytest.raises(
+        InputError, match="4 tasks x 73 parameters needs 2,336 bytes, memory_limit is 1,000: raise it, or"
+    ):
         batched.backward(losses, Weighted("jacobian"))
 
 

@@ -1,0 +1,203 @@
+"""Layers and their rules: how each gets its parameters' gradients, per group of samples.
+
+Beside torch's own layers there are ensembles: E independent copies evaluated as one batched operation.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Fill = Callable[[nn.Module, Tensor, Tensor, dict[str, Tensor]], None]
+"""Fills ``out[name]`` (``[K, *parameter.shape]``) for each trainable parameter with the gradients of K groups of N
+samples, given the input and the output's gradient as ``[K, N, features]`` (``[E, K, N, features]`` in an ensemble)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a kind of layer gets its parameters' gradients.
+
+    Attributes:
+        fill: see `Fill`.
+        task_dim: which dimension of input and output tells the task: 1 in an ensemble, whose members come first.
+    """
+
+    fill: Fill
+    task_dim: int
+
+
+_RULES: dict[type[nn.Module], Rule] = {}
+
+
+def register_rule(layer: type[nn.Module], *, task_dim: int = 0) -> Callable[[Fill], Fill]:
+    """Makes the decorated function the rule of a kind of layer; its parameters are called weight and bias, or either.
+
+    Args:
+        layer: the class itself: a subclass may compute something else.
+        task_dim: see `Rule`.
+    """
+
+    def register(fill: Fill) -> Fill:
+        _RULES[layer] = Rule(fill, task_dim)
+        return fill
+
+    return register
+
+
+def rule_for(module: nn.Module, trainable: Collection[str]) -> Rule | None:
+    """The rule of a module that owns the trainable parameters of these names, or None.
+
+    Exact types only: a subclass, or a module re-parametrised by hooks, may compute something else.
+    """
+    if not set(trainable) <= {"weight", "bias"}:
+        return None
+    if isinstance(module, nn.Embedding) and (module.sparse or module.scale_grad_by_freq):
+        return None
+    return _RULES.get(type(module))
+
+
+def supported() -> str:
+    """The names of all layers that have a rule."""
+    return ", ".join(layer.__name__ for layer in _RULES)
+
+
+def grouped_by_task(module: nn.Module, rule: Rule, x: Tensor, delta: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
+    """Brings a layer's input and its output's gradient to the shape that its rule reads.
+
+    Raises:
+        ValueError: if a tensor has no dimension of the tasks where it is expected; the message says which tensor.
+    """
+    if not x.is_floating_point():  # indices, the same for all members of an ensemble
+        return _grouped(x.unsqueeze(-1), 0, num_tasks), _grouped(delta, rule.task_dim, num_tasks)
+    features = len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 1
+    return (
+        _grouped(x.flatten(-features), rule.task_dim, num_tasks),
+        _grouped(delta.flatten(-features), rule.task_dim, num_tasks),
+    )
+
+
+def _grouped(x: Tensor, task_dim: int, num_tasks: int) -> Tensor:
+    if x.dim() < task_dim + 2 or x.shape[task_dim] != num_tasks:
+        raise ValueError(f"tensor of shape {tuple(x.shape)}")
+    return x.reshape(*x.shape[: task_dim + 1], -1, x.shape[-1])
+
+
+# -------------------------------------------------------------------------------------------------- torch's layers
+
+
+@register_rule(nn.Linear)
+def _linear(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
+    if "weight" in out:
+        torch.bmm(delta.transpose(1, 2), x, out=out["weight"])
+    if "bias" in out:
+        torch.sum(delta, 1, out=out["bias"])
+
+
+@register_rule(nn.LayerNorm)
+def _layer_norm(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
+    assert isinstance(module, nn.LayerNorm)
+    shape = list(module.normalized_shape)
+    x, delta = (tensor.view(*tensor.shape[:-1], *shape) for tensor in (x, delta))
+    if "weight" in out:
+        torch.sum(delta * functional.layer_norm(x, shape, eps=module.eps), 1, out=out["weight"])
+    if "bias" in out:
+        torch.sum(delta, 1, out=out["bias"])
+
+
+@register_rule(nn.Embedding)
+def _embedding(module: nn.Module, index: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        delta = delta * (index != module.padding_idx)
+    out["weight"].zero_().scatter_add_(1, index.long().expand_as(delta), delta)
+
+
+# ------------------------------------------------------------------------------------------------------- ensembles
+
+
+class EnsembleLinear(nn.Module):
+    """E linear layers as one batched matrix product: ``y[e] = x[e] W[e] + b[e]``.
+
+    Args:
+        ensemble_size: the number of copies E.
+        in_features: the size of the last input dimension.
+        out_features: the size of the last output dimension.
+    """
+
+    def __init__(self, ensemble_size: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(ensemble_size, in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, out_features))
+        for member in self.weight.data:
+            nn.init.kaiming_uniform_(member.T, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[E, ..., in_features]`` to ``[E, ..., out_features]``."""
+        y = torch.baddbmm(self.bias.unsqueeze(1), x.flatten(1, -2), self.weight)
+        return y.view(*x.shape[:-1], -1)
+
+
+@register_rule(EnsembleLinear, task_dim=1)
+def _ensemble_linear(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
+    for member in range(len(x)):
+        if "weight" in out:
+            torch.bmm(x[member].transpose(1, 2), delta[member], out=out["weight"][:, member])
+        if "bias" in out:
+            torch.sum(delta[member], 1, out=out["bias"][:, member])
+
+
+class EnsembleLayerNorm(nn.Module):
+    """E layer normalisations over the last dimension, each with its own scale and shift.
+
+    Args:
+        ensemble_size: the number of copies E.
+        features: the size of the last dimension.
+    """
+
+    def __init__(self, ensemble_size: int, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(ensemble_size, features))
+        self.bias = nn.Parameter(torch.zeros(ensemble_size, features))
+        self.eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[E, ..., features]`` to the same shape."""
+        shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
+        normalized = functional.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias.view(shape), normalized, self.weight.view(shape))
+
+
+@register_rule(EnsembleLayerNorm, task_dim=1)
+def _ensemble_layer_norm(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
+    assert isinstance(module, EnsembleLayerNorm)
+    if "weight" in out:
+        normalized = functional.layer_norm(x, x.shape[-1:], eps=module.eps)
+        torch.sum((delta * normalized).transpose(0, 1), 2, out=out["weight"])
+    if "bias" in out:
+        torch.sum(delta.transpose(0, 1), 2, out=out["bias"])
+
+
+class EnsembleEmbedding(nn.Module):
+    """E embedding tables looked up with the same indices.
+
+    Args:
+        ensemble_size: the number of copies E.
+        num_embeddings: the number of rows of each table.
+        embedding_dim: the size of each row.
+    """
+
+    def __init__(self, ensemble_size: int, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(ensemble_size, num_embeddings, embedding_dim))
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Maps integer indices ``[...]`` to ``[E, ..., embedding_dim]``."""
+        return self.weight[:, index]
+
+
+@register_rule(EnsembleEmbedding, task_dim=1)
+def _ensemble_embedding(module: nn.Module, index: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
+    for member in range(len(delta)):
+        _embedding(module, index, delta[member], {"weight": out["weight"][:, member]})
