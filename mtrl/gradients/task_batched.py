@@ -108,6 +108,8 @@ class TaskBatched:
         self._num_columns = sum(parameter.numel() for parameter in self.parameters)
         self._layers: list[_Layer] = []
         self._calls: list[_Call] = []
+        self._losses: Tensor | None = None
+        self._differentiated = False
         self._memory = torch.empty(0)
         self._checked = False
         if not self.parameters:
@@ -156,7 +158,7 @@ class TaskBatched:
         """
         if [id(p) for p in self._trainable()] != [id(p) for p in self.parameters]:
             raise InputError("the network's trainable parameters changed: make a new TaskBatched")
-        self._calls = []
+        self.forget()
         with torch.compiler.set_stance("force_eager"):
             hooks = [layer.module.register_forward_hook(self._remember(layer)) for layer in self._layers]
             try:
@@ -207,26 +209,80 @@ class TaskBatched:
             raise InputError(f"expected one loss for each of {self.num_tasks} tasks, got {tuple(losses.shape)}")
         if self._slow:
             return ByParameters(list(losses), self.parameters, (), False, self.memory_limit)
-        return _Recorded(self, losses)
+        self._losses = losses
+        return self
 
     def forget(self) -> None:
         """Lets go of what was recorded: it serves one backward pass."""
-        self._calls = []
+        self._calls, self._losses, self._differentiated = [], None, False
 
-    # ------------------------------------------------------------------------------------ per-task gradients, by layer
+    # ----------------------------------------------------------------------------------------- as a source, by layer
 
-    def _differentiate(self, losses: Tensor) -> None:
+    @property
+    def num_shared(self) -> int:
+        """See `Source`: all are."""
+        return len(self.parameters)
+
+    def jacobian(self) -> Tensor:
+        """See `Source`; in memory that every call reuses."""
+        instead = "or choose a method that needs only the Gramian"
+        check_memory(self.num_tasks, self._num_columns, self.parameters[0].element_size(), self.memory_limit, instead)
+        self._differentiate()
+        jacobian = self._rows(self._num_columns)
+        for layer in self._layers:
+            self._fill(layer, jacobian[:, layer.columns])
+        return jacobian
+
+    def gramian(self) -> Tensor:
+        """See `Source`."""
+        if self._fits:
+            jacobian = self.jacobian()
+            return jacobian @ jacobian.T
+        self._differentiate()
+        gramian = self.parameters[0].new_zeros(self.num_tasks, self.num_tasks)
+        for layer in self._layers:
+            rows = self._rows(layer.columns.stop - layer.columns.start)
+            self._fill(layer, rows)
+            gramian.addmm_(rows, rows.T)
+        return gramian
+
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """See `Source`: one plain backward pass, unless the per-task gradients are there already."""
+        if not self._differentiated:
+            assert self._losses is not None
+            return differentiate([self._losses], self.parameters, [weights * scale])
+        weights = weights.to(self.parameters[0]) * scale
+        if self._fits:
+            return self._split(weights @ self._rows(self._num_columns))
+        update = self.parameters[0].new_empty(1, self._num_columns)
+        for layer in self._layers:
+            self._fill(layer, update[:, layer.columns], weights)
+        return self._split(update[0])
+
+    def along(self, direction: Tensor, scale: float) -> Gradients:
+        """See `Source`."""
+        return self._split(direction * scale)
+
+    def squares(self) -> Tensor:
+        """See `Source`; zeros where nothing was recorded."""
+        return self.gramian().diagonal() if self._calls else torch.zeros(self.num_tasks)
+
+    def _differentiate(self) -> None:
         """The output gradient of every recorded call: tasks do not mix, so the sum of losses gives them all."""
+        if self._differentiated:
+            return
         if not self._calls:
             raise InputError("no layer of the network was called inside record()")
         for call in self._calls:
             call.check_untouched()
+        assert self._losses is not None
         outputs = [call.output for call in self._calls]
-        deltas = differentiate([losses], outputs, [torch.ones_like(losses)])
+        deltas = differentiate([self._losses], outputs, [torch.ones_like(self._losses)])
         for call, delta in zip(self._calls, deltas, strict=True):
             call.delta = delta
+        self._differentiated = True
         if not self._checked:
-            self._check_promises(losses)
+            self._check_promises(self._losses)
             self._checked = True
 
     @property
@@ -235,35 +291,6 @@ class TaskBatched:
         # took 0.88 times the time of a second product with the output gradients at 50 tasks x 26 samples, 0.80 at
         # 50 x 128 and 0.83 at 10 x 128 (forward and backward of 3x400 twin critics, one CPU core).
         return self.num_tasks * self._num_columns * self.parameters[0].element_size() <= self.memory_limit
-
-    def _jacobian(self) -> Tensor:
-        """``[T, P]``, in the memory that every call reuses."""
-        instead = "or choose a method that needs only the Gramian"
-        check_memory(self.num_tasks, self._num_columns, self.parameters[0].element_size(), self.memory_limit, instead)
-        jacobian = self._rows(self._num_columns)
-        for layer in self._layers:
-            self._fill(layer, jacobian[:, layer.columns])
-        return jacobian
-
-    def _gramian(self) -> Tensor:
-        if self._fits:
-            jacobian = self._jacobian()
-            return jacobian @ jacobian.T
-        gramian = self.parameters[0].new_zeros(self.num_tasks, self.num_tasks)
-        for layer in self._layers:
-            rows = self._rows(layer.columns.stop - layer.columns.start)
-            self._fill(layer, rows)
-            gramian.addmm_(rows, rows.T)
-        return gramian
-
-    def _weighted(self, weights: Tensor) -> Tensor:
-        """``sum_i w_i g_i`` (``[P]``); call `_gramian` before."""
-        if self._fits:
-            return weights @ self._rows(self._num_columns)
-        update = self.parameters[0].new_empty(1, self._num_columns)
-        for layer in self._layers:
-            self._fill(layer, update[:, layer.columns], weights)
-        return update[0]
 
     def _rows(self, columns: int) -> Tensor:
         """``[T, columns]`` of memory that is allocated once and again only when it has to grow or move."""
@@ -344,41 +371,3 @@ def _differ(found: Tensor, expected: Tensor, magnitude: float) -> bool:
     error = float((found - expected).norm())
     # What is not finite is for the caller to report.
     return math.isfinite(error) and error > (10 * precision**0.5 * float(expected.norm()) + 100 * precision * magnitude)
-
-
-class _Recorded:
-    """A `Source`: the recorded calls of a `TaskBatched` network, differentiated when first asked for."""
-
-    def __init__(self, network: TaskBatched, losses: Tensor) -> None:
-        self.network, self.losses = network, losses
-        self.parameters, self.num_shared = network.parameters, len(network.parameters)
-        self._differentiated = False
-
-    def gramian(self) -> Tensor:
-        """See `Source`."""
-        self._differentiate()
-        return self.network._gramian()
-
-    def jacobian(self) -> Tensor:
-        """See `Source`."""
-        self._differentiate()
-        return self.network._jacobian()
-
-    def weighted(self, weights: Tensor, scale: float) -> Gradients:
-        """See `Source`: one plain backward pass, unless the per-task gradients are there already."""
-        if not self._differentiated:
-            return differentiate([self.losses], self.parameters, [weights * scale])
-        return self.network._split(self.network._weighted(weights.to(self.parameters[0]) * scale))
-
-    def along(self, direction: Tensor, scale: float) -> Gradients:
-        """See `Source`."""
-        return self.network._split(direction * scale)
-
-    def squares(self) -> Tensor:
-        """See `Source`: from the recorded calls where there are any, or else unknown."""
-        return self.gramian().diagonal() if self.network._calls else torch.zeros_like(self.losses)
-
-    def _differentiate(self) -> None:
-        if not self._differentiated:
-            self.network._differentiate(self.losses)
-            self._differentiated = True
