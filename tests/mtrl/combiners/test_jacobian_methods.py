@@ -191,7 +191,7 @@ def test_memory_follows_the_state_dict(name: str) -> None:
     ],
 )
 def test_options_out_of_range(name: str, option: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"^{name}: {option} must be [^\n]*{value!r}$"):
+    with pytest.raises(InputError, match=rf"^{option} of {name}: expected [^\n]*, got {value!r}$"):
         combiners.make(name, T, **{option: value})
 
 

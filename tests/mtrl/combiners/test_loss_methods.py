@@ -55,7 +55,7 @@ def test_fixed() -> None:
     [None, "abcde", 3.0, [1.0] * 4, [1.0, -1.0, 1, 1, 1], [math.inf] + [1.0] * 4, [math.nan] * 5, [0.0] * 5],
 )
 def test_fixed_refuses_bad_weights(given: object) -> None:
-    with pytest.raises(InputError, match=r"^fixed: weights[^\n]*$"):
+    with pytest.raises(InputError, match=r"^weights(\[\d\])? of fixed: expected [^\n]*$"):
         combiners.make("fixed", T, weights=given)
 
 
@@ -212,5 +212,5 @@ def test_famo_after_step_checks_its_losses() -> None:
     ],
 )
 def test_options_out_of_range(name: str, option: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"^{name}: {option} must be [^\n]*{value!r}$"):
+    with pytest.raises(InputError, match=rf"^{option} of {name}: expected [^\n]*, got {value!r}$"):
         combiners.make(name, T, **{option: value})
