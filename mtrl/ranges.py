@@ -101,7 +101,7 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, object], 
 
 
 def described(annotation: Any) -> str:
-    """What an annotation allows, in few words for a table: ``[0, 1]``, ``at least 1``, ``sum or mean``, ``a list``."""
+    """What an annotation allows, in few words for a table: ``[0, 1]``, ``at least 1``, ``sum or mean``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(filter(None, map(described, arguments)))
@@ -109,6 +109,8 @@ def described(annotation: Any) -> str:
         return " or ".join(map(str, arguments))
     if origin is Annotated:
         return " and ".join(_allowed(arguments[0], limit) for limit in arguments[1:])
+    if annotation is bool:
+        return "true or false"
     return f"each {entries}" if origin in (list, Sequence) and (entries := described(arguments[0])) else ""
 
 

@@ -20,6 +20,7 @@ from mtrl.rl.loop import Schedule
 from mtrl.run.directory import directory_of, read_config
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.metrics import check_wandb
+from scripts.methods import load_plugins
 from scripts.options import EveryConfig, check_integers, device_of
 
 OBSERVATION_SIZE, ACTION_SIZE = 39, 4
@@ -58,6 +59,7 @@ class TrainConfig:
     combiner: dict[str, Any] = field(default_factory=dict)
     weights_from: str | None = None
     weights_how: str = "ema"
+    plugins: list[str] = field(default_factory=list)
     agent: SACConfig = field(default_factory=SACConfig)
     seed: int = MISSING
     steps: int = MISSING
@@ -96,6 +98,7 @@ class TrainConfig:
         }
         check_integers(smallest)
         check_wandb(self.wandb)
+        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
 
     @property
     def schedule(self) -> Schedule:
@@ -170,6 +173,7 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
 
     A method that needs positive losses serves the critic alone: the actor's losses are negative action values.
     """
+    load_plugins(config.plugins)
     options = dict(config.combiner)
     name = options.pop("name")
 

@@ -27,6 +27,7 @@ from mtrl.supervised.methods.rotograd import RotoGradUpdate
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
 from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.sweep.sweeps import supervise, sweep
+from scripts.methods import load_plugins, show_methods, with_plugins
 from scripts.options import CONFIGS, EveryConfig, check_integers, device_of
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -52,6 +53,7 @@ class SupervisedConfig:
     wrt: str = MISSING
     weights_from: str | None = None
     weights_how: str = "ema"
+    plugins: list[str] = field(default_factory=list)
     seed: int = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
@@ -73,6 +75,7 @@ class SupervisedConfig:
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_wandb(self.wandb)
+        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
         smallest = {
             "seed": (self.seed, 0),
             "epochs": (self.epochs, 1),
@@ -188,6 +191,7 @@ def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:
     """The combiner that a configuration asks for."""
+    load_plugins(config.plugins)
     options = dict(config.combiner)
     name = options.pop("name")
     if config.weights_from is not None:
@@ -250,5 +254,7 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     supervise()
+    show_methods()
     configs = str(Path(CONFIGS) / "supervised")
-    run(main, partial(sweep, configs, "supervised", named=("benchmark", "tasks", "combiner", "method", "seed")))
+    named = ("benchmark", "tasks", "combiner", "method", "seed")
+    run(with_plugins(main), with_plugins(partial(sweep, configs, "supervised", named=named)))

@@ -11,9 +11,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from mtrl.sweep.sweeps import supervise, sweep
+from scripts.methods import show_methods, with_plugins
 
-if __name__ == "__main__":
-    supervise()  # a sweep; before anything large is loaded
+if __name__ == "__main__":  # before anything large is loaded
+    supervise()
+    show_methods()
 
 import hydra
 import torch
@@ -94,4 +96,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, partial(sweep, CONFIGS, "train", named=("benchmark", "task", "combiner", "seed")))
+    launch = partial(sweep, CONFIGS, "train", named=("benchmark", "task", "combiner", "seed"))
+    run(with_plugins(main), with_plugins(launch))
