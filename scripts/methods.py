@@ -95,5 +95,9 @@ def methods_table() -> Table:
 
 
 def _option(option: inspect.Parameter) -> str:
-    default = {option.empty: "", None: "null", True: "true", False: "false"}.get(option.default, option.default)
+    default = option.default
+    if default is option.empty:
+        default = ""
+    elif default is None or isinstance(default, bool):
+        default = json.dumps(default)
     return f"    {option.name}={default}    {described(option.annotation)}".rstrip()

@@ -23,9 +23,6 @@ class AlignedMTL(GramianCombiner):
 
     Args:
         scale: ``min`` (default, the paper), ``median`` or ``rmse`` (options of the authors' code).
-
-    Raises:
-        InputError: on an unknown scale.
     """
 
     def _setup(self, *, scale: Literal["min", "median", "rmse"] = "min") -> None:

@@ -22,9 +22,6 @@ class CAGrad(GramianCombiner):
             to a minimum of the mean loss. 0.4 as for NYUv2 in the paper (0.9 and 0.5 for MT10 and MT50 in its code).
         shrink: divide ``d`` by ``1 + c^2`` (``quadratic``, default, the authors' code), by ``1 + c`` (``linear``) or
             not at all (``none``, the paper's algorithm 1). It changes the length only.
-
-    Raises:
-        InputError: if an option is out of range or unknown.
     """
 
     def _setup(self, *, c: NotNegative = 0.4, shrink: Literal["quadratic", "linear", "none"] = "quadratic") -> None:

@@ -30,9 +30,6 @@ class CDTT(GramianCombiner):
     Args:
         alpha: the sensitivity of the pulls in [0, 1]; Gama & Grassi search 0.2, 0.4, 0.6, 0.8 and 1.0, and their
             choice for the two digits of Multi-MNIST is the default, 0.6.
-
-    Raises:
-        InputError: if ``alpha`` is out of range.
     """
 
     positive_losses = True

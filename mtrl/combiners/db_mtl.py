@@ -24,8 +24,7 @@ class DBMTL(RowMemory):
         beta_decay: its decay, at least 0; 0 as in LibMTL.
 
     Raises:
-        InputError: if an option is out of range; in `combine` also on a loss that is not positive or if P
-            changes.
+        InputError: in `combine`, on a loss that is not positive or if P changes.
     """
 
     positive_losses = True

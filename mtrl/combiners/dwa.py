@@ -20,9 +20,6 @@ class DWA(Combiner):
         temperature: above 0; 2 as in the paper, large values give equal weights.
         period: the number of calls that a loss is averaged over. The paper takes an epoch; 25 is the window
             in the code of Nash-MTL (Navon et al., 2022).
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"

@@ -23,7 +23,7 @@ class ExcessMTL(RowMemory):
         warmup: calls for the first excess risk, at least 1; 1 as in the authors' code (the paper: 3 epochs).
 
     Raises:
-        InputError: if an option is out of range; in `combine` also if P changes.
+        InputError: in `combine`, if P changes.
     """
 
     log_weights: Tensor

@@ -21,7 +21,6 @@ class FairGrad(GramianCombiner):
         max_norm: cap on the length of the update, above 0; 1 as in the authors' code, infinity for the paper's scale.
 
     Raises:
-        InputError: if an option is out of range.
         RunError: from ``weights``, where a convex combination of the gradients vanishes (Pareto stationary): then
             there is no solution.
     """

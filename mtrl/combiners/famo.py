@@ -25,9 +25,6 @@ class FAMO(Combiner):
         learning_rate: Adam's for the logits, above 0; 0.025 as in the paper.
         gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (0.001 for most of
             their supervised runs).
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"

@@ -23,9 +23,6 @@ class GradDrop(Combiner):
         k: the slope of f, at least 0; 1 (f is the identity) as in the paper.
         renormalize: stretch the direction to the norm of the plain sum, as the code of Kurin et al., 2022
             does and the paper does not.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "jacobian"

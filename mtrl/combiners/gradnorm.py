@@ -24,9 +24,6 @@ class GradNorm(Combiner):
         alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for its toy
             problem).
         learning_rate: Adam's for the weights, above 0; 0.025, as for the learnt weights of `Uncertainty`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "gramian"

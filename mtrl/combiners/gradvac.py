@@ -30,9 +30,6 @@ class GradVac(GramianCombiner):
     Args:
         beta: the rate of the moving average in [0, 1]; 0.5 as in LibMTL and TorchJD.
         update: move a target ``always`` (default, the paper) or only on a ``violation``, as in Samsung's code.
-
-    Raises:
-        InputError: if an option is out of range or unknown.
     """
 
     targets: Tensor

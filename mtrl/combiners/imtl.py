@@ -21,7 +21,6 @@ class Imtl(ImtlG):
         learning_rate: as for `ImtlL`.
 
     Raises:
-        InputError: if ``learning_rate`` is out of range.
         RunError: from ``weights``, as `ImtlG`.
     """
 

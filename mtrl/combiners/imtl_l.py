@@ -18,9 +18,6 @@ class ImtlL(Combiner):
 
     Args:
         learning_rate: Adam's, above 0. Published code trains ``s`` with the network's; 0.001 is Adam's own default.
-
-    Raises:
-        InputError: if ``learning_rate`` is out of range.
     """
 
     needs = "losses"

@@ -24,9 +24,6 @@ class MGDA(GramianCombiner):
     Args:
         normalization: ``none`` (default, the paper), ``l2``, ``loss`` or ``loss+``; the last two need positive
             losses.
-
-    Raises:
-        InputError: on an unknown normalization.
     """
 
     def _setup(self, *, normalization: Literal["none", "l2", "loss", "loss+"] = "none") -> None:

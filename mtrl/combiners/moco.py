@@ -29,8 +29,7 @@ class MoCo(RowMemory):
             (LibMTL).
 
     Raises:
-        InputError: if an option is out of range; in `combine` also if P changes, or with
-            ``normalize="loss"`` on a loss that is not positive.
+        InputError: in `combine`, if P changes, or with ``normalize="loss"`` on a loss that is not positive.
     """
 
     simplex: Tensor

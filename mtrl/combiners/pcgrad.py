@@ -23,9 +23,6 @@ class PCGrad(GramianCombiner):
 
     Args:
         reduction: ``sum`` (default, the paper) or ``mean`` over the ``g_i'``, as in some published code.
-
-    Raises:
-        InputError: on an unknown reduction.
     """
 
     def _setup(self, *, reduction: Literal["sum", "mean"] = "sum") -> None:

@@ -20,9 +20,6 @@ class RandomGradDrop(Combiner):
     Args:
         p: the probability of keeping a task, in (0, 1]. The paper leaves it open; 0.5 as for the Bernoulli
             weights of RLW in its code.
-
-    Raises:
-        InputError: if ``p`` is out of range.
     """
 
     needs = "losses"

@@ -14,9 +14,6 @@ class ScaleInvariant(Combiner):
     Args:
         offset: at least 0; minimises ``sum_i log(L_i + offset)``, which bounds the weights by ``1 /
             offset``. 0 as in the paper, 1 in the code of Aligned-MTL (Senushkin et al., 2023).
-
-    Raises:
-        InputError: if ``offset`` is out of range.
     """
 
     needs = "losses"

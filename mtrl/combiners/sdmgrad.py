@@ -28,9 +28,6 @@ class SDMGrad(GramianCombiner):
         iterations: SGD steps per call; 20 as in their code.
         learning_rate: of these steps, above 0; 10 as in their code.
         momentum: of these steps, in [0, 1); 0.5 as in their code.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     weights_specific = True

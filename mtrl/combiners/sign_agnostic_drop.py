@@ -22,9 +22,6 @@ class SignAgnosticDrop(Combiner):
         drop: the probability of dropping an entry, in [0, 1), rounded down to a multiple of 2^-16; 0.75 as
             in the paper's code.
         renormalize: stretch to the norm of the plain sum, as in the paper's code.
-
-    Raises:
-        InputError: if ``drop`` is out of range.
     """
 
     needs = "jacobian"

@@ -21,9 +21,6 @@ class STCH(Combiner):
         mu: the smoothing, above 0; 1 as in the authors' code, towards 0 only the worst task counts.
         warmup: the number of calls before ``z`` is fixed, at least 1. The default is ours: reinforcement
             learning has no epochs.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"

@@ -20,9 +20,6 @@ class Uncertainty(Combiner):
     Args:
         learning_rate: Adam's, above 0; 0.025 as in the code of Nash-MTL (Navon et al., 2022).
         initial: where every ``s_i`` starts; 0 as there, LibMTL has -0.5.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"
