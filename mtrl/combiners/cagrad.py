@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array, max_min_in_ball
 from mtrl.ranges import NotNegative
 

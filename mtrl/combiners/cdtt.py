@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.edm import central_weights
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array, on_nonzero
 from mtrl.ranges import Fraction
 

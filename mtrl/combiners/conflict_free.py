@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array, eigen, on_nonzero
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory
-from mtrl.combiners.registry import register
 from mtrl.ranges import NotNegative, Within
 
 

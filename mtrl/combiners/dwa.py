@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.registry import register
+from mtrl.combiners import Combiner, register
 from mtrl.ranges import Count, Positive
 
 

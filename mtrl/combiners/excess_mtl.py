@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory, column_blocks
-from mtrl.combiners.registry import register
 from mtrl.ranges import Count, Positive
 
 

@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array, limit_norm, on_nonzero, power_balance
 from mtrl.ranges import Positive, Within
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.registry import register
+from mtrl.combiners import Combiner, register
 from mtrl.errors import InputError
 from mtrl.ranges import NotNegative, check
 

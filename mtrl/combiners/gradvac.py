@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.pcgrad import orders_of_others, sum_of_rows
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array
 from mtrl.ranges import Fraction
 

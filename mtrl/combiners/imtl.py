@@ -2,9 +2,9 @@
 
 import torch
 
+from mtrl.combiners import register
 from mtrl.combiners.adam import AdamVector
 from mtrl.combiners.imtl_g import ImtlG
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array
 from mtrl.ranges import Positive
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array, min_norm
 
 

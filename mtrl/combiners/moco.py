@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory
-from mtrl.combiners.registry import register
 from mtrl.combiners.sdmgrad import project_to_simplex
 from mtrl.ranges import NotNegative, Positive, Within
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array, limit_norm, on_nonzero, power_balance
 from mtrl.ranges import Count, Within
 

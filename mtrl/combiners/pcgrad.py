@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array
 
 

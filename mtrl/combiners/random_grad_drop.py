@@ -5,8 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.registry import register
+from mtrl.combiners import Combiner, register
 from mtrl.ranges import Within
 
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.registry import register
+from mtrl.combiners import Combiner, register
 
 
 @register("rlw_dirichlet")

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.registry import register
+from mtrl.combiners import Combiner, register
 from mtrl.ranges import NotNegative
 
 

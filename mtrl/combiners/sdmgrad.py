@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.registry import register
 from mtrl.combiners.solvers import Array
 from mtrl.ranges import Count, NotNegative, Positive, Within
 

@@ -5,9 +5,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.base import Combiner
 from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
-from mtrl.combiners.registry import register
 from mtrl.ranges import Within
 
 

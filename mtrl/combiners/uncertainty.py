@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
+from mtrl.combiners import Combiner, register
 from mtrl.combiners.adam import AdamVector
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.registry import register
 from mtrl.ranges import Finite, Positive
 
 

@@ -12,7 +12,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from mtrl import combiners
-from mtrl.combiners import registry
 from mtrl.errors import InputError
 from mtrl.run.directory import read_config
 from mtrl.sweep import command_line
@@ -122,7 +121,7 @@ def test_what_is_wrong_is_one_line(
 ) -> None:
     (folder / "broken.py").write_text("\nprint(x)\n")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(combiners.register, "_entries", dict(combiners.register._entries))
     monkeypatch.setitem(ConfigStore.instance().repo, "combiner", dict(ConfigStore.instance().repo["combiner"]))
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "run_dir=run"])
     GlobalHydra.instance().clear()
