@@ -67,6 +67,8 @@ def test_every_method_is_a_choice_with_its_defaults(script: str, schema: type) -
     folder = CONFIGS if script == "train" else str(Path(CONFIGS) / script)
     with initialize_config_dir(folder, version_base="1.3"):
         assert isinstance(OmegaConf.to_object(compose(script)), schema)
+        choices = GlobalHydra.instance().config_loader().get_group_options("combiner")
+        assert sorted(choices) == combiners.names()  # what combiner=glob(*) sweeps over
         for name in combiners.names():
             own = {option: value for option, value in combiners.options(name).items() if option != "rescale"}
             composed = OmegaConf.to_container(compose(script, [f"combiner={name}"]).combiner)
