@@ -63,14 +63,14 @@ class Combiner(torch.nn.Module):
         self._check_options(options)
         self._setup(**options)
 
-    def _setup(self) -> None:
+    def _setup(self, *_: Any, **options: Any) -> None:  # to a type checker, this is any signature
         """Takes the method's options, as keywords with their ranges, and makes its state."""
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
         """The method's own options by name, each with its ``default`` and, as ``annotation``, its range."""
         _, *found = inspect.signature(cls._setup, eval_str=True).parameters.values()
-        return {option.name: option for option in found}
+        return {option.name: option for option in found if option.kind is option.KEYWORD_ONLY}
 
     @property
     def name(self) -> str:

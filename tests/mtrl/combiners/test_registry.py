@@ -1,6 +1,7 @@
 """Registration by decorator: what it gives a class, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,12 +67,12 @@ def test_a_subclass_is_known_by_its_own_name() -> None:
         ({"num_tasks": 0, "factor": 1.0}, "num_tasks: expected an integer of at least 1, got 0"),
     ],
 )
-def test_the_constructor_checks_whoever_calls_it(options: dict[str, object], message: str) -> None:
+def test_the_constructor_checks_whoever_calls_it(options: dict[str, Any], message: str) -> None:
     combiners.register("scaled")(Scaled)
-    arguments = {"num_tasks": 2} | options
+    arguments: dict[str, Any] = {"num_tasks": 2} | options
     for make in (Scaled, lambda **given: combiners.make("scaled", **given)):
         with pytest.raises(InputError, match=f"^{message}$"):
-            make(**arguments)  # type: ignore[operator]
+            make(**arguments)
 
 
 @pytest.mark.parametrize(
