@@ -18,7 +18,7 @@ from mtrl.report.page import verdicts, write_report
 from mtrl.report.runs import load_runs
 from mtrl.report.supervised import compare_supervised
 from mtrl.report.tables import tables, text_of
-from mtrl.sweep.command_line import one_line_errors, run
+from scripts.entry import one_line_errors, run
 
 
 @dataclass

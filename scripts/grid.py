@@ -31,7 +31,7 @@ from mtrl.run.directory import read_summary
 from mtrl.run.files import write_atomically, write_text
 from mtrl.run.signals import interruption, on_stop_request
 from mtrl.supervised.measures import mean_rank
-from mtrl.sweep.command_line import one_line_errors
+from scripts.entry import one_line_errors
 from scripts.supervised import SupervisedConfig, method_name, train
 
 CONFIGS = str(Path(__file__).parents[1] / "configs" / "supervised")

@@ -25,7 +25,7 @@ from mtrl.linear import data as regression_data
 from mtrl.linear import linear
 from mtrl.linear.linear import Array, Problem, Verdict
 from mtrl.run.files import write_atomically, write_text
-from mtrl.sweep.command_line import one_line_errors, run
+from scripts.entry import one_line_errors, run
 
 SIMULATED_RECORDS = 6000
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from agents.networks import NUM_CRITICS, Actor
 from agents.sac import MultiTaskSAC
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from scripts.benchmarks.timing import Update
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
 
 
 def matrix_products(agent: MultiTaskSAC) -> Update:

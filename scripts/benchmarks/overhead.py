@@ -12,13 +12,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from agents.sac import MultiTaskSAC
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.gradients import Combination, TaskBatched
 from scripts.benchmarks.limits import PlainSAC, matrix_products
 from scripts.benchmarks.timing import Update, seconds, tracked
 from scripts.benchmarks.updates import chosen, make_agent, make_update
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
 
 try:
     from torchjd.aggregation import PCGrad, PCGradWeighting

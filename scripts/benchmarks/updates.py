@@ -7,12 +7,12 @@ import torch
 
 from agents.graphs import CapturedUpdate
 from agents.sac import MultiTaskSAC, SACConfig
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import unknown_name
 from mtrl.gradients import TaskBatched
 from scripts.benchmarks.timing import Update
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
 
 
 def make_combiner(name: str, num_tasks: int) -> Combiner:

@@ -8,9 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from mtrl.sweep.command_line import run
 from scripts import evaluate, train
-from scripts.options import CONFIGS
+from scripts.entry import CONFIGS, run
 
 
 def fails(

@@ -11,9 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from agents.sac import MultiTaskSAC
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl import combiners
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE, TrainConfig, make_agent, make_combiners
-from scripts.options import CONFIGS
+from scripts.build import make_agent, make_combiners
+from scripts.configuration import TrainConfig
+from scripts.entry import CONFIGS
 
 TASKS = ["reach-v3", "push-v3", "door-open-v3", "drawer-close-v3"]
 

@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mtrl import combiners
-from scripts.composition import TrainConfig, make_combiners, task_names
-from scripts.options import CONFIGS
+from scripts.build import make_combiners, task_names
+from scripts.configuration import TrainConfig
+from scripts.entry import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from mtrl.errors import InputError
 from mtrl.run.directory import read_config
 from mtrl.run.metrics import read_metrics
-from scripts.composition import TrainConfig, load_config, make_combiners
-from scripts.options import CONFIGS
+from scripts.build import make_combiners
+from scripts.configuration import TrainConfig, load_config
+from scripts.entry import CONFIGS
 from scripts.train import train
 
 TASKS = ["reach-v3", "drawer-close-v3"]

@@ -26,13 +26,13 @@ from matplotlib.figure import Figure
 
 from agents.replay import ReplayBuffer
 from agents.sac import MultiTaskSAC, SACConfig
-from envs.metaworld import TaskVector, benchmark_tasks
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector, benchmark_tasks
 from mtrl import combiners
 from mtrl.errors import RunError
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.files import write_json
-from mtrl.sweep.command_line import machine, run
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
+from mtrl.run.machine import machine
+from scripts.entry import run
 
 ROOT = Path(__file__).parents[2]
 TRAINING = [

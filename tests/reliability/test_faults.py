@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 import torch
 from mtrl.run.checkpoints import Checkpoints
-from mtrl.sweep.command_line import one_line_errors
+from scripts.entry import one_line_errors
 from mtrl.run.metrics import MetricsWriter
 from mtrl.run.directory import RunDirectory
 
