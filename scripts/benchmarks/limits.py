@@ -1,6 +1,7 @@
 """What a full SAC update is measured against: its own matrix products, and a plain implementation."""
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 from agents.networks import NUM_CRITICS, Actor
 from agents.sac import MultiTaskSAC
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
-from scripts.benchmarks.timing import Update
+from scripts.benchmarks.timing import Work
 
 
-def matrix_products(agent: MultiTaskSAC) -> Update:
+def matrix_products(agent: MultiTaskSAC) -> Work:
     """The matrix products of one update with a plain backward pass, and nothing else: the least that it can take.
 
     Every product has the shapes that the update has, over the batches of all tasks together, and writes into
@@ -52,6 +53,23 @@ def matrix_products(agent: MultiTaskSAC) -> Update:
     return update
 
 
+class LinearTwinCritic(nn.Module):
+    """Two critics of ordinary layers."""
+
+    def __init__(self, observation_size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList()
+        for _ in range(NUM_CRITICS):
+            sizes = pairwise([observation_size + ACTION_SIZE, *hidden_sizes, 1])
+            layers = [layer for before, after in sizes for layer in (nn.Linear(before, after), nn.ReLU())]
+            self.members.append(nn.Sequential(*layers[:-1]))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """As `agents.networks.TwinCritic`."""
+        x = torch.cat([observations, actions], -1)
+        return torch.stack([member(x).squeeze(-1) for member in self.members])
+
+
 class PlainSAC:
     """SAC for the sum of the losses as its equations are usually written, on an agent's replay buffer.
 
@@ -65,7 +83,7 @@ class PlainSAC:
         self.agent = agent
         size, hidden = OBSERVATION_SIZE + len(agent.tasks), agent.config.hidden_sizes
         self.actor = Actor(size, ACTION_SIZE, hidden).to(agent.device)
-        self.critics = nn.ModuleList(_mlp([size + ACTION_SIZE, *hidden, 1]) for _ in range(2)).to(agent.device)
+        self.critics = LinearTwinCritic(size, hidden).to(agent.device)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = torch.zeros(1, device=agent.device, requires_grad=True)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), agent.config.learning_rate)
@@ -80,16 +98,14 @@ class PlainSAC:
         alpha = self.log_alpha.exp().detach()
         with torch.no_grad():
             next_actions, log_prob = self.actor.sample(next_observations, generator)
-            next_values = torch.minimum(*_values(self.target_critics, next_observations, next_actions))
+            next_values = self.target_critics(next_observations, next_actions).amin(0)
             bootstrap = (1 - batch.terminated.flatten()) * (next_values - alpha * log_prob)
             targets = batch.rewards.flatten() + config.discount * bootstrap
-        values = _values(self.critics, observations, batch.actions.flatten(0, 1))
-        critic_loss = sum(nn.functional.mse_loss(value, targets) for value in values)
-        assert isinstance(critic_loss, Tensor)
-        _step(self.critic_optimizer, critic_loss)
+        errors = self.critics(observations, batch.actions.flatten(0, 1)) - targets
+        _step(self.critic_optimizer, errors.square().mean(1).sum())
 
         actions, log_prob = self.actor.sample(observations, generator)
-        actor_loss = (alpha * log_prob - torch.minimum(*_values(self.critics, observations, actions))).mean()
+        actor_loss = (alpha * log_prob - self.critics(observations, actions).amin(0)).mean()
         _step(self.actor_optimizer, actor_loss)
 
         entropy_gap = log_prob.detach() + self.agent.target_entropy
@@ -97,16 +113,6 @@ class PlainSAC:
         with torch.no_grad():
             for target, parameter in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
                 target.lerp_(parameter, config.target_update_rate)
-
-
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    layers = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
-def _values(critics: nn.ModuleList, observations: Tensor, actions: Tensor) -> list[Tensor]:
-    x = torch.cat([observations, actions], -1)
-    return [critic(x).squeeze(-1) for critic in critics]
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

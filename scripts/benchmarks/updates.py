@@ -12,7 +12,7 @@ from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import unknown_name
 from mtrl.gradients import TaskBatched
-from scripts.benchmarks.timing import Update
+from scripts.benchmarks.timing import Work
 
 
 def make_combiner(name: str, num_tasks: int) -> Combiner:
@@ -44,7 +44,7 @@ def make_agent(num_tasks: int, batch_size: int, hidden_sizes: list[int], device:
     return agent
 
 
-def make_update(agent: MultiTaskSAC, name: str, gradients: tuple[TaskBatched, TaskBatched] | None = None) -> Update:
+def make_update(agent: MultiTaskSAC, name: str, gradients: tuple[TaskBatched, TaskBatched] | None = None) -> Work:
     """The agent's full update under one method; all methods share the agent and its memory for Jacobians.
 
     Args:
