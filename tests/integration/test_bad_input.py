@@ -92,4 +92,4 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     GlobalHydra.instance().clear()
     with pytest.raises(Exception, match=r"agent\.discount") as raised:
         run(train.main)
-    assert raised.type is not SystemExit
+    assert not issubclass(raised.type, SystemExit)
