@@ -26,6 +26,8 @@ from mtrl.sweep import sweeps
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 Configuration = TypeVar("Configuration")
+_LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Which extra installs each of Hydra's launchers."""
 _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -142,6 +144,8 @@ def _line(text: str) -> str:
 def _configuration_message(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and name in _LAUNCHERS:
+            return f"{group}={name} is not installed: pip install -e '.[{_LAUNCHERS[name]}]'"
         return str(unknown_name(group, name, [option.removeprefix("_") for option in error.options]))
     if isinstance(error, OverrideParseException):
         return f"override '{error.override}' cannot be parsed: {error.message.splitlines()[0]}"

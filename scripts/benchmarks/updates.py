@@ -21,7 +21,9 @@ def make_combiner(name: str, num_tasks: int) -> Combiner:
     return combiners.make(name, num_tasks, rescale=True, **options)
 
 
-def make_agent(num_tasks: int, batch_size: int, hidden_sizes: list[int], device: torch.device) -> MultiTaskSAC:
+def make_agent(
+    num_tasks: int, batch_size: int, hidden_sizes: list[int], device: torch.device, *, capacity: int = 300
+) -> MultiTaskSAC:
     """An agent with random transitions to learn from."""
     agent = MultiTaskSAC(
         [f"task {task}" for task in range(num_tasks)],
@@ -31,7 +33,7 @@ def make_agent(num_tasks: int, batch_size: int, hidden_sizes: list[int], device:
         make_combiner("unitary", num_tasks),
         SACConfig(hidden_sizes=hidden_sizes),
         batch_size=batch_size,
-        capacity=300,
+        capacity=capacity,
         seed=0,
         device=device,
     )
