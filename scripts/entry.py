@@ -25,6 +25,7 @@ from mtrl.errors import InputError, Interrupted, RunError, unknown_name
 from mtrl.sweep import sweeps
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
+SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
 Configuration = TypeVar("Configuration")
 _LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Which extra installs each of Hydra's launchers."""
@@ -32,7 +33,11 @@ _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or fals
 
 
 def hydra_main(
-    schema: type[Configuration], name: str, work: Callable[[Configuration], object], configs: str = CONFIGS
+    schema: type[Configuration],
+    name: str,
+    work: Callable[[Configuration], object],
+    configs: str = CONFIGS,
+    **required: str,
 ) -> Callable[[], Any]:
     """A script's main: composes and checks the configuration of the command line, and does the work with it.
 
@@ -41,10 +46,14 @@ def hydra_main(
         name: of the configuration's file.
         work: what the script does.
         configs: the folder of the configuration's files.
+        required: what to say, by key, where a value is missing.
     """
 
     def main(config: DictConfig) -> None:
         with one_line_errors(debug=config.debug):  # here too: Hydra would have a line of its own to say
+            for key, message in required.items():
+                if OmegaConf.is_missing(config, key):
+                    raise InputError(message)
             checked = OmegaConf.to_object(config)
             assert isinstance(checked, schema)
             work(checked)

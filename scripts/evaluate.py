@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import Progress
 
@@ -28,7 +29,7 @@ from scripts.entry import hydra_main, run
 class EvaluateConfig:
     """The configuration of this script."""
 
-    run: str = ""
+    run: str = MISSING
     episodes: Count = 50
     device: str = "auto"
     num_workers: Count | None = None
@@ -37,8 +38,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
-        if not self.run:
-            raise InputError("name the run to evaluate: run=DIRECTORY")
         check_fields(self)
 
 
@@ -113,7 +112,7 @@ def write_videos(films: Iterable[Film], folder: Path) -> None:
         unfinished.rename(folder)
 
 
-main = hydra_main(EvaluateConfig, "evaluate", evaluate_run)
+main = hydra_main(EvaluateConfig, "evaluate", evaluate_run, run="name the run to evaluate: run=DIRECTORY")
 
 if __name__ == "__main__":
     run(main)

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import hydra
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +28,7 @@ from mtrl.supervised.methods.rotograd import RotoGradUpdate
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
 from mtrl.sweep.sweeps import supervise, sweep
 from scripts.configuration import EveryConfig, InsightConfig
-from scripts.entry import CONFIGS, one_line_errors, run
+from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
 
 METHODS: dict[str, tuple[str, ...]] = {
     "combined": (),
@@ -231,16 +230,11 @@ def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
     console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)
 
 
-@hydra.main(version_base="1.3", config_path="../configs/supervised", config_name="supervised")
-def main(config: DictConfig) -> None:
-    """Checks the configuration and trains."""
-    with one_line_errors(debug=config.debug):
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, SupervisedConfig)
-        train(checked)
-
+main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
 
 if __name__ == "__main__":
     supervise()
-    configs = str(Path(CONFIGS) / "supervised")
-    run(main, partial(sweep, configs, "supervised", named=("benchmark", "tasks", "combiner", "method", "seed")))
+    run(
+        main,
+        partial(sweep, SUPERVISED_CONFIGS, "supervised", named=("benchmark", "tasks", "combiner", "method", "seed")),
+    )
