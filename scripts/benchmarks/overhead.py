@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from agents.sac import MultiTaskSAC
 from envs.metaworld import OBSERVATION_SIZE
 from mtrl import combiners
-from mtrl.combiners import Combiner
-from mtrl.gradients import Combination, TaskBatched
+from mtrl.gradients import TaskBatched
+from mtrl.gradients.pipeline import Gradients, Source
+from mtrl.gradients.shared_input import ByParameters
 from scripts.benchmarks.limits import LinearTwinCritic, PlainSAC, matrix_products
 from scripts.benchmarks.timing import Lines, Row, Work, interleaved, seconds, table
 from scripts.benchmarks.updates import chosen, make_agent, make_update
@@ -34,28 +35,31 @@ RIVAL_REPEATS = 2
 class RetainGraphLoop(TaskBatched):
     """The usual way to per-task gradients: one backward pass per task through the joint graph."""
 
-    def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """As `TaskBatched.backward`."""
-        rows = [torch.autograd.grad(loss, self.parameters, retain_graph=True) for loss in losses]
-        jacobian = torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
-        update = combiner.combine(losses, jacobian) * scale
-        pieces = torch.split(update, [parameter.numel() for parameter in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-        return Combination(losses.detach(), None, None, None, update.norm())
+    def source(self, losses: Tensor) -> Source:
+        """As `TaskBatched.source`."""
+        return ByParameters(list(losses), self.parameters, (), False, self.memory_limit)
 
 
 class TorchJDJacobian(TaskBatched):
     """TorchJD's ``autojac`` with its own PCGrad."""
 
-    def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """As `TaskBatched.backward`; the combiner is TorchJD's."""
-        backward(losses * scale, inputs=self.parameters)
+    def gramian(self) -> Tensor:
+        """Anything: TorchJD weighs by itself."""
+        return torch.eye(self.num_tasks, device=self.parameters[0].device)
+
+    @torch.enable_grad()
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """The gradients that TorchJD combines."""
+        assert self._losses is not None
+        backward(self._losses * scale, inputs=self.parameters)
         jac_to_grad(self.parameters, PCGrad())
-        return Combination(losses.detach(), None, None, None, torch.zeros(()))
+        found = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return found
 
 
-class TorchJDGramian(TaskBatched):
+class TorchJDGramian(TorchJDJacobian):
     """TorchJD's ``autogram``, told that tasks are the batch dimension, with its own PCGrad."""
 
     def __init__(self, network: nn.Module, num_tasks: int) -> None:
@@ -75,13 +79,12 @@ class TorchJDGramian(TaskBatched):
             yield
         paused.value = True
 
-    def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """As `TaskBatched.backward`; the combiner is TorchJD's."""
-        weights = PCGradWeighting()(self.engine.compute_gramian(losses))
-        gradients = torch.autograd.grad(losses, self.parameters, weights * scale, retain_graph=True)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return Combination(losses.detach(), weights, None, None, torch.zeros(()))
+    @torch.enable_grad()
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """The gradients in TorchJD's weights."""
+        assert self._losses is not None
+        weights = PCGradWeighting()(self.engine.compute_gramian(self._losses))
+        return list(torch.autograd.grad(self._losses, self.parameters, weights * scale, retain_graph=True))
 
 
 # All with PCGrad
@@ -98,9 +101,10 @@ YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Work]] = {
 
 def use_linear_critics(agent: MultiTaskSAC) -> None:
     """Gives an agent critics that ``autogram`` can read: its batch dimension has to come first in every layer."""
-    size = OBSERVATION_SIZE + len(agent.tasks)
-    for name in ("critic", "target_critic"):
-        setattr(agent, name, LinearTwinCritic(size, agent.config.hidden_sizes).to(agent.device))
+    agent.critic, agent.target_critic = (
+        LinearTwinCritic(OBSERVATION_SIZE, agent.config.hidden_sizes, len(agent.tasks)).to(agent.device)
+        for _ in range(2)
+    )
     agent.optimizers["critic"] = torch.optim.Adam(agent.critic.parameters(), fused=True)
 
 
@@ -150,9 +154,8 @@ def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) ->
     if name == "torchjd_autogram":
         agent = make()
         use_linear_critics(agent)
-    num_tasks = len(agent.tasks)
-    batched = RIVALS[name](agent.critic, num_tasks), RIVALS[name](agent.actor, num_tasks)
-    return make_update(agent, "pcgrad", batched)
+    networks = {"critic": agent.critic, "actor": agent.actor}
+    return make_update(agent, "pcgrad", {key: RIVALS[name](own, len(agent.tasks)) for key, own in networks.items()})
 
 
 def overhead_table(rows: list[Row]) -> Table:
