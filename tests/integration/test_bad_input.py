@@ -36,7 +36,7 @@ def fails(
         (["agent.learnin_rate=3"], "did you mean 'agent.learning_rate'?"),
         (["steps=many"], "steps: expected an integer, got 'many'"),
         (["agent.discount=high"], "agent.discount: expected a number, got 'high'"),
-        (["agent.learning_rate=-1"], "agent.learning_rate: expected a positive number, got -1.0"),
+        (["agent.learning_rate=-1"], "agent.learning_rate: expected a number in (0, inf), got -1.0"),
         (["eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
         (["combiner=pcgrod"], "unknown combiner 'pcgrod': did you mean 'pcgrad'?"),
         (["+combiner.strength=3"], "unknown option of unitary 'strength'"),
