@@ -21,13 +21,13 @@ import torch
 from rich.console import Console
 
 from mtrl.run.files import write_json
-from mtrl.sweep.command_line import machine, run
+from mtrl.run.machine import device_of, machine
 from scripts.benchmarks.envs import envs, envs_table
 from scripts.benchmarks.overhead import overhead, overhead_table
 from scripts.benchmarks.solvers import solvers, solvers_table
 from scripts.benchmarks.throughput import throughput, throughput_table
+from scripts.entry import run
 from scripts.methods import load_plugins
-from scripts.options import device_of
 
 
 def case(text: str) -> tuple[int, int]:

@@ -31,11 +31,10 @@ from mtrl.run.directory import read_summary
 from mtrl.run.files import write_atomically, write_text
 from mtrl.run.signals import interruption, on_stop_request
 from mtrl.supervised.measures import mean_rank
-from mtrl.sweep.command_line import one_line_errors
+from scripts.entry import SUPERVISED_CONFIGS, one_line_errors
 from scripts.methods import load_plugins, plugins_in
 from scripts.supervised import SupervisedConfig, method_name, train
 
-CONFIGS = str(Path(__file__).parents[1] / "configs" / "supervised")
 Cell = Mapping[str, Any]
 """Values by key: one choice along every axis of the grid."""
 
@@ -335,7 +334,7 @@ def main() -> None:
     """Reads the command line and searches."""
     with (
         one_line_errors(debug="debug=true" in sys.argv),
-        initialize_config_dir(CONFIGS, version_base="1.3"),
+        initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"),
     ):
         load_plugins(plugins_in(sys.argv[1:]))
         search(*configured(sys.argv[1:]))

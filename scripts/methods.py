@@ -18,7 +18,7 @@ from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.plugins import load_file
 from mtrl.ranges import described
-from mtrl.sweep.command_line import one_line_errors
+from scripts.entry import one_line_errors
 
 _NEEDS = {"losses": "losses", "gramian": "Gramian", "jacobian": "Jacobian"}
 

@@ -17,20 +17,16 @@ if __name__ == "__main__":  # before anything large is loaded
     supervise()
     show_methods()
 
-import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from agents.replay import ReplayBuffer
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl.report.learning_curve import report
 from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory
-from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
-from scripts.composition import (
-    ACTION_SIZE,
-    OBSERVATION_SIZE,
-    TrainConfig,
+from mtrl.run.machine import device_of, machine, peak_memory
+from scripts.build import (
     extract_weights,
     make_agent,
     make_combiners,
@@ -40,7 +36,8 @@ from scripts.composition import (
     run_directory,
     task_names,
 )
-from scripts.options import CONFIGS, device_of
+from scripts.configuration import TrainConfig
+from scripts.entry import CONFIGS, hydra_main, run
 
 
 def train(config: TrainConfig) -> None:
@@ -86,14 +83,7 @@ def train(config: TrainConfig) -> None:
         directory.close()
 
 
-@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
-def main(config: DictConfig) -> None:
-    """Checks the configuration and trains."""
-    with one_line_errors(debug=config.debug):
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, TrainConfig)
-        train(checked)
-
+main = hydra_main(TrainConfig, "train", train)
 
 if __name__ == "__main__":
     launch = partial(sweep, CONFIGS, "train", named=("benchmark", "task", "combiner", "seed"))

@@ -16,8 +16,8 @@ from mtrl.errors import InputError
 from mtrl.run.directory import read_config
 from mtrl.sweep import command_line
 from scripts import composition, supervised, train
+from scripts.entry import CONFIGS
 from scripts.methods import plugins_in, with_plugins
-from scripts.options import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 MINE = """

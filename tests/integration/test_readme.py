@@ -10,15 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from mtrl import combiners
 from mtrl.run.directory import read_config
-from scripts.composition import TrainConfig, make_combiners, task_names
-from scripts.options import CONFIGS
+from scripts.build import make_combiners, task_names
+from tests.configured import configured
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -38,24 +35,19 @@ def test_the_library_example_fills_gradients() -> None:
 
 @pytest.mark.parametrize("line", TRAINING)
 def test_training_commands_are_valid(line: str) -> None:
-    GlobalHydra.instance().clear()
     overrides = OverridesParser.create().parse_overrides([part for part in shlex.split(line) if part != "-m"])
     first = [
         f"{one.key_or_group}={next(one.sweep_string_iterator())}" if one.is_sweep_override() else str(one.input_line)
         for one in overrides
     ]
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", first))
-    assert isinstance(config, TrainConfig)
+    config = configured(*first)
     make_combiners(config, len(task_names(config)))
 
 
 @pytest.mark.parametrize(("benchmark", "key", "value"), [("quickstart", "steps", 20_000), ("mt50", "batch_size", 26)])
 def test_a_benchmark_sets_its_own_defaults(benchmark: str, key: str, value: int) -> None:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        assert compose("train", [f"benchmark={benchmark}"])[key] == value
-        assert compose("train", [f"benchmark={benchmark}", f"{key}=7"])[key] == 7
+    assert getattr(configured(f"benchmark={benchmark}"), key) == value
+    assert getattr(configured(f"benchmark={benchmark}", f"{key}=7"), key) == 7
 
 
 def test_the_table_of_methods_is_the_registry() -> None:
