@@ -1,6 +1,9 @@
 """Figures of how the tasks' gradients got on: their cosines, whom the update serves, and the tasks' weights."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -8,18 +11,16 @@ from mtrl.report.comparison import Comparison, Method
 from mtrl.report.drawing import (
     MOST,
     Picture,
+    Rows,
     aligned,
-    curve_of,
-    draw_curve,
+    draw_curves,
     legend_above,
-    look,
     over_training,
     selected,
     selection,
 )
 from mtrl.report.runs import THIRDS
-from mtrl.report.statistics import Floats, mean_of_present
-from mtrl.report.supervised import SupervisedComparison
+from mtrl.report.statistics import Array, mean_of_present
 
 _WINDOWS = 25
 _MOST_NUMBERS = 300
@@ -29,37 +30,39 @@ _MEASURES = {
     "conflicting_pairs": "share of conflicting pairs",
     "magnitude_similarity": "magnitude similarity",
 }
+_ALIGNMENT = {
+    "update": (
+        "Which tasks the update serves",
+        "the combined update, mean over seeds and training. Blue: the update helps the task; red: it works against it.",
+    ),
+    "average": (
+        "Which tasks agree with the others",
+        "the average of all tasks' gradients of the shared parameters, mean over seeds and training. Blue: the plain "
+        "sum would help the task; red: it would work against it.",
+    ),
+}
 
 
 def conflict_pictures(comparison: Comparison) -> list[Picture | None]:
-    """Every figure of conflict for which the runs hold data."""
+    """Every figure of conflict; None for those that the runs hold no data for."""
     logged = (run.metrics.conflict for method in comparison.methods for run in method.runs)
     objectives = list(dict.fromkeys(key.split("/")[0] for conflict in logged for key in conflict))
-    if not objectives:
-        return []
     return [
-        _conflict_curves(comparison, objectives),
-        _agreement(comparison) if isinstance(comparison, SupervisedComparison) else None,
+        _conflict_curves(comparison, objectives) if objectives else None,
+        _agreement(comparison),
         _cosines(comparison),
-        _alignment(comparison, objectives),
+        *(_alignment(comparison, objectives, target) for target in _ALIGNMENT),
         _weights(comparison, objectives),
     ]
 
 
-def _conflict_curves(comparison: Comparison, objectives: list[str]) -> Picture | None:
+def _conflict_curves(comparison: Comparison, objectives: Sequence[str]) -> Picture | None:
     figure = Figure(figsize=(3.2 * len(_MEASURES), 2.6 * len(objectives) + 0.6))
     grid = figure.subplots(len(objectives), len(_MEASURES), sharex=True, sharey="col", squeeze=False)
-    labelled: set[str] = set()
     for objective, row in zip(objectives, grid, strict=True):
         for (measure, title), axes in zip(_MEASURES.items(), row, strict=True):
-            for method in selected(comparison):
-                if series := _conflict_series(method, f"{objective}/{measure}"):
-                    curve = curve_of(*_smoothed(*aligned(series)), comparison.seed)
-                    label = None if method.name in labelled else method.name
-                    labelled.add(method.name)
-                    draw_curve(axes, curve, *look(comparison, method.name), label=label)
-            axes.set_title(f"{objective}: {title}", fontsize=9)
-    if not labelled:
+            _draw(axes, comparison, f"{objective}: {title}", f"{objective}/{measure}")
+    if not any(axes.lines for axes in figure.axes):
         return None
     legend_above(over_training(figure, comparison))
     return Picture(
@@ -73,24 +76,15 @@ def _conflict_curves(comparison: Comparison, objectives: list[str]) -> Picture |
     )
 
 
-def _agreement(comparison: SupervisedComparison) -> Picture | None:
+def _agreement(comparison: Comparison) -> Picture | None:
     """How well the tasks' gradients agree on a direction, and how long their sum is, for each method."""
     cosines = [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
-    norm = "shared/summed_gradient_norm"
     figure = Figure(figsize=(8, 3.4))
     left, right = figure.subplots(1, 2)
-    for method in selected(comparison):
-        runs = [run.metrics for run in method.runs if {norm, *cosines} <= set(run.metrics.conflict)]
-        if runs:
-            means = [(run.conflict_steps, np.mean([run.conflict[key] for key in cosines], 0)) for run in runs]
-            norms = [(run.conflict_steps, run.conflict[norm]) for run in runs]
-            colours = look(comparison, method.name)
-            draw_curve(left, curve_of(*_smoothed(*aligned(means)), comparison.seed), *colours, label=method.name)
-            draw_curve(right, curve_of(*_smoothed(*aligned(norms)), comparison.seed), *colours)
+    _draw(left, comparison, "mean cosine to the average direction", *cosines)
+    _draw(right, comparison, "norm of the summed gradient", "shared/summed_gradient_norm")
     if not left.lines:
         return None
-    left.set_title("mean cosine to the average direction", fontsize=9)
-    right.set_title("norm of the summed gradient", fontsize=9)
     right.set_yscale("log")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -109,7 +103,7 @@ def _agreement(comparison: SupervisedComparison) -> Picture | None:
 
 def _cosines(comparison: Comparison) -> Picture | None:
     """Heat maps of tasks against tasks, a row for each method, three columns for each objective."""
-    maps: dict[tuple[str, str], Floats] = {}
+    maps: dict[tuple[str, str], Array] = {}
     for method in selected(comparison):
         for objective in dict.fromkeys(objective for run in method.runs for objective in run.metrics.cosines):
             found = [run.metrics.cosines[objective] for run in method.runs if objective in run.metrics.cosines]
@@ -150,10 +144,9 @@ def _cosines(comparison: Comparison) -> Picture | None:
     )
 
 
-def _alignment(comparison: Comparison, objectives: list[str]) -> Picture | None:
+def _alignment(comparison: Comparison, objectives: Sequence[str], target: str) -> Picture | None:
     """A heat map of tasks against methods for each objective."""
-    target = "average" if isinstance(comparison, SupervisedComparison) else "update"
-    panels: dict[str, dict[str, Floats]] = {}
+    panels: dict[str, dict[str, Array]] = {}
     for objective in objectives:
         for method in comparison.methods:
             found = _by_task(comparison, method, f"{objective}/cosine_to_{target}")
@@ -174,21 +167,13 @@ def _alignment(comparison: Comparison, objectives: list[str]) -> Picture | None:
         axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
         axes.grid(visible=False)
     figure.colorbar(image, ax=grid, label=f"cosine to the {target}", aspect=5 * size[1])
-    titles = {"update": "Which tasks the update serves", "average": "Which tasks agree with the others"}
-    captions = {
-        "update": "the combined update, mean over seeds and training. Blue: the update helps the task; red: it works "
-        "against it.",
-        "average": "the average of all tasks' gradients of the shared parameters, mean over seeds and training. Blue: "
-        "the plain sum would help the task; red: it would work against it.",
-    }
-    return Picture(
-        "alignment", titles[target], f"Cosine between each task's own gradient and {captions[target]}", figure
-    )
+    title, meaning = _ALIGNMENT[target]
+    return Picture("alignment", title, f"Cosine between each task's own gradient and {meaning}", figure)
 
 
-def _weights(comparison: Comparison, objectives: list[str]) -> Picture | None:
+def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | None:
     """A heat map of tasks against training for each method and objective."""
-    maps: dict[tuple[str, str], tuple[Floats, Floats]] = {}
+    maps: dict[tuple[str, str], tuple[Array, Array]] = {}
     for method in selected(comparison):
         for objective in objectives:
             found = _by_task(comparison, method, f"{objective}/weight")
@@ -229,22 +214,28 @@ def _weights(comparison: Comparison, objectives: list[str]) -> Picture | None:
     )
 
 
-def _by_task(comparison: Comparison, method: Method, prefix: str) -> tuple[Floats, Floats] | None:
+def _by_task(comparison: Comparison, method: Method, prefix: str) -> tuple[Array, Array] | None:
     """Where a quantity of each task was measured, and its mean over seeds ``[T, M]``; None where none was."""
-    series = [_conflict_series(method, f"{prefix}/{task}") for task in comparison.tasks]
-    if not all(series):
+    smooth = [_smooth(method, f"{prefix}/{task}") for task in comparison.tasks]
+    whole = [rows for rows in smooth if rows is not None]
+    if len(whole) < len(smooth):
         return None
-    smooth = [_smoothed(*aligned(own)) for own in series]
-    return smooth[0][0], np.stack([mean_of_present(rows) for _, rows in smooth])
+    return whole[0][0], np.stack([mean_of_present(values) for _, values in whole])
 
 
-def _smoothed(where: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Averages over windows of training: single mini-batches say little about conflict."""
+def _smooth(method: Method, *keys: str) -> Rows | None:
+    """Averages over windows of training, and over the keys: single mini-batches say little about conflict."""
+    runs = [run.metrics for run in method.runs if set(keys) <= set(run.metrics.conflict)]
+    if not runs:
+        return None
+    where, rows = aligned([(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs])
     windows = np.array_split(np.arange(len(where)), min(len(where), _WINDOWS))
     means = [mean_of_present(rows[:, window].T) for window in windows]
     return np.array([where[window].mean() for window in windows]), np.stack(means, 1)
 
 
-def _conflict_series(method: Method, key: str) -> list[tuple[Floats, Floats]]:
-    runs = [run.metrics for run in method.runs]
-    return [(run.conflict_steps, run.conflict[key]) for run in runs if key in run.conflict]
+def _draw(axes: Axes, comparison: Comparison, title: str, *keys: str) -> None:
+    """A panel with a `_smooth` curve for each method."""
+    axes.set_title(title, fontsize=9)
+    smooth = {method.name: _smooth(method, *keys) for method in selected(comparison)}
+    draw_curves(axes, comparison, {name: rows for name, rows in smooth.items() if rows is not None})
