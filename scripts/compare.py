@@ -75,9 +75,9 @@ def show(section: Section, console: Console) -> None:
     for row in section.headline.rows:
         table.add_row(*(Text(text_of(cell)) for cell in row))
     console.print(table)
-    for line in section.verdicts:
+    for line in section.comparison.verdicts():
         console.print(Text(line))
-    for line in section.warnings:
+    for line in section.comparison.warnings:
         console.print(Text(f"note: {line}", style="yellow"))
 
 

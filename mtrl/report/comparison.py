@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,23 +63,18 @@ class Comparison:
     """What a report is made of.
 
     Attributes:
-        benchmark: its name.
-        tasks: ``[T]`` names.
         score: what `Method.scores` are, in words.
         progress: what `Metrics.steps` count, in words.
         interval: what `Metrics.durations` are the seconds of, in words.
         seed: of the resamples.
         baseline: the name of the method that the others are compared with.
         methods: the baseline first, the others by name.
-        runs: every run, those without an evaluation too.
+        runs: every run, those without an evaluation too; one of all tasks first.
         compared: the runs that the scores are of.
-        paired: each other method against the baseline.
         configuration: for each key in which runs differ (seed apart), its values by method.
         warnings: what a reader has to know, one line each.
     """
 
-    benchmark: str
-    tasks: list[str]
     score: str
     progress: str
     interval: str
@@ -87,9 +83,24 @@ class Comparison:
     methods: Sequence[Method]
     runs: list[Run]
     compared: list[Run]
-    paired: list[PairedComparison]
     configuration: dict[str, dict[str, str]]
     warnings: list[str]
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark's name."""
+        return self.runs[0].benchmark
+
+    @property
+    def tasks(self) -> list[str]:
+        """``[T]`` names."""
+        return self.runs[0].tasks
+
+    @cached_property
+    def paired(self) -> list[PairedComparison]:
+        """Each other method that has scores against the baseline."""
+        scored = {method.name: (method.seeds, method.scores) for method in self.scored}
+        return compare_with_baseline(scored, self.baseline, self.seed) if self.baseline in scored else []
 
     @property
     def scored(self) -> Sequence[Method]:
@@ -138,12 +149,6 @@ def runs_by_method(runs: Sequence[Run], baseline: str) -> dict[str, list[Run]]:
     if baseline not in by_name:
         raise unknown_name("baseline", baseline, by_name)
     return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, name))}
-
-
-def pair(methods: Sequence[Method], baseline: str, seed: int) -> list[PairedComparison]:
-    """Each method that has scores against the baseline."""
-    scored = {method.name: (method.seeds, method.scores) for method in methods if method.seeds}
-    return compare_with_baseline(scored, baseline, seed) if baseline in scored else []
 
 
 def method_names(runs: Sequence[Run]) -> list[str]:

@@ -7,18 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from mtrl.report import drawing
 from mtrl.report.comparison import Comparison, Method
-from mtrl.report.drawing import (
-    MOST,
-    Picture,
-    Rows,
-    aligned,
-    draw_curves,
-    legend_above,
-    over_training,
-    selected,
-    selection,
-)
+from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import THIRDS
 from mtrl.report.statistics import Array, mean_of_present
 
@@ -64,14 +55,14 @@ def _conflict_curves(comparison: Comparison, objectives: Sequence[str]) -> Pictu
             _draw(axes, comparison, f"{objective}: {title}", f"{objective}/{measure}")
     if not any(axes.lines for axes in figure.axes):
         return None
-    legend_above(over_training(figure, comparison))
+    drawing.legend_above(drawing.over_training(figure, comparison))
     return Picture(
         "conflict",
         "Conflict between the tasks' gradients",
         "Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. Cosines are "
         "between per-task gradients of one update; a pair conflicts where its cosine is negative; magnitude "
         "similarity is 1 where two gradients are equally long and near 0 where one drowns the other. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
@@ -89,14 +80,14 @@ def _agreement(comparison: Comparison) -> Picture | None:
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
-    legend_above(over_training(figure, comparison))
+    drawing.legend_above(drawing.over_training(figure, comparison))
     return Picture(
         "agreement",
         "Do the tasks' gradients agree?",
         "Left: the cosine between each task's gradient of the shared parameters and the average of all, mean over "
         "tasks (Gama and Grassi, 2025, figures 3a and 7). Right: the norm of their sum (Kurin et al., 2022, section "
         "5.3). Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
@@ -104,7 +95,7 @@ def _agreement(comparison: Comparison) -> Picture | None:
 def _cosines(comparison: Comparison) -> Picture | None:
     """Heat maps of tasks against tasks, a row for each method, three columns for each objective."""
     maps: dict[tuple[str, str], Array] = {}
-    for method in selected(comparison):
+    for method in drawing.selected(comparison):
         for objective in dict.fromkeys(objective for run in method.runs for objective in run.metrics.cosines):
             found = [run.metrics.cosines[objective] for run in method.runs if objective in run.metrics.cosines]
             maps[method.name, objective] = mean_of_present(np.stack(found))
@@ -139,7 +130,7 @@ def _cosines(comparison: Comparison) -> Picture | None:
         "Which tasks pull together",
         "Cosine between the gradients of each pair of tasks in the early, middle and late third of training, mean over "
         "seeds and at most five updates of each third. Blue: the two tasks agree; red: they are in conflict. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
@@ -156,7 +147,7 @@ def _alignment(comparison: Comparison, objectives: Sequence[str], target: str) -
         return None
     most = max(len(columns) for columns in panels.values())
     tasks = comparison.tasks
-    beside, above = (1, len(panels)) if most > MOST else (len(panels), 1)
+    beside, above = (1, len(panels)) if most > drawing.MOST else (len(panels), 1)
     size = beside * max(2.0, 0.3 * most) + 2.6, above * (max(0.22 * len(tasks), 1.6) + 1.2) + 0.6
     figure = Figure(figsize=size)
     grid = figure.subplots(above, beside, sharey=True, squeeze=False).ravel()
@@ -174,7 +165,7 @@ def _alignment(comparison: Comparison, objectives: Sequence[str], target: str) -
 def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | None:
     """A heat map of tasks against training for each method and objective."""
     maps: dict[tuple[str, str], tuple[Array, Array]] = {}
-    for method in selected(comparison):
+    for method in drawing.selected(comparison):
         for objective in objectives:
             found = _by_task(comparison, method, f"{objective}/weight")
             if found is not None:
@@ -202,14 +193,14 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
                 where, values = maps[objective, name]
                 image = axes.pcolormesh(where, range(len(tasks)), values, cmap="viridis", vmin=smallest, vmax=largest)
     grid[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
-    over_training(figure, comparison)
+    drawing.over_training(figure, comparison)
     figure.colorbar(image, ax=grid, label="weight / mean weight", extend="both", extendfrac=0.03, aspect=5 * size[1])
     return Picture(
         "weights",
         "Task weights over training",
         "Means over 25 windows of training and over seeds, relative to the mean absolute weight of all tasks: 1 is an "
         f"equal share. Methods whose weights are always equal, or that have none, are not drawn. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
@@ -228,7 +219,9 @@ def _smooth(method: Method, *keys: str) -> Rows | None:
     runs = [run.metrics for run in method.runs if set(keys) <= set(run.metrics.conflict)]
     if not runs:
         return None
-    where, rows = aligned([(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs])
+    where, rows = drawing.aligned(
+        [(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs]
+    )
     windows = np.array_split(np.arange(len(where)), min(len(where), _WINDOWS))
     means = [mean_of_present(rows[:, window].T) for window in windows]
     return np.array([where[window].mean() for window in windows]), np.stack(means, 1)
@@ -237,5 +230,5 @@ def _smooth(method: Method, *keys: str) -> Rows | None:
 def _draw(axes: Axes, comparison: Comparison, title: str, *keys: str) -> None:
     """A panel with a `_smooth` curve for each method."""
     axes.set_title(title, fontsize=9)
-    smooth = {method.name: _smooth(method, *keys) for method in selected(comparison)}
-    draw_curves(axes, comparison, {name: rows for name, rows in smooth.items() if rows is not None})
+    smooth = {method.name: _smooth(method, *keys) for method in drawing.selected(comparison)}
+    drawing.curves(axes, comparison, {name: rows for name, rows in smooth.items() if rows is not None})

@@ -89,14 +89,14 @@ def at(where: Array, series: Sequence[tuple[Array, Array]]) -> Rows:
     return where, np.stack([np.interp(where, x, y, np.nan, np.nan) for x, y in series])
 
 
-def draw_curve(
+def curve(
     axes: Axes, rows: Rows, seed: int, colour: str, style: str, *, label: str | None = None, band: bool = True
 ) -> None:
     """Draws the mean of several runs and its interval, dotted where not every run got."""
     where, values = rows
     mean = mean_of_present(values)
     marker = "o" if np.isfinite(mean).sum() < 3 else None  # else a single evaluation would not be seen
-    everyone: NDArray[np.bool_] = np.isfinite(values).all(0)
+    everyone: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values))
     axes.plot(
         where, np.where(everyone, mean, np.nan), color=colour, linestyle=style, lw=1.8, label=label, marker=marker
     )
@@ -107,15 +107,15 @@ def draw_curve(
         axes.fill_between(where, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def draw_curves(axes: Axes, comparison: Comparison, curves: Mapping[str, Rows]) -> None:
+def curves(axes: Axes, comparison: Comparison, by_method: Mapping[str, Rows]) -> None:
     """Draws each method's curve; the first panel of a figure that has a method names it for the legend."""
     named = {label for panel in axes.figure.axes for label in panel.get_legend_handles_labels()[1]}
-    for name, rows in curves.items():
+    for name, rows in by_method.items():
         label = None if name in named else name
-        draw_curve(axes, rows, comparison.seed, *look(comparison, name), label=label)
+        curve(axes, rows, comparison.seed, *look(comparison, name), label=label)
 
 
-def draw_interval(axes: Axes, row: float, estimate: Estimate, colour: str, width: float) -> None:
+def interval(axes: Axes, row: float, estimate: Estimate, colour: str, width: float) -> None:
     """Draws an interval as a horizontal bar; nothing where there is none."""
     if not math.isnan(estimate.low):
         axes.plot([estimate.low, estimate.high], [row, row], color=colour, lw=width, solid_capstyle="butt", alpha=0.8)
@@ -180,7 +180,7 @@ def label_rows(axes: Axes, methods: Sequence[Method]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def draw_scores(axes: Axes, row: float, values: Array, mean: Estimate, colour: str, size: float) -> None:
+def scores(axes: Axes, row: float, values: Array, mean: Estimate, colour: str, size: float) -> None:
     """Draws a row's mean as a circle, and below it a tick for each seed's value."""
     axes.plot(values, np.full(len(values), row + 0.28), "|", color=GREY, ms=size - 1)
     axes.plot(mean.value, row, "o", color=colour, mec="white", ms=size, zorder=3)

@@ -3,22 +3,23 @@
 import numpy as np
 from matplotlib.ticker import FuncFormatter
 
+from mtrl.report import drawing
 from mtrl.report.comparison import Comparison
-from mtrl.report.drawing import COLOURS, Picture, draw_interval, draw_scores, look, rows_of
+from mtrl.report.drawing import Picture
 from mtrl.report.statistics import mean_over_tasks
 
 
 def intervals(comparison: Comparison, what: str) -> Picture:
     """Each method's mean score, the best first; the caption begins with what it is."""
     methods = sorted(comparison.scored, key=lambda method: -method.scores.mean())
-    figure, axes = rows_of(methods)
+    figure, axes = drawing.rows_of(methods)
     for row, method in enumerate(methods):
-        colour = look(comparison, method.name)[0]
+        colour = drawing.look(comparison, method.name)[0]
         values = method.scores.mean(1)
         whole = comparison.estimate(values)
-        draw_interval(axes, row, whole, colour, 1.2)
-        draw_interval(axes, row, comparison.estimate(method.scores, mean_over_tasks), colour, 5)
-        draw_scores(axes, row, values, whole, colour, 8)
+        drawing.interval(axes, row, whole, colour, 1.2)
+        drawing.interval(axes, row, comparison.estimate(method.scores, mean_over_tasks), colour, 5)
+        drawing.scores(axes, row, values, whole, colour, 8)
     axes.set_xlabel(comparison.score)
     return Picture(
         "intervals",
@@ -37,7 +38,7 @@ def times(comparison: Comparison, name: str, over: str) -> Picture | None:
     methods.sort(key=lambda method: float(np.median(method.durations)))
     durations = [method.durations for method in methods]
     medians = [float(np.median(own)) for own in durations]
-    figure, axes = rows_of(methods)
+    figure, axes = drawing.rows_of(methods)
     axes.boxplot(
         durations,
         positions=range(len(methods)),
@@ -48,7 +49,7 @@ def times(comparison: Comparison, name: str, over: str) -> Picture | None:
         manage_ticks=False,
         patch_artist=True,
         boxprops={"facecolor": "#D6E6F2"},
-        medianprops={"color": COLOURS[2], "lw": 2},
+        medianprops={"color": drawing.COLOURS[2], "lw": 2},
     )
     axes.set_xlabel(f"wall-clock seconds per {comparison.interval}")
     if max(medians) > 20 * min(medians):
@@ -72,12 +73,12 @@ def memory(comparison: Comparison, remark: str = "") -> Picture | None:
         return None
     kinds = {"process_gib": "training process", "gpu_gib": "GPU"}
     kinds = {key: label for key, label in kinds.items() if any(method.peak_memory(key) for method in methods)}
-    figure, axes = rows_of(methods)
+    figure, axes = drawing.rows_of(methods)
     height = 0.7 / len(kinds)
     for offset, (key, label) in enumerate(kinds.items()):
         values = [method.peak_memory(key) or 0.0 for method in methods]
         where = np.arange(len(methods)) + (offset - (len(kinds) - 1) / 2) * height
-        bars = axes.barh(where, values, height, color=COLOURS[1 + offset], label=label)
+        bars = axes.barh(where, values, height, color=drawing.COLOURS[1 + offset], label=label)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_xlabel("peak memory, GiB")
     axes.margins(x=0.1)

@@ -30,111 +30,90 @@ class Section:
     """A part of a report.
 
     Attributes:
-        title: what it is about.
-        facts: what was compared, and by what.
-        verdicts: what was found, a sentence each.
-        warnings: what a reader has to know, a sentence each.
-        pictures: the figures.
-        headline: the most important columns of the most important table, for a terminal.
-        tables: all of them; those without rows are files, but not shown.
-        videos: films of the runs.
-        made: seeds, hardware and versions in one line, for the reader of a single figure.
-        making: all that is needed to make the runs again, a sentence each.
-        commands: of a run of each method.
-    """
-
-    title: str
-    facts: str
-    verdicts: list[str]
-    warnings: list[str]
-    pictures: list[Picture]
-    headline: Table
-    tables: list[Table]
-    videos: list[Link]
-    made: str
-    making: list[str]
-    commands: list[str]
-
-
-def section_of(
-    comparison: Comparison,
-    *,
-    subject: str,
-    compared_by: str,
-    pictures: Sequence[Picture | None],
-    headline: Table,
-    tables: list[Table],
-) -> Section:
-    """The section of a comparison.
-
-    Args:
         comparison: what it is of.
         subject: what was learned.
         compared_by: at what point and by what the methods are compared.
-        pictures: the figures; None for those that the runs hold no data for.
-        headline: see `Section`.
-        tables: all of them.
+        pictures: the figures.
+        headline: the most important columns of the most important table, for a terminal.
+        tables: all of them; those without rows are files, but not shown.
     """
-    names = [method.name for method in comparison.methods]
-    finished = sum(run.summary is not None for run in comparison.runs)
-    machines = comparison.machines
-    hardware = dict.fromkeys(machine.hardware for machine in machines)
-    shown = dict.fromkeys(
-        f"{package} {machine.versions[package]}"
-        for package in _SHOWN_VERSIONS
-        for machine in machines
-        if package in machine.versions
-    )
-    versions = dict.fromkeys(
-        ", ".join(f"{package} {version}" for package, version in machine.versions.items()) for machine in machines
-    )
-    return Section(
-        title=f"{subject}: {', '.join(names) if len(names) <= 4 else f'{len(names)} methods'}",
-        facts=f"{len(comparison.tasks)} tasks, {len(comparison.runs)} runs ({finished} finished, "
-        f"{len(comparison.compared)} scored), compared {compared_by}. Baseline: {comparison.baseline}.",
-        verdicts=comparison.verdicts(),
-        warnings=comparison.warnings,
-        pictures=[picture for picture in pictures if picture is not None],
-        headline=headline,
-        tables=tables,
-        videos=_videos(comparison),
-        made=" · ".join(filter(None, [f"Seeds {_seeds(comparison)}", "; ".join(hardware), ", ".join(shown)])),
-        making=[
-            f"Seeds of the runs: {_seeds(comparison)}. Seed of the bootstrap: {comparison.seed}.",
-            *(f"Hardware: {line}." for line in hardware),
+
+    comparison: Comparison
+    subject: str
+    compared_by: str
+    pictures: list[Picture]
+    headline: Table
+    tables: list[Table]
+
+    @property
+    def title(self) -> str:
+        """What it is about."""
+        names = [method.name for method in self.comparison.methods]
+        return f"{self.subject}: {', '.join(names) if len(names) <= 4 else f'{len(names)} methods'}"
+
+    @property
+    def facts(self) -> str:
+        """What was compared, and by what."""
+        runs = self.comparison.runs
+        finished = sum(run.summary is not None for run in runs)
+        return (
+            f"{len(self.comparison.tasks)} tasks, {len(runs)} runs ({finished} finished, "
+            f"{len(self.comparison.compared)} scored), compared {self.compared_by}. Baseline: "
+            f"{self.comparison.baseline}."
+        )
+
+    @property
+    def videos(self) -> list[Link]:
+        """The contact sheets that ``scripts/evaluate.py`` has left in the runs' directories."""
+        return [
+            Link(sheet, f"{run.method}, seed {run.seed}, step {sheet.parent.name.removeprefix('video-')}")
+            for run in self.comparison.runs
+            for sheet in sorted(run.directory.glob("video-*/contact_sheet.png"))
+        ]
+
+    @property
+    def made(self) -> str:
+        """Seeds, hardware and versions in one line, for the reader of a single figure."""
+        machines = self.comparison.machines
+        versions = dict.fromkeys(
+            f"{package} {machine.versions[package]}"
+            for package in _SHOWN_VERSIONS
+            for machine in machines
+            if package in machine.versions
+        )
+        hardware = dict.fromkeys(machine.hardware for machine in machines)
+        return " · ".join(filter(None, [f"Seeds {self._seeds}", "; ".join(hardware), ", ".join(versions)]))
+
+    @property
+    def making(self) -> list[str]:
+        """All that is needed to make the runs again, a sentence each."""
+        machines = self.comparison.machines
+        versions = dict.fromkeys(", ".join(map(" ".join, machine.versions.items())) for machine in machines)
+        return [
+            f"Seeds of the runs: {self._seeds}. Seed of the bootstrap: {self.comparison.seed}.",
+            *(f"Hardware: {line}." for line in dict.fromkeys(machine.hardware for machine in machines)),
             *(f"Versions: {line}." for line in versions if line),
-        ],
-        commands=_commands(comparison),
-    )
+        ]
+
+    @property
+    def commands(self) -> list[str]:
+        """That of the first finished run of each method, as far as a run says how it was started."""
+        finished = [[run.summary for run in method.runs if run.summary] for method in self.comparison.methods]
+        commands = [next((own.command for own in summaries if own.command), None) for summaries in finished]
+        return list(dict.fromkeys(typed(command) for command in commands if command))
+
+    @property
+    def _seeds(self) -> str:
+        """Those of scored runs, consecutive ones as a range."""
+        ranges: list[list[int]] = []
+        for seed in sorted({seed for method in self.comparison.methods for seed in method.seeds}):
+            if ranges and seed == ranges[-1][1] + 1:
+                ranges[-1][1] = seed
+            else:
+                ranges.append([seed, seed])
+        return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)
 
 
 def typed(command: Sequence[str]) -> str:
     """A command as one types it."""
     return shlex.join(["python", *command])
-
-
-def _videos(comparison: Comparison) -> list[Link]:
-    """The contact sheets that ``scripts/evaluate.py`` has left in the runs' directories."""
-    return [
-        Link(sheet, f"{run.method}, seed {run.seed}, step {sheet.parent.name.removeprefix('video-')}")
-        for run in comparison.runs
-        for sheet in sorted(run.directory.glob("video-*/contact_sheet.png"))
-    ]
-
-
-def _commands(comparison: Comparison) -> list[str]:
-    """That of the first finished run of each method, as far as a run says how it was started."""
-    finished = [[run.summary for run in method.runs if run.summary] for method in comparison.methods]
-    commands = [next((own.command for own in summaries if own.command), None) for summaries in finished]
-    return list(dict.fromkeys(typed(command) for command in commands if command))
-
-
-def _seeds(comparison: Comparison) -> str:
-    """The seeds of scored runs, consecutive ones as a range."""
-    ranges: list[list[int]] = []
-    for seed in sorted({seed for method in comparison.methods for seed in method.seeds}):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
-    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)

@@ -9,35 +9,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
-from mtrl.report import figures
+from mtrl.report import drawing, figures
 from mtrl.report.comparison import (
     Comparison,
     Method,
     differences,
-    pair,
     runs_by_method,
     shared_warnings,
     unscored_warning,
 )
 from mtrl.report.conflict_figures import conflict_pictures
-from mtrl.report.drawing import (
-    GREY,
-    READING,
-    Picture,
-    aligned,
-    draw_curves,
-    draw_interval,
-    draw_scores,
-    label_rows,
-    legend_above,
-    look,
-    over_training,
-    selected,
-    selection,
-    style,
-)
+from mtrl.report.drawing import Picture
 from mtrl.report.runs import Run
-from mtrl.report.section import Section, section_of
+from mtrl.report.section import Section
 from mtrl.report.statistics import Array, mean_of_present
 from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
 from mtrl.supervised.measures import gain_statistics, mean_rank, relative_gain
@@ -175,8 +159,6 @@ def _compare(
     configuration = differences(by_name)
     every = [*runs, *(run for own in singles.values() for run in own)]
     return SupervisedComparison(
-        benchmark=runs[0].benchmark,
-        tasks=runs[0].tasks,
         score=f"relative gain over {reference_name}, %",
         progress="epochs",
         interval="epoch",
@@ -185,7 +167,6 @@ def _compare(
         methods=methods,
         runs=every,
         compared=_finished(every),
-        paired=pair(methods, baseline, seed),
         configuration=configuration,
         warnings=[
             *([unscored_warning(every)] if len(_finished(every)) < len(every) else []),
@@ -261,7 +242,7 @@ def supervised_section(comparison: SupervisedComparison) -> Section:
     """What the report says of a comparison."""
     subject = f"{comparison.benchmark} ({', '.join(comparison.tasks)})"
     methods, *others = supervised_tables(comparison)
-    with style():
+    with drawing.style():
         pictures = [
             _gain_intervals(comparison),
             _test_metrics(comparison),
@@ -271,11 +252,11 @@ def supervised_section(comparison: SupervisedComparison) -> Section:
             figures.memory(comparison),
             *conflict_pictures(comparison),
         ]
-    return section_of(
+    return Section(
         comparison,
         subject=subject,
         compared_by=f"on the test split by {comparison.score}",
-        pictures=pictures,
+        pictures=[picture for picture in pictures if picture is not None],
         headline=methods.columns(f"{subject}: {comparison.score}", ["method", "seeds", "gain, %", "mean rank"]),
         tables=[methods, *others],
     )
@@ -413,7 +394,7 @@ def _gain_intervals(comparison: SupervisedComparison) -> Picture:
         "On the test split. The mean over tasks of the relative gain (Gama and Grassi, 2025, equation 1); dashed: "
         f"{comparison.reference_name}.",
     )
-    picture.figure.axes[0].axvline(0, color=GREY, ls="--", lw=1)
+    picture.figure.axes[0].axvline(0, color=drawing.GREY, ls="--", lw=1)
     return picture
 
 
@@ -428,15 +409,15 @@ def _test_metrics(comparison: SupervisedComparison) -> Picture:
         axes.remove()
     for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=False)):
         for row, method in enumerate(methods):
-            colour, mean = look(comparison, method.name)[0], comparison.estimate(method.test[key])
-            draw_interval(axes, row, mean, colour, 3)
-            draw_scores(axes, row, method.test[key], mean, colour, 6)
+            colour, mean = drawing.look(comparison, method.name)[0], comparison.estimate(method.test[key])
+            drawing.interval(axes, row, mean, colour, 3)
+            drawing.scores(axes, row, method.test[key], mean, colour, 6)
         if comparison.single:
             alone = comparison.estimate(comparison.single[key])
-            axes.axvline(alone.value, color=GREY, ls="--", lw=1)
-            axes.axvspan(*np.nan_to_num([alone.low, alone.high], nan=alone.value), color=GREY, alpha=0.15, lw=0)
+            axes.axvline(alone.value, color=drawing.GREY, ls="--", lw=1)
+            axes.axvspan(*np.nan_to_num([alone.low, alone.high], nan=alone.value), color=drawing.GREY, alpha=0.15, lw=0)
         axes.set_title(f"{label} {'→' if comparison.higher_is_better[key] else '←'}", fontsize=9)
-        label_rows(axes, methods)
+        drawing.label_rows(axes, methods)
         axes.tick_params(labelleft=index % columns == 0, labelsize=8)
         axes.locator_params(axis="x", nbins=4)
     alone_too = f" Dashed and grey: {SINGLE} and its interval." if comparison.single else ""
@@ -482,13 +463,13 @@ def _logged_curves(
         axes.remove()
     for (key, label), axes in zip(keys.items(), grid, strict=False):
         curves = {}
-        for method in selected(comparison):
+        for method in drawing.selected(comparison):
             series = [(run.metrics.steps, run.metrics.logged[key]) for run in method.runs if key in run.metrics.logged]
             if series:
-                curves[method.name] = aligned(series)
-        draw_curves(axes, comparison, curves)
+                curves[method.name] = drawing.aligned(series)
+        drawing.curves(axes, comparison, curves)
         axes.set_title(label, fontsize=9)
     if not any(axes.lines for axes in figure.axes):
         return None
-    legend_above(over_training(figure, comparison))
-    return Picture(name, title, f"{caption} {READING} {selection(comparison)}", figure)
+    drawing.legend_above(drawing.over_training(figure, comparison))
+    return Picture(name, title, f"{caption} {drawing.READING} {drawing.selection(comparison)}", figure)

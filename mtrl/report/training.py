@@ -9,39 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
-from mtrl.report import figures
+from mtrl.report import drawing, figures
 from mtrl.report.comparison import (
     Comparison,
     Method,
     differences,
     named,
-    pair,
     runs_by_method,
     shared_warnings,
     unscored_warning,
 )
 from mtrl.report.conflict_figures import conflict_pictures
-from mtrl.report.drawing import (
-    COLOURS,
-    GREY,
-    MOST,
-    READING,
-    Picture,
-    Rows,
-    aligned,
-    at,
-    draw_curve,
-    draw_curves,
-    grid_of,
-    legend_above,
-    over_training,
-    same_limits,
-    selected,
-    selection,
-    style,
-)
+from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import Run
-from mtrl.report.section import Section, section_of
+from mtrl.report.section import Section
 from mtrl.report.statistics import Array, best_by_luck, interquartile_mean_over_seeds, mean_over_tasks
 from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
 
@@ -119,8 +100,6 @@ def compare_training(
     methods = [_method(name, own, compared, step, last_k) for name, own in by_name.items()]
     configuration = differences(by_name)
     return TrainingComparison(
-        benchmark=runs[0].benchmark,
-        tasks=runs[0].tasks,
         score=f"{_label(metric)}, mean of the last {last_k} evaluations",
         progress="vector steps (one environment step in every task)",
         interval="10,000 updates",
@@ -133,7 +112,6 @@ def compare_training(
         methods=methods,
         runs=list(runs),
         compared=compared,
-        paired=pair(methods, baseline, seed),
         configuration=configuration,
         warnings=[
             *_run_warnings(runs, compared, step),
@@ -190,7 +168,7 @@ def training_section(comparison: TrainingComparison) -> Section:
     """What the report says of a comparison."""
     last_k = comparison.last_k
     methods, *others = training_tables(comparison)
-    with style():
+    with drawing.style():
         pictures = [
             _learning_curves(comparison),
             figures.intervals(comparison, f"At step {comparison.step:,}."),
@@ -203,11 +181,11 @@ def training_section(comparison: TrainingComparison) -> Section:
             *conflict_pictures(comparison),
         ]
     at_step = f"at step {comparison.step:,}"
-    return section_of(
+    return Section(
         comparison,
         subject=comparison.benchmark,
         compared_by=f"{at_step} by {comparison.metric}, mean of the last {last_k} evaluations",
-        pictures=pictures,
+        pictures=[picture for picture in pictures if picture is not None],
         headline=methods.columns(
             f"{comparison.benchmark} {at_step}: {comparison.metric}", ["method", "seeds", f"last {last_k}", "best"]
         ),
@@ -313,8 +291,8 @@ def _learning_curves(comparison: TrainingComparison) -> Picture:
     return Picture(
         "learning_curves",
         "Learning curves",
-        f"Mean over tasks and seeds, with the 95% bootstrap interval over seeds. {READING}",
-        over_training(_all_methods(comparison, curves), comparison),
+        f"Mean over tasks and seeds, with the 95% bootstrap interval over seeds. {drawing.READING}",
+        drawing.over_training(_all_methods(comparison, curves), comparison),
     )
 
 
@@ -326,36 +304,36 @@ def _wall_clock(comparison: TrainingComparison) -> Picture:
         if method.runs:
             series = [(run.metrics.seconds / seconds, run.metrics.scores) for run in method.runs]
             first, last = min(x[0] for x, _ in series), max(x[-1] for x, _ in series)
-            curves[method.name] = at(np.unique(np.linspace(first, last, _POINTS)), series)
+            curves[method.name] = drawing.at(np.unique(np.linspace(first, last, _POINTS)), series)
     figure = _all_methods(comparison, curves)
     figure.supxlabel(f"{unit} of training", fontsize=10)
     return Picture(
         "wall_clock",
         "What the same time buys",
         "The learning curves against the wall-clock time of training, evaluations included. Comparable only between "
-        f"runs on the same hardware under the same load. {READING}",
+        f"runs on the same hardware under the same load. {drawing.READING}",
         figure,
     )
 
 
 def _all_methods(comparison: TrainingComparison, curves: Mapping[str, Rows]) -> Figure:
     """All methods in one pair of axes, or a panel for each where they are many."""
-    if len(curves) <= MOST:
+    if len(curves) <= drawing.MOST:
         figure = Figure(figsize=(8, 4.5))
         axes = figure.add_subplot()
-        draw_curves(axes, comparison, curves)
+        drawing.curves(axes, comparison, curves)
         axes.set_ylabel(_label(comparison.metric))
         _limit(axes, comparison)
         figure.legend(loc="outside right upper")
         return figure
-    figure, grid = grid_of(len(curves))
+    figure, grid = drawing.grid_of(len(curves))
     for (name, curve), axes in zip(curves.items(), grid, strict=True):
         if comparison.baseline in curves:
-            draw_curve(axes, curves[comparison.baseline], comparison.seed, GREY, "-", band=False)
-        draw_curve(axes, curve, comparison.seed, COLOURS[0 if name == comparison.baseline else 1], "-")
+            drawing.curve(axes, curves[comparison.baseline], comparison.seed, drawing.GREY, "-", band=False)
+        drawing.curve(axes, curve, comparison.seed, drawing.COLOURS[0 if name == comparison.baseline else 1], "-")
         axes.set_title(name, fontsize=9)
         _limit(axes, comparison)
-    same_limits(grid)
+    drawing.same_limits(grid)
     figure.supylabel(f"{_label(comparison.metric)}; grey: {comparison.baseline}", fontsize=10)
     return figure
 
@@ -363,18 +341,20 @@ def _all_methods(comparison: TrainingComparison, curves: Mapping[str, Rows]) -> 
 def _task_curves(comparison: TrainingComparison) -> Picture | None:
     if len(comparison.tasks) < 2:
         return None
-    figure, grid = grid_of(len(comparison.tasks))
+    figure, grid = drawing.grid_of(len(comparison.tasks))
     for index, (task, axes) in enumerate(zip(comparison.tasks, grid, strict=True)):
-        draw_curves(axes, comparison, {method.name: _scores(method, index) for method in selected(comparison)})
+        curves = {method.name: _scores(method, index) for method in drawing.selected(comparison)}
+        drawing.curves(axes, comparison, curves)
         axes.set_title(task, fontsize=9)
         _limit(axes, comparison)
-    same_limits(grid)
-    over_training(figure, comparison).supylabel(_label(comparison.metric), fontsize=10)
-    legend_above(figure)
+    drawing.same_limits(grid)
+    drawing.over_training(figure, comparison).supylabel(_label(comparison.metric), fontsize=10)
+    drawing.legend_above(figure)
     return Picture(
         "tasks",
         "Task by task",
-        f"Mean over seeds in each task, with the 95% bootstrap interval over seeds. {READING} {selection(comparison)}",
+        "Mean over seeds in each task, with the 95% bootstrap interval over seeds. "
+        f"{drawing.READING} {drawing.selection(comparison)}",
         figure,
     )
 
@@ -382,7 +362,7 @@ def _task_curves(comparison: TrainingComparison) -> Picture | None:
 def _scores(method: Method, task: int | None = None) -> Rows:
     """The runs' means over tasks, or their scores in one task."""
     runs = [run.metrics for run in method.runs]
-    return aligned([(run.steps, run.scores if task is None else run.task_scores[:, task]) for run in runs])
+    return drawing.aligned([(run.steps, run.scores if task is None else run.task_scores[:, task]) for run in runs])
 
 
 def _limit(axes: Axes, comparison: Comparison) -> None:

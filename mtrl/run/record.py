@@ -140,7 +140,9 @@ def read_record(directory: Path) -> RunRecord:
         came_to = None if summary is None else _typed(Summary, summary, f"{directory / 'summary.json'}: ")
     except InputError:
         raise
-    except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except RecursionError as error:
+        raise InputError(f"'{directory}' cannot be read: something in it is nested too deeply") from error
+    except (OSError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"'{directory}' cannot be read: {' '.join(str(error).split())}") from error
     if not _is_run(config):
         raise InputError(f"{directory / 'config.yaml'} is not a run's configuration")

@@ -165,6 +165,17 @@ def test_videos_are_linked(tmp_path: Path) -> None:
     assert "unitary, seed 3, step 1000" in parsed.text
 
 
+@pytest.mark.parametrize("summary", ["{}", '{"command": null, "machine": {}, "seconds": 1}'])
+def test_a_run_that_training_did_not_finish_itself(tmp_path: Path, summary: str) -> None:
+    (write_run(tmp_path / "runs" / "a") / "summary.json").write_text(summary)
+    file = write_run(tmp_path / "runs" / "b", "pcgrad") / "config.yaml"
+    file.write_text(file.read_text() + "day: 2020-02-02\n")  # no JSON
+    page = write_report([training_section(comparison(tmp_path / "runs"))], tmp_path / "out", COMMAND)
+    text = Page(page.read_text()).text
+    assert "python scripts/train.py combiner=pcgrad seed=0" in text
+    assert "combiner=unitary" not in text
+
+
 def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, tasks=["reach-v3"], conflict=False)
     found = comparison(tmp_path / "runs", last_k=5)

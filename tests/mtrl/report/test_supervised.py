@@ -248,6 +248,19 @@ def test_what_cannot_be_compared(tmp_path: Path, write: Any, message: str) -> No
         comparisons(tmp_path)
 
 
+def test_runs_whose_test_split_was_not_read_are_left_out(by_hand: Path) -> None:
+    file = write_supervised_run(by_hand / "cell", combiner="cagrad") / "summary.json"
+    summary = json.loads(file.read_text())
+    del summary["test"]
+    file.write_text(json.dumps(summary))
+    (found,) = comparisons(by_hand)
+    assert [method.name for method in found.methods] == ["unitary", "mgda", "pcgrad"]
+    assert f"Left out: {file}: there is no test metric 'CL'." in found.warnings
+    del summary["metrics"]["RR"]
+    file.write_text(json.dumps(summary))
+    assert f"Left out: {file}: 'metrics' does not say what CL, RR are judged by." in comparisons(by_hand)[0].warnings
+
+
 def test_single_task_runs_that_differ_are_warned_about(by_hand: Path) -> None:
     optimizer = {"name": "adam", "learning_rate": 0.5, "weight_decay": 0.0, "momentum": 0.0}
     write_supervised_run(by_hand / "CL9", ["CL"], seed=9, config={"optimizer": optimizer})
