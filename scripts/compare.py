@@ -54,7 +54,7 @@ def compare_runs(options: CompareConfig) -> None:
 
 
 def sections(options: CompareConfig) -> list[Section]:
-    """What is to be reported of the runs; here, once, it is asked what kind they are of."""
+    """The report for the kind of runs that there are."""
     runs, left_out = load_runs(Path(options.runs), options.metric, options.task_metric)
     given: dict[str, Any] = {"baseline": options.baseline, "seed": options.seed, "left_out": left_out}
     if runs[0].kind == "rl":
