@@ -61,8 +61,6 @@ class ReplayBuffer:
         InputError: if the fields fit neither into the device's free memory nor into the host's.
     """
 
-    FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated")
-
     def __init__(
         self,
         num_tasks: int,
@@ -83,13 +81,15 @@ class ReplayBuffer:
                 f"the replay buffer of {needed / 2**30:.2f} GiB does not fit on {device}: it lives in host memory",
                 stacklevel=2,
             )
-        device = self.storage
-        shape = (num_tasks, capacity)
-        self.observations = torch.empty(*shape, observation_size, device=device)
-        self.actions = torch.empty(*shape, action_size, device=device)
-        self.rewards = torch.empty(*shape, device=device)
-        self.next_observations = torch.empty(*shape, observation_size, device=device)
-        self.terminated = torch.empty(*shape, dtype=torch.bool, device=device)
+        device, shape = self.storage, (num_tasks, capacity)
+        self.fields = Batch(
+            observations=torch.empty(*shape, observation_size, device=device),
+            actions=torch.empty(*shape, action_size, device=device),
+            rewards=torch.empty(*shape, device=device),
+            next_observations=torch.empty(*shape, observation_size, device=device),
+            terminated=torch.empty(*shape, dtype=torch.bool, device=device),
+        )
+        """Everything stored, ``[T, capacity, ...]``; raw rewards."""
         self.added = 0
         """Transitions added so far, per task; the buffer holds the last ``min(added, capacity)``."""
         # Moments of the stored rewards, kept up to date in float64 as transitions come and go.
@@ -124,7 +124,7 @@ class ReplayBuffer:
     @property
     def nbytes(self) -> int:
         """The memory of all fields, in bytes."""
-        return sum(getattr(self, name).nbytes for name in self.FIELDS)
+        return sum(field.nbytes for field in self.fields)
 
     def __len__(self) -> int:
         """Transitions held per task."""
@@ -151,33 +151,32 @@ class ReplayBuffer:
             broken: ``[T]``, tasks that have none to offer: their last one is added once more.
         """
         slot = self.added % self.capacity
-        fields = [observations, actions, rewards, next_observations, terminated]
-        fields = [field.to(getattr(self, name)) for name, field in zip(self.FIELDS, fields, strict=True)]
+        given = Batch(observations, actions, rewards, next_observations, terminated)
+        new = [value.to(field) for value, field in zip(given, self.fields, strict=True)]
         if broken is not None and bool(broken.any()):
             again = broken.to(self.storage)
-            fields = [
-                torch.where(again if field.dim() == 1 else again[:, None], stored, field)
-                for field, stored in zip(fields, self.last(), strict=True)
-            ]
-        rewards = fields[2]
-        new = rewards.double()
+            pairs = zip(new, self.last(), strict=True)
+            new = [torch.where(again if n.dim() == 1 else again[:, None], before, n) for n, before in pairs]
+        self._count(Batch(*new).rewards.double(), slot)
+        for field, value in zip(self.fields, new, strict=True):
+            field[:, slot] = value
+        self.added += 1
+
+    def _count(self, new: Tensor, slot: int) -> None:
+        """Brings the moments up to date: ``new`` (``[T]``) comes, and what is in the slot goes."""
         if self.added < self.capacity:
             shift = new - self._mean
             self._mean += shift / (self.added + 1)
             self._squares += shift * (new - self._mean)
         else:
-            old = self.rewards[:, slot].double()
+            old = self.fields.rewards[:, slot].double()
             before = self._mean.clone()
             self._mean += (new - old) / self.capacity
             self._squares += (new - old) * (new - self._mean + old - before)
-        for name, field in zip(self.FIELDS, fields, strict=True):
-            getattr(self, name)[:, slot] = field
-        self.added += 1
 
-    def last(self) -> tuple[Tensor, ...]:
-        """The transition added last, field by field as in `FIELDS`."""
-        slot = (self.added - 1) % self.capacity
-        return tuple(getattr(self, name)[:, slot] for name in self.FIELDS)
+    def last(self) -> Batch:
+        """The transition added last, ``[T, ...]``."""
+        return Batch(*(field[:, (self.added - 1) % self.capacity] for field in self.fields))
 
     def reward_std(self) -> Tensor:
         """``[T]``, the standard deviation of each task's stored rewards; 1 where they do not vary."""
@@ -197,16 +196,11 @@ class ReplayBuffer:
         shape = (self.num_tasks, batch_size)
         index = torch.randint(len(self), shape, generator=generator, device=generator.device).to(self.storage)
         index += self._offset
-        rewards = self.rewards.flatten()[index]
+        drawn = Batch(*(field.flatten(0, 1)[index] for field in self.fields))
+        rewards = drawn.rewards
         if self.normalize_rewards:
             rewards = rewards / self.reward_std().unsqueeze(1).to(rewards)
-        return Batch(
-            observations=self._send(self.observations.flatten(0, 1)[index]),
-            actions=self._send(self.actions.flatten(0, 1)[index]),
-            rewards=self._send(rewards),
-            next_observations=self._send(self.next_observations.flatten(0, 1)[index]),
-            terminated=self._send(self.terminated.flatten()[index].to(rewards)),
-        )
+        return Batch(*map(self._send, drawn._replace(rewards=rewards, terminated=drawn.terminated.to(rewards))))
 
     def _send(self, rows: Tensor) -> Tensor:
         """Brings a mini-batch's field to the training device; to a GPU it travels while the host goes on."""
@@ -223,14 +217,13 @@ class ReplayBuffer:
         """
         start = max(start, self.added - self.capacity)
         slots = torch.arange(start, stop, device=self.storage) % self.capacity
-        return {name: getattr(self, name)[:, slots].cpu() for name in self.FIELDS}
+        return {name: field[:, slots].cpu() for name, field in self.fields._asdict().items()}
 
     def restore(self, start: int, transitions: dict[str, Tensor]) -> None:
         """Writes back a `slice` whose first transition has the number ``start``."""
         count = transitions["rewards"].shape[1]
         slots = torch.arange(start, start + count, device=self.storage) % self.capacity
-        for name in self.FIELDS:
-            field = getattr(self, name)
+        for name, field in self.fields._asdict().items():
             field[:, slots] = transitions[name].to(field)
 
     def state_dict(self) -> dict[str, Tensor | int]:

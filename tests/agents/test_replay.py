@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from agents import replay
-from agents.replay import ReplayBuffer
+from agents.replay import Batch, ReplayBuffer
 from mtrl.errors import InputError
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_raw_rewards_are_stored_and_normalised_when_sampled() -> None:
         buffer.add(*transition(number, rewards))
         if number in (0, 1, 30, 49, 50, 51, 120, 179):
             held = torch.stack(history[-50:], 1)
-            assert torch.equal(buffer.rewards[:, : len(buffer)].sort().values, held.sort().values)
+            assert torch.equal(buffer.fields.rewards[:, : len(buffer)].sort().values, held.sort().values)
             naive = held.double().std(1, correction=0)
             expected = torch.where(naive > 0, naive, 1.0)
             torch.testing.assert_close(buffer.reward_std(), expected, rtol=1e-6, atol=0)
@@ -118,9 +118,9 @@ def test_a_buffer_in_host_memory_says_so_and_sends_mini_batches(monkeypatch: pyt
     with pytest.warns(UserWarning, match=r"^the replay buffer of 0.00 GiB does not fit on meta: it lives in host"):
         buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, elsewhere)
     fill(buffer, 9)
-    assert {getattr(buffer, name).device for name in ReplayBuffer.FIELDS} == {CPU}
+    assert {getattr(buffer, name).device for name in Batch._fields} == {CPU}
     batch = buffer.sample(4, torch.Generator())
-    assert {getattr(batch, name).device for name in ReplayBuffer.FIELDS} == {elsewhere}
+    assert {getattr(batch, name).device for name in Batch._fields} == {elsewhere}
     assert torch.equal(buffer.last()[2], transition(8)[2].float())
 
 
@@ -140,7 +140,7 @@ def test_slices_and_state_restore_the_buffer_bit_for_bit(count: int) -> None:
         copy.add(*transition(more))
     one = buffer.sample(40, torch.Generator().manual_seed(3))
     other = copy.sample(40, torch.Generator().manual_seed(3))
-    for name in ReplayBuffer.FIELDS:
+    for name in Batch._fields:
         assert torch.equal(getattr(one, name), getattr(other, name))
 
 
