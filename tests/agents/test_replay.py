@@ -118,7 +118,7 @@ def test_a_buffer_in_host_memory_says_so_and_sends_mini_batches(monkeypatch: pyt
     with pytest.warns(UserWarning, match=r"^the replay buffer of 0.00 GiB does not fit on meta: it lives in host"):
         buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, elsewhere)
     fill(buffer, 9)
-    assert {getattr(buffer, name).device for name in Batch._fields} == {CPU}
+    assert {field.device for field in buffer.fields} == {CPU}
     batch = buffer.sample(4, torch.Generator())
     assert {getattr(batch, name).device for name in Batch._fields} == {elsewhere}
     assert torch.equal(buffer.last()[2], transition(8)[2].float())
