@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import torch
 
 from mtrl.errors import InputError
+from mtrl.ranges import Count
+from mtrl.supervised.benchmarks import benchmark
 from mtrl.supervised.data.overlay import TASKS, make_benchmark
 from mtrl.supervised.problem import Benchmark
 
 
+@benchmark("multi_digits")
 def multi_digits(
-    tasks: Sequence[str] = TASKS, *, dropout: float = 0.0, pairs_per_digit: int = 5, data_seed: int = 0
+    tasks: Sequence[str] = TASKS, dropout: float = 0.0, *, pairs_per_digit: Count = 5, data_seed: int = 0
 ) -> Benchmark:
     """Overlays the 1,797 digits of 8x8 pixels of the UCI optical recognition set (Alpaydin & Kaynak, 1998).
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtrl.errors import InputError
 from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task, check_tasks, classification, regression
 
 TASKS = ("CL", "CR", "RL", "RR")
@@ -123,11 +122,9 @@ def make_benchmark(
         data_seed: draws the right ones.
 
     Raises:
-        InputError: on an unknown task, or no pairs.
+        InputError: on an unknown task.
     """
     tasks = check_tasks(tasks, TASKS)
-    if pairs_per_digit < 1:
-        raise InputError(f"pairs_per_digit: expected an integer of at least 1, got {pairs_per_digit}")
     generator = torch.Generator().manual_seed(data_seed)
     splits = []
     for digits, labels in sources:

@@ -12,8 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.ranges import Count, Within, check
+from mtrl.supervised.methods import method
+from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import Batch, CombinedUpdate, OptimizerOptions, Wrt
+from mtrl.supervised.updates import Batch, OptimizerOptions, Wrt
+
+Share = Annotated[float, Within("(0, 1]")]
 
 
 class RoamingModel(MultiTaskModel):
@@ -32,7 +36,7 @@ class RoamingModel(MultiTaskModel):
     """
 
     def __init__(self, model: MultiTaskModel, *, share: float, seed: int) -> None:
-        check("share of maximum_roaming", share, Annotated[float, Within("(0, 1]")])
+        check("share", share, Share)
         super().__init__(model.encoder, dict(model.heads.items()))
         self.generator = torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
@@ -83,7 +87,7 @@ class MaximumRoamingUpdate(CombinedUpdate):
         roaming_updates: after how many updates every task has visited every unit.
 
     Raises:
-        InputError: if ``wrt`` or an option is out of range.
+        InputError: if ``wrt`` is another one.
     """
 
     model: RoamingModel
@@ -98,7 +102,6 @@ class MaximumRoamingUpdate(CombinedUpdate):
         *,
         roaming_updates: int,
     ) -> None:
-        check("roaming_updates of maximum_roaming", roaming_updates, Count)
         if wrt == "representation":
             raise InputError("wrt=representation: with maximum_roaming every task has its own; use shared or last")
         super().__init__(model, tasks, combiner, optimizer, wrt)
@@ -136,6 +139,23 @@ class MaximumRoamingUpdate(CombinedUpdate):
         super().load_state_dict(state)
         self._updates, self._visited = state["updates"], state["visited"]
         self.model.generator.set_state(state["generator"])
+
+
+@method("maximum_roaming")
+def maximum_roaming(
+    model: MultiTaskModel,
+    tasks: Mapping[str, Task],
+    combiner: Combiner,
+    optimizer: OptimizerOptions,
+    wrt: Wrt = "shared",
+    seed: int = 0,
+    *,
+    share: Share = 0.8,
+    roaming_updates: Count = 2000,
+) -> MaximumRoamingUpdate:
+    """`MaximumRoamingUpdate` of a `RoamingModel` that is made of the model."""
+    roaming = RoamingModel(model, share=share, seed=seed).to(next(model.parameters()).device)
+    return MaximumRoamingUpdate(roaming, tasks, combiner, optimizer, wrt, roaming_updates=roaming_updates)
 
 
 def _units(layer: nn.Module) -> int:

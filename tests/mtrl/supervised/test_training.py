@@ -13,9 +13,11 @@ from mtrl.run.metrics import read_metrics
 from mtrl.supervised import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
 from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metric_keys
 from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
+from mtrl.supervised.methods.combined import CombinedUpdate
+from mtrl.supervised.methods.individual import IndividualUpdates, random_groups
 from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate, RoamingModel
 from mtrl.supervised.methods.rotograd import Homogenized, RotoGradUpdate
-from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, random_groups
+from mtrl.supervised.updates import OptimizerOptions
 
 CPU = torch.device("cpu")
 SGD = OptimizerOptions("sgd", learning_rate=0.05)
@@ -62,7 +64,7 @@ def individual(benchmark, groups, optimizer, individual_optimizers):
 def rotograd(benchmark, name="unitary", wrt="representation", **options):
     combiner, optimizer = combiners.make(name, len(benchmark.tasks), seed=3), OptimizerOptions(learning_rate=0.01)
     inputs = benchmark.train.inputs[:2]
-    return RotoGradUpdate(benchmark.model, benchmark.tasks, combiner, optimizer, wrt, inputs=inputs, **options)
+    return RotoGradUpdate(benchmark.model, benchmark.tasks, combiner, optimizer, inputs, wrt, **options)
 
 
 def roaming(seed=0, share=0.5):
