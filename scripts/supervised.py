@@ -24,7 +24,7 @@ from mtrl.run.metrics import check_wandb
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
 from mtrl.supervised.registry import Registry
-from mtrl.supervised.updates import OptimizerOptions, Update, Wrt
+from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.sweep.sweeps import supervise, sweep
 from scripts.options import CONFIGS, EveryConfig, device_of
@@ -86,8 +86,7 @@ def store_options() -> None:
     for name in benchmarks.benchmark.names():
         store(name, options_of(benchmarks.benchmark, name), group="benchmark")
     for name in methods.method.names():
-        wrt = inspect.signature(methods.method.get(name)).parameters.get("wrt")
-        node = {"method": options_of(methods.method, name)} | ({} if wrt is None else {"wrt": wrt.default})
+        node = {"method": options_of(methods.method, name), "wrt": methods.method.get(name).usual_wrt}
         store(name, node, group="method", package="_global_")
 
 
@@ -152,9 +151,9 @@ def make_benchmark(config: SupervisedConfig) -> Benchmark:
 def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
     """The method that a configuration asks for."""
     options = dict(config.method)
-    name, combiner = options.pop("name"), make_combiner(config, list(benchmark.tasks))
-    wrt = cast(Wrt, config.wrt)
-    return methods.make(name, benchmark, combiner, config.optimizer, wrt=wrt, seed=config.seed, **options)
+    combiner = make_combiner(config, list(benchmark.tasks))
+    setup = Setup(benchmark, combiner, config.optimizer, cast(Wrt, config.wrt), config.seed)
+    return methods.make(options.pop("name"), setup, **options)
 
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:

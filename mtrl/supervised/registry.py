@@ -4,33 +4,33 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from mtrl.errors import InputError, unknown_name
-from mtrl.ranges import check
+from mtrl.ranges import check_arguments
 
-Made = TypeVar("Made")
+Kind = TypeVar("Kind", bound=Callable[..., Any])
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 
-class Registry(Generic[Made]):
+class Registry(Generic[Kind]):
     """Functions or classes by name; an instance is the decorator that adds one: ``@method("mine")``.
 
-    A maker takes what it needs of that which all are offered, by the names of its parameters. Those that can only be
-    given by keyword are its options: defaults and ranges (`mtrl.ranges`) stand beside them, and every call is checked.
+    What can only be given by keyword are its options. Defaults and ranges (`mtrl.ranges`) stand beside them; the
+    command line reads them there, and every call is checked.
 
     Args:
-        kind: what the names stand for, for messages.
-        package: its modules are imported before a name is looked up. What others register is found too.
+        kind: what the names stand for; messages call an option ``<kind>.<option>``, as the command line does.
+        package: its modules are imported before a name is looked up. What other modules register is found too.
     """
 
     def __init__(self, kind: str, package: str) -> None:
         self._kind, self._package = kind, package
-        self._makers: dict[str, Callable[..., Made]] = {}
+        self._makers: dict[str, Kind] = {}
 
     def __call__(self, name: str) -> Callable[[Maker], Maker]:
-        """Registers a function or class under a name.
+        """Registers a function or class.
 
         Raises:
             InputError: if the name has been given away.
@@ -39,9 +39,18 @@ class Registry(Generic[Made]):
         def register(maker: Maker) -> Maker:
             if name in self._makers:
                 raise InputError(f"{self._kind} '{name}' is registered twice: {self._makers[name].__module__} has it")
-            checked = _checked(name, maker)
-            self._makers[name] = checked
-            return checked
+            function: Any = maker.__init__ if isinstance(maker, type) else maker  # type: ignore[misc]
+
+            @functools.wraps(function)
+            def checking(*args: Any, **options: Any) -> Any:
+                check_arguments(function, options, f"{self._kind}.")
+                return function(*args, **options)
+
+            made: Any = checking
+            if isinstance(maker, type):
+                made, maker.__init__ = maker, checking  # type: ignore[misc]
+            self._makers[name] = made
+            return made  # type: ignore[no-any-return]
 
         return register
 
@@ -51,7 +60,7 @@ class Registry(Generic[Made]):
             importlib.import_module(module.name)
         return sorted(self._makers)
 
-    def get(self, name: str) -> Callable[..., Made]:
+    def get(self, name: str) -> Kind:
         """What is registered under a name.
 
         Raises:
@@ -67,42 +76,8 @@ class Registry(Generic[Made]):
         return {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def call(name: str, maker: Callable[..., Made], offered: Mapping[str, Any], options: Mapping[str, Any]) -> Made:
-    """What a maker makes of those offered arguments that it has a parameter for, and of its options.
-
-    Args:
-        name: the maker's, for messages.
-        maker: the function or class.
-        offered: arguments by name; None is the maker's own default.
-        options: arguments by name.
-
-    Raises:
-        InputError: on an unknown option; the message offers the nearest name.
-    """
-    parameters = inspect.signature(maker).parameters
-    own = parameters.keys() - offered.keys()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for option in options:
-            if option not in own:
-                raise unknown_name(f"option of {name}", option, own)
-    taken = {key: value for key, value in offered.items() if key in parameters and value is not None}
-    return maker(**taken, **options)
-
-
-def _checked(name: str, maker: Maker) -> Maker:
-    """The maker, whose arguments are compared with their annotations whoever calls it."""
-    function: Callable[..., Any] = maker.__init__ if isinstance(maker, type) else maker  # type: ignore[misc]
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def checking(*args: Any, **options: Any) -> Any:
-        for key, value in signature.bind(*args, **options).arguments.items():
-            parameter = signature.parameters[key]
-            option = parameter.kind is parameter.KEYWORD_ONLY
-            check(f"{key} of {name}" if option else key, value, parameter.annotation)
-        return function(*args, **options)
-
-    if not isinstance(maker, type):
-        return checking  # type: ignore[return-value]
-    maker.__init__ = checking  # type: ignore[misc]
-    return maker
+def refuse_unknown(name: str, options: Iterable[str], valid: Iterable[str]) -> None:
+    """Raises `InputError` on the first option that is not valid; it offers the nearest."""
+    for option in options:
+        if option not in valid:
+            raise unknown_name(f"option of {name}", option, valid)

@@ -3,14 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mtrl.combiners import Combiner
 from mtrl.errors import InputError
-from mtrl.ranges import NotNegative, OneOf, Within, check_fields
-from mtrl.supervised.problem import MultiTaskModel, Task
+from mtrl.ranges import NotNegative, OneOf, Within, check, check_fields
+from mtrl.supervised.problem import Benchmark, Task
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Wrt = Literal["shared", "last", "representation"]
@@ -50,6 +51,33 @@ class OptimizerOptions:
         )
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a method is made from.
+
+    Attributes:
+        benchmark: its model is on the device of training.
+        combiner: made for its tasks.
+        optimizer: makes the optimizers.
+        wrt: by what per-task gradients are taken: all ``shared`` parameters; those of the ``last`` shared layer,
+            whose weights then apply to all; or the shared ``representation`` (MGDA-UB, Sener & Koltun, 2018).
+        seed: of what a method draws.
+
+    Raises:
+        InputError: on an unknown ``wrt``.
+    """
+
+    benchmark: Benchmark
+    combiner: Combiner
+    optimizer: OptimizerOptions
+    wrt: Wrt = "shared"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses another ``wrt``."""
+        check("wrt", self.wrt, Wrt)
+
+
 class Stateful(Protocol):
     """What a checkpoint saves and restores."""
 
@@ -64,18 +92,20 @@ class Update(ABC):
     """A method: how one batch changes the model.
 
     Args:
-        model: what learns.
-        tasks: by name.
-        optimizers: of the model's parameters, by name; they follow the learning rate.
+        setup: what it is made from.
     """
 
-    def __init__(
-        self, model: MultiTaskModel, tasks: Mapping[str, Task], optimizers: Mapping[str, torch.optim.Optimizer]
-    ) -> None:
-        self.model, self.tasks = model, tasks
-        self.optimizers = optimizers
-        self.stateful: dict[str, Stateful] = dict(optimizers)
-        """What has state, by name; the model is not among it."""
+    combines: ClassVar[bool] = True
+    """Whether it has a use for a combiner."""
+    usual_wrt: ClassVar[Wrt] = "shared"
+    """The ``wrt`` of whoever does not choose one."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.model, self.tasks = setup.benchmark.model, setup.benchmark.tasks
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        """Those that follow the learning rate, by name."""
+        self.stateful: dict[str, Stateful] = {}
+        """What else has state, by name; not the model."""
 
     @abstractmethod
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
@@ -97,11 +127,11 @@ class Update(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All state but the model's."""
-        return {name: part.state_dict() for name, part in self.stateful.items()}
+        return {name: part.state_dict() for name, part in (self.optimizers | self.stateful).items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a `state_dict`."""
-        for name, part in self.stateful.items():
+        for name, part in (self.optimizers | self.stateful).items():
             part.load_state_dict(state[name])
 
 

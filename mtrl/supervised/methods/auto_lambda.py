@@ -9,8 +9,7 @@ from torch.func import functional_call
 
 from mtrl.ranges import Positive
 from mtrl.supervised.methods import method
-from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import Batch, OptimizerOptions, Update, named, task_losses
+from mtrl.supervised.updates import Batch, Setup, Update, named, task_losses
 
 
 @method("auto_lambda")
@@ -24,9 +23,7 @@ class AutoLambdaUpdate(Update):
     parameters are treated alike. One step costs two backward and three forward passes more than a plain one.
 
     Args:
-        model: what learns.
-        tasks: by name.
-        optimizer: makes the model's optimizer.
+        setup: see `Update`.
         initial_weight: of every task; 0.1 as in the paper.
         learning_rate: Adam's on the weights, above 0.
 
@@ -34,19 +31,14 @@ class AutoLambdaUpdate(Update):
         InputError: if an option is out of range.
     """
 
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        tasks: Mapping[str, Task],
-        optimizer: OptimizerOptions,
-        *,
-        initial_weight: Positive = 0.1,
-        learning_rate: Positive = 1e-4,
-    ) -> None:
-        self.optimizer = optimizer.make(list(model.parameters()))
-        super().__init__(model, tasks, {"optimizer": self.optimizer})
-        like = next(model.parameters())
-        self.weights = like.new_full((len(tasks),), initial_weight, requires_grad=True)
+    combines = False
+
+    def __init__(self, setup: Setup, *, initial_weight: Positive = 0.1, learning_rate: Positive = 1e-4) -> None:
+        super().__init__(setup)
+        self.optimizer = setup.optimizer.make(list(self.model.parameters()))
+        self.optimizers["optimizer"] = self.optimizer
+        like = next(self.model.parameters())
+        self.weights = like.new_full((len(self.tasks),), initial_weight, requires_grad=True)
         self.weights_optimizer = torch.optim.Adam([self.weights], lr=learning_rate)
         self.stateful["weights_optimizer"] = self.weights_optimizer
 

@@ -1,49 +1,34 @@
 """One step along what a combiner makes of the per-task gradients."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import backward
 from mtrl.supervised.methods import method
-from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import Batch, OptimizerOptions, Update, Wrt, named, task_losses
+from mtrl.supervised.updates import Batch, Setup, Update, named, task_losses
 
 
 @method("combined")
 class CombinedUpdate(Update):
     """One step along the gradients that a combiner has combined.
 
-    Args:
-        model: what learns.
-        tasks: by name.
-        combiner: made for them.
-        optimizer: makes the optimizer.
-        wrt: by what per-task gradients are taken: all ``shared`` parameters; those of the ``last`` shared layer,
-            whose weights then apply to all; or the shared ``representation`` (MGDA-UB, Sener & Koltun, 2018).
-
     Raises:
-        InputError: on an unknown ``wrt``, or one that the method cannot use.
+        InputError: if the combiner cannot use ``wrt``.
     """
 
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        tasks: Mapping[str, Task],
-        combiner: Combiner,
-        optimizer: OptimizerOptions,
-        wrt: Wrt = "shared",
-    ) -> None:
-        if wrt == "last" and combiner.needs == "jacobian":
-            raise InputError(f"wrt=last: {combiner.name} combines gradients, not losses; use shared or representation")
-        self.shared, self.specific = list(model.encoder.parameters()), list(model.heads.parameters())
-        self.optimizer = optimizer.make([*self.shared, *self.specific])
-        super().__init__(model, tasks, {"optimizer": self.optimizer})
-        self.combiner, self.wrt = combiner, wrt
-        self.stateful["combiner"] = combiner
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.combiner, self.wrt = setup.combiner, setup.wrt
+        if self.wrt == "last" and self.combiner.needs == "jacobian":
+            name = self.combiner.name
+            raise InputError(f"wrt=last: {name} combines gradients, not losses; use shared or representation")
+        self.shared, self.specific = list(self.model.encoder.parameters()), list(self.model.heads.parameters())
+        self.optimizer = setup.optimizer.make([*self.shared, *self.specific])
+        self.optimizers["optimizer"] = self.optimizer
+        self.stateful["combiner"] = self.combiner
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `Update`."""

@@ -1,6 +1,7 @@
 """Alternating steps: one group of tasks after the other, with one moment memory or one for each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,39 +9,32 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.methods import method
-from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import Batch, OptimizerOptions, Update, named
+from mtrl.supervised.updates import Batch, Setup, Update, named
 
 
-class IndividualUpdates(Update):
-    """Alternating steps, one group of tasks after the other on the same batch (Pascal et al., equations 4 to 8).
+@method("individual_steps")
+class IndividualSteps(Update):
+    """MTL-IUS: steps for one group of tasks after the other on the same batch (Pascal et al., equations 4 to 6).
 
-    With one optimizer for all (MTL-IUS, equation 6) its moment estimates mix the groups; with one per group on
-    the shared parameters (MTL-IO, equation 7) they do not. Each step minimises the sum of its group's losses.
+    Each step minimises the sum of its group's losses. There is one optimizer, whose moment estimates mix the groups.
 
     Args:
-        model: what learns.
-        tasks: by name.
-        groups: their names; see `random_groups`.
-        optimizer: makes the optimizers.
-        individual_optimizers: one moment memory per group (IO), or one for all (IUS).
+        setup: see `Update`.
+        groups: how many, see `random_groups`.
     """
 
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        tasks: Mapping[str, Task],
-        groups: Sequence[Sequence[str]],
-        optimizer: OptimizerOptions,
-        *,
-        individual_optimizers: bool,
-    ) -> None:
-        shared = list(model.encoder.parameters())
-        self.shared_optimizers = [optimizer.make(shared) for _ in (groups if individual_optimizers else groups[:1])]
-        self.head_optimizer = optimizer.make(list(model.heads.parameters()))
-        numbered = {f"optimizer_{number}": made for number, made in enumerate(self.shared_optimizers)}
-        super().__init__(model, tasks, {**numbered, "head_optimizer": self.head_optimizer})
-        self.groups = groups
+    combines = False
+    memory_per_group: ClassVar[bool] = False
+
+    def __init__(self, setup: Setup, *, groups: Count | None = None) -> None:
+        super().__init__(setup)
+        self.groups = random_groups(list(self.tasks), groups, setup.seed)
+        shared = list(self.model.encoder.parameters())
+        memories = self.groups if self.memory_per_group else self.groups[:1]
+        self.shared_optimizers = [setup.optimizer.make(shared) for _ in memories]
+        self.head_optimizer = setup.optimizer.make(list(self.model.heads.parameters()))
+        self.optimizers |= {f"optimizer_{number}": made for number, made in enumerate(self.shared_optimizers)}
+        self.optimizers["head_optimizer"] = self.head_optimizer
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `Update`."""
@@ -58,32 +52,11 @@ class IndividualUpdates(Update):
         return named("loss", self.tasks, [found[name] for name in self.tasks])
 
 
-@method("individual_steps")
-def individual_steps(
-    model: MultiTaskModel,
-    tasks: Mapping[str, Task],
-    optimizer: OptimizerOptions,
-    seed: int = 0,
-    *,
-    groups: Count | None = None,
-) -> IndividualUpdates:
-    """MTL-IUS of random groups; ``groups`` says how many, None is one per task."""
-    chosen = random_groups(list(tasks), groups, seed)
-    return IndividualUpdates(model, tasks, chosen, optimizer, individual_optimizers=False)
-
-
 @method("individual_optimizers")
-def individual_optimizers(
-    model: MultiTaskModel,
-    tasks: Mapping[str, Task],
-    optimizer: OptimizerOptions,
-    seed: int = 0,
-    *,
-    groups: Count | None = None,
-) -> IndividualUpdates:
-    """MTL-IO of random groups; ``groups`` says how many, None is one per task."""
-    chosen = random_groups(list(tasks), groups, seed)
-    return IndividualUpdates(model, tasks, chosen, optimizer, individual_optimizers=True)
+class IndividualOptimizers(IndividualSteps):
+    """MTL-IO (Pascal et al., equation 7): each group has an optimizer of its own on the shared parameters."""
+
+    memory_per_group = True
 
 
 def random_groups(names: Sequence[str], count: int | None, seed: int) -> list[list[str]]:

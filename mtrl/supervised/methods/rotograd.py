@@ -1,6 +1,7 @@
 """RotoGrad: every head reads a rotated representation, so that the tasks' gradients point the same way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from mtrl.errors import InputError
 from mtrl.ranges import Index, NotNegative
 from mtrl.supervised.methods import method
 from mtrl.supervised.methods.combined import CombinedUpdate
-from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import OptimizerOptions, Wrt, named, set_learning_rate
+from mtrl.supervised.problem import Benchmark
+from mtrl.supervised.updates import Setup, named, set_learning_rate
 
 
 @method("rotograd")
@@ -26,12 +27,8 @@ class RotoGradUpdate(CombinedUpdate):
     agree) and 1. The rotations are kept orthogonal by the matrix exponential.
 
     Args:
-        model: what learns; a rotation is put before each of its heads.
-        tasks: by name.
-        combiner: combines the gradients of the rotated problem.
-        optimizer: makes the model's optimizer.
-        inputs: some inputs of the model, which tell the size of its representation.
-        wrt: see `CombinedUpdate`; ``representation`` in the paper.
+        setup: see `Update`; ``wrt`` is ``representation`` in the paper. A rotation is put before each of the model's
+            heads.
         learning_rate_scale: the rotations' learning rate (Adam's), as a multiple of the model's; 0 leaves them as
             they are.
         homogenize: bring gradients to one length before they are combined (section 3.1), see `Homogenized`.
@@ -41,27 +38,25 @@ class RotoGradUpdate(CombinedUpdate):
         InputError: if an option is out of range, or the representation is not a vector per sample.
     """
 
+    usual_wrt = "representation"
+
     def __init__(
         self,
-        model: MultiTaskModel,
-        tasks: Mapping[str, Task],
-        combiner: Combiner,
-        optimizer: OptimizerOptions,
-        inputs: Tensor,
-        wrt: Wrt = "representation",
+        setup: Setup,
         *,
         learning_rate_scale: NotNegative = 1.0,
         homogenize: bool = True,
         burn_in: Index = 20,
     ) -> None:
-        super().__init__(model, tasks, Homogenized(combiner, burn_in) if homogenize else combiner, optimizer, wrt)
+        combiner = Homogenized(setup.combiner, burn_in) if homogenize else setup.combiner
+        super().__init__(replace(setup, combiner=combiner))
         self._scale = learning_rate_scale
-        self.rotations = _rotations(model, inputs)
-        for (name, head), rotation in zip(list(model.heads.items()), self.rotations, strict=True):
-            model.heads[name] = nn.Sequential(rotation, head)
+        self.rotations = _rotations(setup.benchmark)
+        for (name, head), rotation in zip(list(self.model.heads.items()), self.rotations, strict=True):
+            self.model.heads[name] = nn.Sequential(rotation, head)
         self.rotation_optimizer = torch.optim.Adam(
             [parameter for rotation in self.rotations for parameter in rotation.parameters()],
-            lr=optimizer.learning_rate * learning_rate_scale,
+            lr=setup.optimizer.learning_rate * learning_rate_scale,
         )
         self.stateful["rotation_optimizer"] = self.rotation_optimizer
 
@@ -125,8 +120,10 @@ class Homogenized(Combiner):
         return scale * self.inner.weights(scale * losses, scale[:, None] * gramian * scale)
 
 
-def _rotations(model: MultiTaskModel, inputs: Tensor) -> list[nn.Linear]:
+def _rotations(benchmark: Benchmark) -> list[nn.Linear]:
+    model = benchmark.model
     training = model.training
+    inputs, _ = benchmark.train.batch(torch.arange(2), next(model.parameters()).device)
     with torch.no_grad():
         z = model.eval().encoder(inputs)
     model.train(training)

@@ -177,10 +177,7 @@ def test_splits_are_checked():
         ({"name": "multi_digits", "tasks": []}, "no task"),
         ({"name": "multi_digits", "dropout": 1.0}, "dropout"),
         ({"name": "multi_digits", "pairs": 1}, "unknown option of multi_digits 'pairs'"),
-        (
-            {"name": "multi_digits", "pairs_per_digit": 0},
-            "pairs_per_digit of multi_digits: expected an integer of at least 1",
-        ),
+        ({"name": "multi_digits", "pairs_per_digit": 0}, "pairs_per_digit: expected an integer of at least 1"),
         ({"name": "multi_mnist"}, "data_dir"),
         ({"name": "custom", "file": "/nowhere.py"}, "no file"),
     ],
