@@ -29,6 +29,8 @@ from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.sweep.sweeps import supervise, sweep
 from scripts.options import CONFIGS, EveryConfig, device_of
 
+SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
+
 
 @dataclass
 class SupervisedConfig:
@@ -210,10 +212,16 @@ def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
     console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)
 
 
-main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
+@hydra.main(version_base="1.3", config_path=SUPERVISED_CONFIGS, config_name="supervised")
+def main(config: DictConfig) -> None:
+    """Checks the configuration and trains."""
+    with one_line_errors(debug=config.debug):
+        checked = OmegaConf.to_object(config)
+        assert isinstance(checked, SupervisedConfig)
+        train(checked)
+
 
 if __name__ == "__main__":
     supervise()
-    show_methods()
     named = ("benchmark", "tasks", "combiner", "method", "seed")
-    run(with_plugins(main), with_plugins(partial(sweep, SUPERVISED_CONFIGS, "supervised", named=named)))
+    run(main, partial(sweep, SUPERVISED_CONFIGS, "supervised", named=named))

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,16 +78,6 @@ class Setup:
         check("wrt", self.wrt, Wrt)
 
 
-class Stateful(Protocol):
-    """What a checkpoint saves and restores."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its state."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Restores a `state_dict`."""
-
-
 class Update(ABC):
     """A method: how one batch changes the model.
 
@@ -104,8 +94,8 @@ class Update(ABC):
         self.model, self.tasks = setup.benchmark.model, setup.benchmark.tasks
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         """Those that follow the learning rate, by name."""
-        self.stateful: dict[str, Stateful] = {}
-        """What else has state, by name; not the model."""
+        self.stateful: dict[str, Any] = {}
+        """What else has a ``state_dict``, by name; not the model."""
 
     @abstractmethod
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:

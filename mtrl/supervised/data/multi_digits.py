@@ -44,7 +44,6 @@ def multi_digits(
         size=10,
         kernel=3,
         padding=1,
-        features=50,
         dropout=dropout,
         pairs_per_digit=pairs_per_digit,
         data_seed=data_seed,

@@ -62,7 +62,6 @@ def multi_mnist(
         size=_SIDE,
         kernel=5,
         padding=0,
-        features=50,
         dropout=dropout,
         pairs_per_digit=pairs_per_digit,
         data_seed=data_seed,

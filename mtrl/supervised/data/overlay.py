@@ -9,6 +9,7 @@ from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task, chec
 
 TASKS = ("CL", "CR", "RL", "RR")
 """Classify (C) or reconstruct (R) the left (L) or right (R) digit (Gama & Grassi, 2025, section 3.1)."""
+_FEATURES = 50  # length of the representation
 
 
 def overlay(left: Tensor, right: Tensor, *, offset: int, canvas: int, size: int) -> Tensor:
@@ -56,11 +57,10 @@ class LeNet(nn.Sequential):
         size: side of the image, in pixels.
         kernel: side of the convolutions.
         padding: of the convolutions.
-        features: length of the representation.
         dropout: on the second convolution's channels.
     """
 
-    def __init__(self, size: int, *, kernel: int, padding: int, features: int, dropout: float) -> None:
+    def __init__(self, size: int, *, kernel: int, padding: int, dropout: float) -> None:
         for _ in range(2):
             size = (size + 2 * padding - kernel + 1) // 2
         super().__init__(
@@ -72,21 +72,21 @@ class LeNet(nn.Sequential):
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(20 * size**2, features),
+            nn.Linear(20 * size**2, _FEATURES),
             nn.ReLU(),
         )
 
 
-def _classifier(features: int, dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Dropout(dropout), nn.Linear(features, 10))
+def _classifier(dropout: float) -> nn.Module:
+    return nn.Sequential(nn.Linear(_FEATURES, _FEATURES), nn.ReLU(), nn.Dropout(dropout), nn.Linear(_FEATURES, 10))
 
 
-def _decoder(features: int, side: int, dropout: float) -> nn.Module:
+def _decoder(side: int, dropout: float) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(features, 4 * features),
+        nn.Linear(_FEATURES, 4 * _FEATURES),
         nn.ReLU(),
         nn.Dropout(dropout),
-        nn.Linear(4 * features, side**2),
+        nn.Linear(4 * _FEATURES, side**2),
         nn.Sigmoid(),
         nn.Unflatten(1, (side, side)),
     )
@@ -101,7 +101,6 @@ def make_benchmark(
     size: int,
     kernel: int,
     padding: int,
-    features: int,
     dropout: float,
     pairs_per_digit: int,
     data_seed: int,
@@ -116,7 +115,6 @@ def make_benchmark(
         size: see `overlay`.
         kernel: see `LeNet`.
         padding: see `LeNet`.
-        features: see `LeNet`.
         dropout: of encoder and heads.
         pairs_per_digit: how often each digit of a split is the left one.
         data_seed: draws the right ones.
@@ -135,7 +133,7 @@ def make_benchmark(
     side = sources[0][0].shape[-1]
     heads: dict[str, nn.Module] = {}
     for task in tasks:
-        heads[task] = _classifier(features, dropout) if task[0] == "C" else _decoder(features, side, dropout)
-    encoder = LeNet(size, kernel=kernel, padding=padding, features=features, dropout=dropout)
+        heads[task] = _classifier(dropout) if task[0] == "C" else _decoder(side, dropout)
+    encoder = LeNet(size, kernel=kernel, padding=padding, dropout=dropout)
     kinds: dict[str, Task] = {task: classification() if task[0] == "C" else regression() for task in tasks}
     return Benchmark(kinds, MultiTaskModel(encoder, heads), *splits)
