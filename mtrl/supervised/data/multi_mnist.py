@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.benchmarks import benchmark
-from mtrl.supervised.data.overlay import make_benchmark
+from mtrl.supervised.data.overlay import LeNet, make_benchmark, overlay
 from mtrl.supervised.problem import Benchmark
 
 SOURCE = "MNIST is published at http://yann.lecun.com/exdb/mnist/ under CC BY-SA 3.0; nothing is downloaded here"
@@ -57,11 +58,8 @@ def multi_mnist(
     overlaid = make_benchmark(
         tasks,
         [(digits[:split], labels[:split]), (digits[split:], labels[split:]), _labelled_digits(Path(data_dir), _TEST)],
-        offset=6,
-        canvas=36,
-        size=_SIDE,
-        kernel=5,
-        padding=0,
+        partial(overlay, offset=6, canvas=36, size=_SIDE),
+        partial(LeNet, _SIDE, kernel=5, padding=0),
         dropout=dropout,
         pairs_per_digit=pairs_per_digit,
         data_seed=data_seed,

@@ -1,6 +1,6 @@
 """Two overlaid digits per image: the tasks, the images and the network of Multi-MNIST (Sabour et al., 2017)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,12 +95,9 @@ def _decoder(side: int, dropout: float) -> nn.Module:
 def make_benchmark(
     tasks: Sequence[str],
     sources: Sequence[tuple[Tensor, Tensor]],
+    image: Callable[[Tensor, Tensor], Tensor],
+    encoder: Callable[..., nn.Module],
     *,
-    offset: int,
-    canvas: int,
-    size: int,
-    kernel: int,
-    padding: int,
     dropout: float,
     pairs_per_digit: int,
     data_seed: int,
@@ -110,11 +107,8 @@ def make_benchmark(
     Args:
         tasks: a selection of `TASKS`.
         sources: digits ``[N, H, H]`` in [0, 1] and labels ``[N]`` of the training, validation and test split.
-        offset: see `overlay`.
-        canvas: see `overlay`.
-        size: see `overlay`.
-        kernel: see `LeNet`.
-        padding: see `LeNet`.
+        image: of left and right digits, see `overlay`.
+        encoder: makes it, see `LeNet`.
         dropout: of encoder and heads.
         pairs_per_digit: how often each digit of a split is the left one.
         data_seed: draws the right ones.
@@ -128,12 +122,11 @@ def make_benchmark(
     for digits, labels in sources:
         left, right = pair(len(digits), pairs_per_digit, generator)
         targets = {"CL": labels[left], "CR": labels[right], "RL": digits[left], "RR": digits[right]}
-        image = overlay(digits[left], digits[right], offset=offset, canvas=canvas, size=size)
-        splits.append(Split(image.unsqueeze(1), {task: targets[task] for task in tasks}))
+        images = image(digits[left], digits[right]).unsqueeze(1)
+        splits.append(Split(images, {task: targets[task] for task in tasks}))
     side = sources[0][0].shape[-1]
     heads: dict[str, nn.Module] = {}
     for task in tasks:
         heads[task] = _classifier(dropout) if task[0] == "C" else _decoder(side, dropout)
-    encoder = LeNet(size, kernel=kernel, padding=padding, dropout=dropout)
     kinds: dict[str, Task] = {task: classification() if task[0] == "C" else regression() for task in tasks}
-    return Benchmark(kinds, MultiTaskModel(encoder, heads), *splits)
+    return Benchmark(kinds, MultiTaskModel(encoder(dropout=dropout), heads), *splits)
