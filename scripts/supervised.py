@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.run.metrics import check_wandb
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
-from mtrl.supervised.registry import Registry
+from mtrl.supervised.options import options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.sweep.sweeps import supervise, sweep
+from scripts.methods import load_plugins, show_methods, with_plugins
 from scripts.options import CONFIGS, EveryConfig, device_of
 
 SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
@@ -55,6 +57,7 @@ class SupervisedConfig:
     benchmark: dict[str, Any] = field(default_factory=dict)
     combiner: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
     reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     checkpoint: EveryConfig = field(default_factory=EveryConfig)
@@ -68,6 +71,7 @@ class SupervisedConfig:
         check("checkpoint.every", self.checkpoint.every, Count)
         check("insight.every", self.insight.every, Index)
         check_wandb(self.wandb)
+        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
         given = self.reference
         if given is not None and not (
             isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())
@@ -75,21 +79,20 @@ class SupervisedConfig:
             raise InputError(f"reference: expected numbers by metric, e.g. {{CL: 0.97}}, got {given!r}")
 
 
-def options_of(registry: Registry[Any], name: str) -> dict[str, Any]:
-    """What the command line can set of a benchmark or method: its name, and its options with their defaults."""
-    options = registry.options(name).items()
-    return {"name": name} | {key: MISSING if value is inspect.Parameter.empty else value for key, value in options}
-
-
 def store_options() -> None:
     """Gives Hydra the configuration's schema and the groups ``benchmark`` and ``method``."""
     store = ConfigStore.instance().store
     store("supervised_schema", SupervisedConfig)
     for name in benchmarks.benchmark.names():
-        store(name, options_of(benchmarks.benchmark, name), group="benchmark")
+        store(name, _node(name, benchmarks.benchmark.get(name)), group="benchmark")
     for name in methods.method.names():
-        node = {"method": options_of(methods.method, name), "wrt": methods.method.get(name).usual_wrt}
-        store(name, node, group="method", package="_global_")
+        method = methods.method.get(name)
+        store(name, {"method": _node(name, method), "wrt": method.usual_wrt}, group="method", package="_global_")
+
+
+def _node(name: str, maker: Callable[..., Any]) -> dict[str, Any]:
+    options = options_of(maker).items()
+    return {"name": name} | {key: MISSING if value is inspect.Parameter.empty else value for key, value in options}
 
 
 store_options()
@@ -104,6 +107,7 @@ def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
     """
     console = Console(stderr=True, highlight=False, quiet=quiet)
     device = device_of(config.device)
+    load_plugins(config.plugins)
     torch.manual_seed(config.seed)
     benchmark = make_benchmark(config)
     benchmark.model.to(device)
@@ -160,7 +164,6 @@ def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:
     """The combiner that a configuration asks for."""
-    load_plugins(config.plugins)
     options = dict(config.combiner)
     name = options.pop("name")
     if config.weights_from is not None:
@@ -221,7 +224,18 @@ def main(config: DictConfig) -> None:
         train(checked)
 
 
+def with_options(function: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that composes configurations, after plugins are loaded and what they register is stored."""
+
+    def after_storing() -> Any:
+        store_options()
+        return function()
+
+    return with_plugins(after_storing)
+
+
 if __name__ == "__main__":
     supervise()
+    show_methods()
     named = ("benchmark", "tasks", "combiner", "method", "seed")
-    run(main, partial(sweep, SUPERVISED_CONFIGS, "supervised", named=named))
+    run(with_options(main), with_options(partial(sweep, SUPERVISED_CONFIGS, "supervised", named=named)))

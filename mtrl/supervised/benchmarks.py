@@ -1,17 +1,17 @@
 """Benchmarks by name."""
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from mtrl.errors import InputError
+from mtrl.plugins import load_file
 from mtrl.ranges import Within, check
+from mtrl.registry import Registry
+from mtrl.supervised.options import checked, options_of, refuse_unknown
 from mtrl.supervised.problem import Benchmark
-from mtrl.supervised.registry import Registry, refuse_unknown
 
-benchmark: Registry[Callable[..., Benchmark]] = Registry("benchmark", "mtrl.supervised.data")
+benchmark: Registry[Callable[..., Benchmark]] = Registry("benchmark", "mtrl.supervised.data", checked("benchmark"))
 """The decorator of a function of ``tasks`` (a selection of its own), ``dropout`` and its options."""
 
 Dropout = Annotated[float, Within("[0, 1)")]
@@ -34,23 +34,18 @@ def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0,
     check("dropout", dropout, Dropout)
     given = {"dropout": dropout} | ({} if tasks is None else {"tasks": tasks})
     if name == "custom":
-        function = _from_file(Path(options.pop("file")))
+        function = _from_file(options.pop("file"))
         valid = inspect.signature(function).parameters.keys() - {"tasks", "dropout"}
     else:
-        function, valid = benchmark.get(name), set(benchmark.options(name))
+        function = benchmark.get(name)
+        valid = set(options_of(function))
     refuse_unknown(name, options, valid)
     return function(**given, **options)
 
 
-def _from_file(path: Path) -> Callable[..., Benchmark]:
-    if not path.is_file():
-        raise InputError(f"benchmark.file: there is no file '{path}'")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"benchmark.file: '{path}' is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "make_benchmark", None)):
-        raise InputError(f"benchmark.file: '{path}' has no function make_benchmark")
-    function: Callable[..., Benchmark] = module.make_benchmark
-    return function
+def _from_file(file: str) -> Callable[..., Benchmark]:
+    function = getattr(load_file("benchmark.file", file), "make_benchmark", None)
+    if not callable(function):
+        raise InputError(f"benchmark.file: '{file}' has no function make_benchmark")
+    made: Callable[..., Benchmark] = function
+    return made

@@ -1,5 +1,6 @@
 """Benchmarks and methods by name, as a stranger adds one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.ranges import Within, described
+from mtrl.registry import Registry
 from mtrl.supervised import benchmarks, methods
-from mtrl.supervised.registry import Registry
+from mtrl.supervised.options import checked, options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 
 METHODS = ["auto_lambda", "combined", "individual_optimizers", "individual_steps", "maximum_roaming", "rotograd"]
@@ -26,9 +28,9 @@ def setup():
 def test_what_the_package_registers_is_found_without_a_list():
     assert methods.method.names() == METHODS
     assert benchmarks.benchmark.names() == ["multi_digits", "multi_mnist"]
-    assert methods.method.options("rotograd") == {"learning_rate_scale": 1.0, "homogenize": True, "burn_in": 20}
-    assert methods.method.options("combined") == {}
-    assert benchmarks.benchmark.options("multi_digits") == {"pairs_per_digit": 5, "data_seed": 0}
+    assert options_of(methods.method.get("rotograd")) == {"learning_rate_scale": 1.0, "homogenize": True, "burn_in": 20}
+    assert options_of(methods.method.get("combined")) == {}
+    assert options_of(benchmarks.benchmark.get("multi_digits")) == {"pairs_per_digit": 5, "data_seed": 0}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -66,7 +68,7 @@ def test_a_method_without_a_combiner_takes_none(setup):
 
 
 def test_ranges_hold_whoever_calls():
-    registry = Registry("method", "mtrl.supervised.methods")
+    registry = Registry("method", "mtrl.supervised.methods", checked("method"))
 
     @registry("mine")
     def mine(setup, *, strength: Annotated[float, Within("[0, 1]")] = 0.5):
@@ -111,10 +113,19 @@ main()
 
 def test_a_stranger_s_benchmark_and_method_train_from_the_command_line(tmp_path):
     (tmp_path / "mine.py").write_text(STRANGER)
-    command = ("benchmark=mine", "method=scaled", "method.factor=3", "epochs=1", "insight.every=0", "progress=false")
+    root = Path(__file__).parents[3]
+    command = (
+        f"plugins=[{tmp_path / 'mine.py'}]",
+        "benchmark=mine",
+        "method=scaled",
+        "method.factor=3",
+        "epochs=1",
+        "insight.every=0",
+        "progress=false",
+    )
     done = subprocess.run(
-        [sys.executable, tmp_path / "mine.py", *command, f"run_dir={tmp_path / 'run'}"],
-        env={"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+        [sys.executable, str(root / "scripts" / "supervised.py"), *command, f"run_dir={tmp_path / 'run'}"],
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
