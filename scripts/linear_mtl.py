@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mtrl import combiners

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Index, Seed, Within, check, check_fields
+from mtrl.ranges import Count, Seed, Within, check_fields
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
@@ -26,12 +26,10 @@ from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
 from mtrl.supervised.options import options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
-from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.sweep.sweeps import supervise, sweep
+from scripts.configuration import EveryConfig, InsightConfig
+from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
 from scripts.methods import load_plugins, show_methods, with_plugins
-from scripts.options import CONFIGS, EveryConfig, device_of
-
-SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
 
 
 @dataclass
@@ -61,15 +59,13 @@ class SupervisedConfig:
     reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     checkpoint: EveryConfig = field(default_factory=EveryConfig)
-    insight: EveryConfig = field(default_factory=EveryConfig)
+    insight: InsightConfig = field(default_factory=InsightConfig)
     progress: bool = True
     debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_fields(self)
-        check("checkpoint.every", self.checkpoint.every, Count)
-        check("insight.every", self.insight.every, Index)
         check_wandb(self.wandb)
         self.plugins = [str(Path(file).absolute()) for file in self.plugins]
         given = self.reference
@@ -215,13 +211,7 @@ def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
     console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)
 
 
-@hydra.main(version_base="1.3", config_path=SUPERVISED_CONFIGS, config_name="supervised")
-def main(config: DictConfig) -> None:
-    """Checks the configuration and trains."""
-    with one_line_errors(debug=config.debug):
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, SupervisedConfig)
-        train(checked)
+main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
 
 
 def with_options(function: Callable[[], Any]) -> Callable[[], Any]:

@@ -186,7 +186,7 @@ def test_points_beyond_the_surface_do_not_squeeze_the_figure():
     surface = feasible(problem.gramian, 1, 50)
     ends = np.array([surface[1], surface[1] - 1e6])
     found = [Models("surface", surface), Models("mgda", surface[:1]), Models("nash_mtl", ends)]
-    axes = picture(found, problem, [1, 2, 3], "").axes[0]
+    axes: Any = picture(found, problem, [1, 2, 3], "").axes[0]
     assert axes.get_legend_handles_labels()[1] == ["surface", "mgda", "nash_mtl (1 of 2 outside)"]
     for limits in (axes.get_xlim(), axes.get_ylim(), axes.get_zlim()):
         assert -1 < limits[0] < limits[1] < 2
