@@ -1,7 +1,9 @@
 """Trains a supervised multi-task model: ``python scripts/supervised.py benchmark=multi_digits combiner=mgda``."""
 
 import dataclasses
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,70 +16,58 @@ from rich.console import Console
 from rich.table import Table
 
 from mtrl import combiners
-from mtrl.errors import InputError, unknown_name
+from mtrl.errors import InputError
 from mtrl.ranges import Count, Seed, Within, check_fields
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.run.metrics import check_wandb
-from mtrl.supervised import Benchmark, benchmarks
+from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
-from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
-from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate, RoamingModel
-from mtrl.supervised.methods.rotograd import RotoGradUpdate
-from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
+from mtrl.supervised.options import options_of
+from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.sweeps import supervise, sweep
 from scripts.configuration import EveryConfig, InsightConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
 from scripts.methods import load_plugins, show_methods, with_plugins
-
-METHODS: dict[str, tuple[str, ...]] = {
-    "combined": (),
-    "rotograd": ("learning_rate_scale", "homogenize", "burn_in"),
-    "maximum_roaming": ("share", "roaming_updates"),
-    "individual_steps": ("groups",),
-    "individual_optimizers": ("groups",),
-    "auto_lambda": ("initial_weight", "learning_rate"),
-}
-"""The options of each method."""
 
 
 @dataclass
 class SupervisedConfig:
     """The configuration of ``scripts/supervised.py``; ``configs/supervised`` holds the defaults."""
 
+    data_dir: str | None
+    tasks: list[str] | None
+    wrt: str
+    weights_from: str | None
+    weights_how: str
+    seed: Seed
+    epochs: Count
+    batch_size: Count
+    learning_rate_decay: Annotated[float, Within("(0, 1]")]
+    dropout: benchmarks.Dropout
+    patience: Count | None
+    selection: str | None
+    test: bool
+    run_dir: str | None
+    device: str
+    wandb: str
     benchmark: dict[str, Any] = field(default_factory=dict)
-    data_dir: str | None = None
-    tasks: list[str] | None = None
     combiner: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
-    wrt: str = MISSING
-    weights_from: str | None = None
-    weights_how: str = "ema"
     plugins: list[str] = field(default_factory=list)
-    seed: Seed = MISSING
-    epochs: Count = MISSING
-    batch_size: Count = MISSING
-    learning_rate_decay: Annotated[float, Within("(0, 1]")] = MISSING
-    dropout: float = MISSING
-    patience: Count | None = None
-    selection: str | None = None
-    test: bool = True
     reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     checkpoint: EveryConfig = field(default_factory=EveryConfig)
     insight: InsightConfig = field(default_factory=InsightConfig)
-    run_dir: str | None = None
-    device: str = "auto"
-    wandb: str = "disabled"
     progress: bool = True
     debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
+        check_fields(self)
         check_wandb(self.wandb)
         self.plugins = [str(Path(file).absolute()) for file in self.plugins]
-        check_fields(self)
         given = self.reference
         if given is not None and not (
             isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())
@@ -85,7 +75,23 @@ class SupervisedConfig:
             raise InputError(f"reference: expected numbers by metric, e.g. {{CL: 0.97}}, got {given!r}")
 
 
-ConfigStore.instance().store("supervised_schema", SupervisedConfig)
+def store_options() -> None:
+    """Gives Hydra the configuration's schema and the groups ``benchmark`` and ``method``."""
+    store = ConfigStore.instance().store
+    store("supervised_schema", SupervisedConfig)
+    for name in benchmarks.benchmark.names():
+        store(name, _node(name, benchmarks.benchmark.get(name)), group="benchmark")
+    for name in methods.method.names():
+        method = methods.method.get(name)
+        store(name, {"method": _node(name, method), "wrt": method.usual_wrt}, group="method", package="_global_")
+
+
+def _node(name: str, maker: Callable[..., Any]) -> dict[str, Any]:
+    options = options_of(maker).items()
+    return {"name": name} | {key: MISSING if value is inspect.Parameter.empty else value for key, value in options}
+
+
+store_options()
 
 
 def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
@@ -97,10 +103,12 @@ def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
     """
     console = Console(stderr=True, highlight=False, quiet=quiet)
     device = device_of(config.device)
+    load_plugins(config.plugins)
     torch.manual_seed(config.seed)
     benchmark = make_benchmark(config)
     benchmark.model.to(device)
     update = make_update(config, benchmark)
+    benchmark = dataclasses.replace(benchmark, model=update.model)
     tasks = list(benchmark.tasks)
     directory = RunDirectory(run_directory(config, tasks), dataclasses.asdict(config) | {"tasks": tasks})
     try:
@@ -137,52 +145,21 @@ def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
 def make_benchmark(config: SupervisedConfig) -> Benchmark:
     """The benchmark that a configuration asks for."""
     options = dict(config.benchmark)
-    if config.data_dir is not None:
-        options.setdefault("data_dir", config.data_dir)  # refused by a benchmark that reads no files
-    benchmark = benchmarks.make(options.pop("name"), config.tasks, dropout=config.dropout, **options)
-    if config.method["name"] != "maximum_roaming":
-        return benchmark
-    model = RoamingModel(benchmark.model, share=config.method["share"], seed=config.seed)
-    return dataclasses.replace(benchmark, model=model)
+    if config.data_dir is not None and options.get("data_dir") is None:
+        options["data_dir"] = config.data_dir  # refused by a benchmark that reads no files
+    return benchmarks.make(options.pop("name"), config.tasks, dropout=config.dropout, **options)
 
 
 def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
-    """The method that a configuration asks for.
-
-    Raises:
-        InputError: on an unknown method, or options that do not fit it.
-    """
+    """The method that a configuration asks for."""
     options = dict(config.method)
-    name = options.pop("name")
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    for option in options:
-        if option not in METHODS[name]:
-            raise unknown_name(f"option of method={name}", option, METHODS[name])
-    model, tasks, optimizer = benchmark.model, benchmark.tasks, config.optimizer
-    if name in ("combined", "rotograd", "maximum_roaming"):
-        combiner, wrt = make_combiner(config, list(tasks)), cast(Wrt, config.wrt)
-        if name == "rotograd":
-            inputs, _ = benchmark.train.batch(torch.arange(2), device_of(config.device))
-            return RotoGradUpdate(model, tasks, combiner, optimizer, wrt, inputs=inputs, **options)
-        if name == "maximum_roaming":
-            assert isinstance(model, RoamingModel)
-            return MaximumRoamingUpdate(
-                model, tasks, combiner, optimizer, wrt, roaming_updates=options["roaming_updates"]
-            )
-        return CombinedUpdate(model, tasks, combiner, optimizer, wrt)
-    if config.combiner["name"] != "unitary":
-        raise InputError(f"method={name} does without a combiner: leave out combiner={config.combiner['name']}")
-    if name == "auto_lambda":
-        return AutoLambdaUpdate(model, tasks, optimizer, **options)
-    groups = random_groups(list(tasks), options["groups"], config.seed)
-    individual = name == "individual_optimizers"
-    return IndividualUpdates(model, tasks, groups, optimizer, individual_optimizers=individual)
+    combiner = make_combiner(config, list(benchmark.tasks))
+    setup = Setup(benchmark, combiner, config.optimizer, cast(Wrt, config.wrt), config.seed)
+    return methods.make(options.pop("name"), setup, **options)
 
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:
     """The combiner that a configuration asks for."""
-    load_plugins(config.plugins)
     options = dict(config.combiner)
     name = options.pop("name")
     if config.weights_from is not None:
@@ -236,8 +213,19 @@ def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
 
 main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
 
+
+def with_options(function: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that composes configurations, after plugins are loaded and what they register is stored."""
+
+    def after_storing() -> Any:
+        store_options()
+        return function()
+
+    return with_plugins(after_storing)
+
+
 if __name__ == "__main__":
     supervise()
     show_methods()
     named = ("benchmark", "tasks", "combiner", "method", "seed")
-    run(with_plugins(main), with_plugins(partial(sweep, SUPERVISED_CONFIGS, "supervised", named=named)))
+    run(with_options(main), with_options(partial(sweep, SUPERVISED_CONFIGS, "supervised", named=named)))

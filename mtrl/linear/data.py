@@ -1,7 +1,8 @@
-"""Tables of numbers for linear multi-task learning, from files of the user's or from scikit-learn's wheel."""
+"""Regression problems for linear multi-task learning, from files of the user's or from scikit-learn's wheel."""
 
 import csv
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,10 +13,60 @@ from mtrl.errors import InputError
 
 Array = npt.NDArray[np.float64]
 
+TOLERANCE = 1e-9
+"""Cosines and relative errors below this count as 0."""
+
 SARCOS_SOURCE = (
     "SARCOS is published at http://www.gaussianprocess.org/gpml/data/ without a licence; nothing is downloaded here"
 )
 _SARCOS_COLUMNS, _SARCOS_TARGETS = 28, 7
+
+
+@dataclass(frozen=True)
+class Problem:
+    """k regression targets on p inputs, standardised.
+
+    Attributes:
+        inputs: ``[n, p]``.
+        targets: ``[n, k]``.
+        predictions: ``[n, k]``, the least-squares predictions.
+        gramian: ``[k, k]``, of the predictions, divided by n.
+        variances: ``[k]``, the mean squares of the targets (1, once standardised).
+    """
+
+    inputs: Array
+    targets: Array
+    predictions: Array
+    gramian: Array
+    variances: Array
+
+
+def standardised(inputs: Array, targets: Array) -> Problem:
+    """A problem whose inputs and targets have mean 0 and variance 1; constant inputs are left out.
+
+    Args:
+        inputs: ``[n, p]``.
+        targets: ``[n, k]``.
+
+    Raises:
+        InputError: if a value is not finite, a target is constant, or no input varies.
+    """
+    for name, values in (("input", inputs), ("target", targets)):
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise InputError(f"{name} {column + 1} of record {row + 1} is not a finite number")
+    scale = inputs.std(0)
+    varying = scale > TOLERANCE * np.abs(inputs).max(0)
+    if not varying.any():
+        raise InputError("no input varies")
+    spread = targets.std(0)
+    constant = np.flatnonzero(spread <= TOLERANCE * np.abs(targets).max(0))
+    if len(constant):
+        raise InputError(f"target {constant[0] + 1} is constant: there is nothing to predict")
+    x = (inputs - inputs.mean(0))[:, varying] / scale[varying]
+    y = (targets - targets.mean(0)) / spread
+    predictions = x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return Problem(x, y, predictions, predictions.T @ predictions / len(x), np.square(y).mean(0))
 
 
 def load(data: str, outputs: int | None = None) -> tuple[Array, Array]:

@@ -1,17 +1,20 @@
 """Benchmarks by name."""
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mtrl.errors import InputError, unknown_name
-from mtrl.supervised.data.multi_digits import multi_digits
-from mtrl.supervised.data.multi_mnist import multi_mnist
+from mtrl.errors import InputError
+from mtrl.plugins import load_file
+from mtrl.ranges import Within, check
+from mtrl.registry import Registry
+from mtrl.supervised.options import checked, options_of, refuse_unknown
 from mtrl.supervised.problem import Benchmark
 
-_REGISTRY: dict[str, Callable[..., Benchmark]] = {"multi_digits": multi_digits, "multi_mnist": multi_mnist}
+benchmark: Registry[Callable[..., Benchmark]] = Registry("benchmark", "mtrl.supervised.data", checked("benchmark"))
+"""The decorator of a function of ``tasks`` (a selection of its own), ``dropout`` and its options."""
+
+Dropout = Annotated[float, Within("[0, 1)")]
 
 
 def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0, **options: Any) -> Benchmark:
@@ -20,7 +23,7 @@ def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0,
     Its model is initialised with the global random generator: seed that first.
 
     Args:
-        name: ``multi_digits``, ``multi_mnist`` or ``custom`` (which needs the option ``file``).
+        name: a registered one, or ``custom`` (which needs the option ``file``).
         tasks: which of its tasks; all that it has by default if None.
         dropout: the probability of dropping a unit, in [0, 1).
         **options: the benchmark's own.
@@ -28,32 +31,21 @@ def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0,
     Raises:
         InputError: on an unknown name or option, or whatever the benchmark refuses.
     """
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout: expected a number in [0, 1), got {dropout}")
+    check("dropout", dropout, Dropout)
+    given = {"dropout": dropout} | ({} if tasks is None else {"tasks": tasks})
     if name == "custom":
-        function = _from_file(Path(options.pop("file")))
-    elif name in _REGISTRY:
-        function = _REGISTRY[name]
+        function = _from_file(options.pop("file"))
+        valid = inspect.signature(function).parameters.keys() - {"tasks", "dropout"}
     else:
-        raise unknown_name("benchmark", name, [*_REGISTRY, "custom"])
-    valid = inspect.signature(function).parameters
-    for option in options:
-        if option not in valid:
-            raise unknown_name(f"option of {name}", option, set(valid) - {"tasks", "dropout"})
-    if tasks is not None:
-        options["tasks"] = tasks
-    return function(dropout=dropout, **options)
+        function = benchmark.get(name)
+        valid = set(options_of(function))
+    refuse_unknown(name, options, valid)
+    return function(**given, **options)
 
 
-def _from_file(path: Path) -> Callable[..., Benchmark]:
-    if not path.is_file():
-        raise InputError(f"benchmark.file: there is no file '{path}'")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"benchmark.file: '{path}' is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "make_benchmark", None)):
-        raise InputError(f"benchmark.file: '{path}' has no function make_benchmark")
-    function: Callable[..., Benchmark] = module.make_benchmark
-    return function
+def _from_file(file: str) -> Callable[..., Benchmark]:
+    function = getattr(load_file("benchmark.file", file), "make_benchmark", None)
+    if not callable(function):
+        raise InputError(f"benchmark.file: '{file}' has no function make_benchmark")
+    made: Callable[..., Benchmark] = function
+    return made

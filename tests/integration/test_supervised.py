@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
-from mtrl.linear import data as regression_data
-from mtrl.linear import linear
-from scripts.linear_mtl import Point, picture
+from mtrl.linear.data import load, standardised
+from mtrl.linear.report import Models, picture
+from mtrl.linear.surface import feasible
 
 
 def run(script, *overrides, code=0):
@@ -182,11 +182,11 @@ def test_linear_mtl_refuses_bad_input_in_one_line(overrides, message):
 
 
 def test_points_beyond_the_surface_do_not_squeeze_the_figure():
-    problem = linear.standardised(*regression_data.load("linnerud"))
-    surface = linear.feasible(problem.gramian, 1, 50)
-    points = [Point("surface", None, explained) for explained in surface]
-    points += [Point("mgda", 1, surface[0]), Point("nash_mtl", 1, surface[1]), Point("nash_mtl", 2, surface[1] - 1e6)]
-    axes: Any = picture(points, problem, [1, 2, 3], "").axes[0]
+    problem = standardised(*load("linnerud"))
+    surface = feasible(problem.gramian, 1, 50)
+    ends = np.array([surface[1], surface[1] - 1e6])
+    found = [Models("surface", surface), Models("mgda", surface[:1]), Models("nash_mtl", ends)]
+    axes: Any = picture(found, problem, [1, 2, 3], "").axes[0]
     assert axes.get_legend_handles_labels()[1] == ["surface", "mgda", "nash_mtl (1 of 2 outside)"]
     for limits in (axes.get_xlim(), axes.get_ylim(), axes.get_zlim()):
         assert -1 < limits[0] < limits[1] < 2

@@ -8,7 +8,6 @@ function: ``Task(loss=my_loss, metrics=(Metric("my_metric", higher_is_better=Tru
 from collections.abc import Sequence
 
 import torch
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import nn
 
 from mtrl.supervised import Benchmark, MultiTaskModel, Split, classification, regression
@@ -21,6 +20,8 @@ def make_benchmark(tasks: Sequence[str] = ("digit", "ink"), *, dropout: float = 
         tasks: a selection of ``digit`` and ``ink``.
         dropout: of the representation.
     """
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
     source = load_digits()
     images = torch.as_tensor(source.data, dtype=torch.float32) / 16
     targets = {"digit": torch.as_tensor(source.target), "ink": images.mean(1, keepdim=True)}

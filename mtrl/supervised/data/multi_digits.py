@@ -1,16 +1,20 @@
 """Overlaid handwritten digits from scikit-learn's own wheel: real data, nothing to download."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from mtrl.errors import InputError
-from mtrl.supervised.data.overlay import TASKS, make_benchmark
+from mtrl.ranges import Count
+from mtrl.supervised.benchmarks import benchmark
+from mtrl.supervised.data.overlay import TASKS, LeNet, make_benchmark, overlay
 from mtrl.supervised.problem import Benchmark
 
 
+@benchmark("multi_digits")
 def multi_digits(
-    tasks: Sequence[str] = TASKS, *, dropout: float = 0.0, pairs_per_digit: int = 5, data_seed: int = 0
+    tasks: Sequence[str] = TASKS, dropout: float = 0.0, *, pairs_per_digit: Count = 5, data_seed: int = 0
 ) -> Benchmark:
     """Overlays the 1,797 digits of 8x8 pixels of the UCI optical recognition set (Alpaydin & Kaynak, 1998).
 
@@ -36,12 +40,8 @@ def multi_digits(
     return make_benchmark(
         tasks,
         [(digits[part], labels[part]) for part in shuffled.tensor_split([1078, 1437])],
-        offset=2,
-        canvas=10,
-        size=10,
-        kernel=3,
-        padding=1,
-        features=50,
+        partial(overlay, offset=2, canvas=10, size=10),
+        partial(LeNet, 10, kernel=3, padding=1),
         dropout=dropout,
         pairs_per_digit=pairs_per_digit,
         data_seed=data_seed,

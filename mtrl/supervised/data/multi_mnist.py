@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import InputError
-from mtrl.supervised.data.overlay import make_benchmark
+from mtrl.ranges import Count
+from mtrl.supervised.benchmarks import benchmark
+from mtrl.supervised.data.overlay import LeNet, make_benchmark, overlay
 from mtrl.supervised.problem import Benchmark
 
 SOURCE = "MNIST is published at http://yann.lecun.com/exdb/mnist/ under CC BY-SA 3.0; nothing is downloaded here"
@@ -22,23 +25,24 @@ _SIDE = 28
 _MEAN, _DEVIATION = 0.1307, 0.3081  # of MNIST's training pixels
 
 
+@benchmark("multi_mnist")
 def multi_mnist(
     tasks: Sequence[str] = ("CL", "CR"),
+    dropout: float = 0.5,
     *,
     data_dir: str | None = None,
     validation: int = 10_000,
-    dropout: float = 0.5,
-    pairs_per_digit: int = 1,
+    pairs_per_digit: Count = 1,
     data_seed: int = 0,
 ) -> Benchmark:
     """Overlays MNIST digits as the papers do: a canvas of 36x36, the right digit at 6, resampled to 28x28.
 
     Args:
         tasks: a selection of ``CL CR RL RR``, see `mtrl.supervised.data.overlay.TASKS`.
+        dropout: of encoder and heads.
         data_dir: where the four IDX files are, gzipped or not, or torchvision's directory above
             ``MNIST/raw`` (or ``raw``).
         validation: how many of the last training digits are held out.
-        dropout: of encoder and heads.
         pairs_per_digit: how many images each digit of a split is the left one of.
         data_seed: draws the pairs.
 
@@ -51,22 +55,18 @@ def multi_mnist(
     if not 0 < validation < len(digits):
         raise InputError(f"validation: expected 1 to {len(digits) - 1} of {len(digits)} digits, got {validation}")
     split = len(digits) - validation
-    benchmark = make_benchmark(
+    overlaid = make_benchmark(
         tasks,
         [(digits[:split], labels[:split]), (digits[split:], labels[split:]), _labelled_digits(Path(data_dir), _TEST)],
-        offset=6,
-        canvas=36,
-        size=_SIDE,
-        kernel=5,
-        padding=0,
-        features=50,
+        partial(overlay, offset=6, canvas=36, size=_SIDE),
+        partial(LeNet, _SIDE, kernel=5, padding=0),
         dropout=dropout,
         pairs_per_digit=pairs_per_digit,
         data_seed=data_seed,
     )
-    for part in (benchmark.train, benchmark.validation, benchmark.test):
+    for part in (overlaid.train, overlaid.validation, overlaid.test):
         part.inputs.sub_(_MEAN).div_(_DEVIATION)
-    return benchmark
+    return overlaid
 
 
 def _labelled_digits(directory: Path, names: tuple[str, str]) -> tuple[Tensor, Tensor]:

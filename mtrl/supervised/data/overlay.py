@@ -1,15 +1,15 @@
 """Two overlaid digits per image: the tasks, the images and the network of Multi-MNIST (Sabour et al., 2017)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.errors import InputError
 from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task, check_tasks, classification, regression
 
 TASKS = ("CL", "CR", "RL", "RR")
 """Classify (C) or reconstruct (R) the left (L) or right (R) digit (Gama & Grassi, 2025, section 3.1)."""
+_FEATURES = 50  # length of the representation
 
 
 def overlay(left: Tensor, right: Tensor, *, offset: int, canvas: int, size: int) -> Tensor:
@@ -57,11 +57,10 @@ class LeNet(nn.Sequential):
         size: side of the image, in pixels.
         kernel: side of the convolutions.
         padding: of the convolutions.
-        features: length of the representation.
         dropout: on the second convolution's channels.
     """
 
-    def __init__(self, size: int, *, kernel: int, padding: int, features: int, dropout: float) -> None:
+    def __init__(self, size: int, *, kernel: int, padding: int, dropout: float) -> None:
         for _ in range(2):
             size = (size + 2 * padding - kernel + 1) // 2
         super().__init__(
@@ -73,21 +72,21 @@ class LeNet(nn.Sequential):
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(20 * size**2, features),
+            nn.Linear(20 * size**2, _FEATURES),
             nn.ReLU(),
         )
 
 
-def _classifier(features: int, dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Dropout(dropout), nn.Linear(features, 10))
+def _classifier(dropout: float) -> nn.Module:
+    return nn.Sequential(nn.Linear(_FEATURES, _FEATURES), nn.ReLU(), nn.Dropout(dropout), nn.Linear(_FEATURES, 10))
 
 
-def _decoder(features: int, side: int, dropout: float) -> nn.Module:
+def _decoder(side: int, dropout: float) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(features, 4 * features),
+        nn.Linear(_FEATURES, 4 * _FEATURES),
         nn.ReLU(),
         nn.Dropout(dropout),
-        nn.Linear(4 * features, side**2),
+        nn.Linear(4 * _FEATURES, side**2),
         nn.Sigmoid(),
         nn.Unflatten(1, (side, side)),
     )
@@ -96,13 +95,9 @@ def _decoder(features: int, side: int, dropout: float) -> nn.Module:
 def make_benchmark(
     tasks: Sequence[str],
     sources: Sequence[tuple[Tensor, Tensor]],
+    image: Callable[[Tensor, Tensor], Tensor],
+    encoder: Callable[..., nn.Module],
     *,
-    offset: int,
-    canvas: int,
-    size: int,
-    kernel: int,
-    padding: int,
-    features: int,
     dropout: float,
     pairs_per_digit: int,
     data_seed: int,
@@ -112,33 +107,26 @@ def make_benchmark(
     Args:
         tasks: a selection of `TASKS`.
         sources: digits ``[N, H, H]`` in [0, 1] and labels ``[N]`` of the training, validation and test split.
-        offset: see `overlay`.
-        canvas: see `overlay`.
-        size: see `overlay`.
-        kernel: see `LeNet`.
-        padding: see `LeNet`.
-        features: see `LeNet`.
+        image: of left and right digits, see `overlay`.
+        encoder: makes it, see `LeNet`.
         dropout: of encoder and heads.
         pairs_per_digit: how often each digit of a split is the left one.
         data_seed: draws the right ones.
 
     Raises:
-        InputError: on an unknown task, or no pairs.
+        InputError: on an unknown task.
     """
     tasks = check_tasks(tasks, TASKS)
-    if pairs_per_digit < 1:
-        raise InputError(f"pairs_per_digit: expected an integer of at least 1, got {pairs_per_digit}")
     generator = torch.Generator().manual_seed(data_seed)
     splits = []
     for digits, labels in sources:
         left, right = pair(len(digits), pairs_per_digit, generator)
         targets = {"CL": labels[left], "CR": labels[right], "RL": digits[left], "RR": digits[right]}
-        image = overlay(digits[left], digits[right], offset=offset, canvas=canvas, size=size)
-        splits.append(Split(image.unsqueeze(1), {task: targets[task] for task in tasks}))
+        images = image(digits[left], digits[right]).unsqueeze(1)
+        splits.append(Split(images, {task: targets[task] for task in tasks}))
     side = sources[0][0].shape[-1]
     heads: dict[str, nn.Module] = {}
     for task in tasks:
-        heads[task] = _classifier(features, dropout) if task[0] == "C" else _decoder(features, side, dropout)
-    encoder = LeNet(size, kernel=kernel, padding=padding, features=features, dropout=dropout)
+        heads[task] = _classifier(dropout) if task[0] == "C" else _decoder(side, dropout)
     kinds: dict[str, Task] = {task: classification() if task[0] == "C" else regression() for task in tasks}
-    return Benchmark(kinds, MultiTaskModel(encoder, heads), *splits)
+    return Benchmark(kinds, MultiTaskModel(encoder(dropout=dropout), heads), *splits)

@@ -1,1 +1,24 @@
-"""Methods that change more than the combined gradient, one a file."""
+"""Methods, one a file: what a batch does to a model. What a combiner makes of the gradients is the one ``combined``."""
+
+from typing import Any
+
+from mtrl.errors import InputError
+from mtrl.registry import Registry
+from mtrl.supervised.options import checked, options_of, refuse_unknown
+from mtrl.supervised.updates import Setup, Update
+
+method: Registry[type[Update]] = Registry("method", __name__, checked("method"))
+"""The decorator of an `Update`; its options are what its constructor takes beside the setup."""
+
+
+def make(name: str, setup: Setup, **options: Any) -> Update:
+    """Makes the method of a name; the model that it trains is ``update.model``.
+
+    Raises:
+        InputError: on an unknown name or option, a combiner for a method without, or whatever the method refuses.
+    """
+    made = method.get(name)
+    if not made.combines and setup.combiner.name != "unitary":
+        raise InputError(f"method={name} does without a combiner: leave out combiner={setup.combiner.name}")
+    refuse_unknown(name, options, options_of(made))
+    return made(setup, **options)

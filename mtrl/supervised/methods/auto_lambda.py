@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from mtrl.ranges import Positive, check
-from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import Batch, OptimizerOptions, named, set_learning_rate, task_losses
+from mtrl.ranges import Positive
+from mtrl.supervised.methods import method
+from mtrl.supervised.updates import Batch, Setup, Update, named, task_losses
 
 
-class AutoLambdaUpdate:
+@method("auto_lambda")
+class AutoLambdaUpdate(Update):
     """Auto-Lambda (Liu, James, Davison & Johns, 2022): weights under which a step helps on other data.
 
     The weights descend the unweighted loss on an independent batch after a plain step on this one, ``theta' = theta -
@@ -22,9 +23,7 @@ class AutoLambdaUpdate:
     parameters are treated alike. One step costs two backward and three forward passes more than a plain one.
 
     Args:
-        model: what learns.
-        tasks: by name.
-        optimizer: makes the model's optimizer.
+        setup: see `Update`.
         initial_weight: of every task; 0.1 as in the paper.
         learning_rate: Adam's on the weights, above 0.
 
@@ -32,22 +31,16 @@ class AutoLambdaUpdate:
         InputError: if an option is out of range.
     """
 
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        tasks: Mapping[str, Task],
-        optimizer: OptimizerOptions,
-        *,
-        initial_weight: float = 0.1,
-        learning_rate: float = 1e-4,
-    ) -> None:
-        check("initial_weight of auto_lambda", initial_weight, Positive)
-        check("learning_rate of auto_lambda", learning_rate, Positive)
-        self.model, self.tasks = model, tasks
-        self.optimizer = optimizer.make(list(model.parameters()))
-        like = next(model.parameters())
-        self.weights = like.new_full((len(tasks),), initial_weight, requires_grad=True)
+    combines = False
+
+    def __init__(self, setup: Setup, *, initial_weight: Positive = 0.1, learning_rate: Positive = 1e-4) -> None:
+        super().__init__(setup)
+        self.optimizer = setup.optimizer.make(list(self.model.parameters()))
+        self.optimizers["optimizer"] = self.optimizer
+        like = next(self.model.parameters())
+        self.weights = like.new_full((len(self.tasks),), initial_weight, requires_grad=True)
         self.weights_optimizer = torch.optim.Adam([self.weights], lr=learning_rate)
+        self.stateful["weights_optimizer"] = self.weights_optimizer
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `mtrl.supervised.updates.Update`."""
@@ -95,21 +88,12 @@ class AutoLambdaUpdate:
         forward, backward = sides
         return (forward - backward) * (-rate / (2 * reach))
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """See `mtrl.supervised.updates.Update`."""
-        set_learning_rate(self.optimizer, learning_rate)
-
     def state_dict(self) -> dict[str, Any]:
         """See `mtrl.supervised.updates.Update`."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "weights": self.weights.detach(),
-            "weights_optimizer": self.weights_optimizer.state_dict(),
-        }
+        return super().state_dict() | {"weights": self.weights.detach()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `mtrl.supervised.updates.Update`."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.weights_optimizer.load_state_dict(state["weights_optimizer"])
+        super().load_state_dict(state)
         with torch.no_grad():
             self.weights.copy_(state["weights"])

@@ -1,7 +1,8 @@
 """Maximum Roaming: every task sees its own part of the encoder's units, and visits all of them in turn."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.ranges import Count, Within, check
-from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import Batch, CombinedUpdate, OptimizerOptions, Wrt
+from mtrl.supervised.methods import method
+from mtrl.supervised.methods.combined import CombinedUpdate
+from mtrl.supervised.problem import MultiTaskModel
+from mtrl.supervised.updates import Batch, Setup
+
+Share = Annotated[float, Within("(0, 1]")]
 
 
 class RoamingModel(MultiTaskModel):
@@ -32,7 +36,7 @@ class RoamingModel(MultiTaskModel):
     """
 
     def __init__(self, model: MultiTaskModel, *, share: float, seed: int) -> None:
-        check("share of maximum_roaming", share, Annotated[float, Within("(0, 1]")])
+        check("share", share, Share)
         super().__init__(model.encoder, dict(model.heads.items()))
         self.generator = torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
@@ -49,6 +53,7 @@ class RoamingModel(MultiTaskModel):
         for name, layer in zip(self.masks, layers, strict=True):
             self.register_buffer(name, _initial_mask(len(model.heads), _units(layer), share, self.generator))
             layer.register_forward_hook(self._masking(name))
+        self.to(next(self.parameters()).device)
 
     def representations(self, inputs: Tensor) -> list[Tensor]:
         """What the encoder makes of the inputs with each task's units."""
@@ -67,6 +72,7 @@ class RoamingModel(MultiTaskModel):
         return hook
 
 
+@method("maximum_roaming")
 class MaximumRoamingUpdate(CombinedUpdate):
     """Maximum Roaming (Pascal, Michiardi, Bost, Huet & Zuluaga, 2021) around any combiner.
 
@@ -75,11 +81,8 @@ class MaximumRoamingUpdate(CombinedUpdate):
     after about ``roaming_updates``. Every task's forward and backward pass goes through the encoder alone.
 
     Args:
-        model: what learns.
-        tasks: by name.
-        combiner: combines the tasks' gradients.
-        optimizer: makes the optimizer.
-        wrt: ``shared`` or ``last``: the tasks have no representation in common.
+        setup: see `Update`; ``wrt`` is ``shared`` or ``last``: the tasks have no representation in common.
+        share: see `RoamingModel`.
         roaming_updates: after how many updates every task has visited every unit.
 
     Raises:
@@ -88,20 +91,11 @@ class MaximumRoamingUpdate(CombinedUpdate):
 
     model: RoamingModel
 
-    def __init__(
-        self,
-        model: RoamingModel,
-        tasks: Mapping[str, Task],
-        combiner: Combiner,
-        optimizer: OptimizerOptions,
-        wrt: Wrt = "shared",
-        *,
-        roaming_updates: int,
-    ) -> None:
-        check("roaming_updates of maximum_roaming", roaming_updates, Count)
-        if wrt == "representation":
+    def __init__(self, setup: Setup, *, share: Share = 0.8, roaming_updates: Count = 2000) -> None:
+        if setup.wrt == "representation":
             raise InputError("wrt=representation: with maximum_roaming every task has its own; use shared or last")
-        super().__init__(model, tasks, combiner, optimizer, wrt)
+        model = RoamingModel(setup.benchmark.model, share=share, seed=setup.seed)
+        super().__init__(replace(setup, benchmark=replace(setup.benchmark, model=model)))
         self._updates = 0
         self._visited = [model.get_buffer(name).bool().cpu() for name in model.masks]
         swaps = [int((~visited).sum(1).max()) for visited in self._visited]

@@ -1,7 +1,7 @@
 """RotoGrad: every head reads a rotated representation, so that the tasks' gradients point the same way."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,14 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
-from mtrl.ranges import NotNegative, check
-from mtrl.supervised.problem import MultiTaskModel, Task
-from mtrl.supervised.updates import CombinedUpdate, OptimizerOptions, Wrt, named, set_learning_rate
+from mtrl.ranges import Index, NotNegative
+from mtrl.supervised.methods import method
+from mtrl.supervised.methods.combined import CombinedUpdate
+from mtrl.supervised.problem import Benchmark
+from mtrl.supervised.updates import Setup, named, set_learning_rate
 
 
+@method("rotograd")
 class RotoGradUpdate(CombinedUpdate):
     """RotoGrad (Javaloy & Valera, 2022) around any combiner.
 
@@ -24,12 +27,8 @@ class RotoGradUpdate(CombinedUpdate):
     agree) and 1. The rotations are kept orthogonal by the matrix exponential.
 
     Args:
-        model: what learns; a rotation is put before each of its heads.
-        tasks: by name.
-        combiner: combines the gradients of the rotated problem.
-        optimizer: makes the model's optimizer.
-        wrt: see `CombinedUpdate`; ``representation`` in the paper.
-        inputs: some inputs of the model, which tell the size of its representation.
+        setup: see `Update`; ``wrt`` is ``representation`` in the paper. A rotation is put before each of the model's
+            heads.
         learning_rate_scale: the rotations' learning rate (Adam's), as a multiple of the model's; 0 leaves them as
             they are.
         homogenize: bring gradients to one length before they are combined (section 3.1), see `Homogenized`.
@@ -39,30 +38,27 @@ class RotoGradUpdate(CombinedUpdate):
         InputError: if an option is out of range, or the representation is not a vector per sample.
     """
 
+    usual_wrt = "representation"
+
     def __init__(
         self,
-        model: MultiTaskModel,
-        tasks: Mapping[str, Task],
-        combiner: Combiner,
-        optimizer: OptimizerOptions,
-        wrt: Wrt = "representation",
+        setup: Setup,
         *,
-        inputs: Tensor,
-        learning_rate_scale: float = 1.0,
+        learning_rate_scale: NotNegative = 1.0,
         homogenize: bool = True,
-        burn_in: int = 20,
+        burn_in: Index = 20,
     ) -> None:
-        check("learning_rate_scale of rotograd", learning_rate_scale, NotNegative)
-        check("burn_in of rotograd", burn_in, NotNegative)
-        super().__init__(model, tasks, Homogenized(combiner, burn_in) if homogenize else combiner, optimizer, wrt)
+        combiner = Homogenized(setup.combiner, burn_in) if homogenize else setup.combiner
+        super().__init__(replace(setup, combiner=combiner))
         self._scale = learning_rate_scale
-        self.rotations = _rotations(model, inputs)
-        for (name, head), rotation in zip(list(model.heads.items()), self.rotations, strict=True):
-            model.heads[name] = nn.Sequential(rotation, head)
+        self.rotations = _rotations(setup.benchmark)
+        for (name, head), rotation in zip(list(self.model.heads.items()), self.rotations, strict=True):
+            self.model.heads[name] = nn.Sequential(rotation, head)
         self.rotation_optimizer = torch.optim.Adam(
             [parameter for rotation in self.rotations for parameter in rotation.parameters()],
-            lr=optimizer.learning_rate * learning_rate_scale,
+            lr=setup.optimizer.learning_rate * learning_rate_scale,
         )
+        self.stateful["rotation_optimizer"] = self.rotation_optimizer
 
     def _observe(self, losses: Sequence[Tensor], aliases: Sequence[Tensor]) -> dict[str, Tensor]:
         gradients = torch.autograd.grad(losses, aliases, retain_graph=True, materialize_grads=True)
@@ -81,15 +77,6 @@ class RotoGradUpdate(CombinedUpdate):
         """See `mtrl.supervised.updates.Update`."""
         super().set_learning_rate(learning_rate)
         set_learning_rate(self.rotation_optimizer, learning_rate * self._scale)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `mtrl.supervised.updates.Update`; the rotations are the model's."""
-        return super().state_dict() | {"rotation_optimizer": self.rotation_optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `mtrl.supervised.updates.Update`."""
-        super().load_state_dict(state)
-        self.rotation_optimizer.load_state_dict(state["rotation_optimizer"])
 
 
 class Homogenized(Combiner):
@@ -133,8 +120,10 @@ class Homogenized(Combiner):
         return scale * self.inner.weights(scale * losses, scale[:, None] * gramian * scale)
 
 
-def _rotations(model: MultiTaskModel, inputs: Tensor) -> list[nn.Linear]:
+def _rotations(benchmark: Benchmark) -> list[nn.Linear]:
+    model = benchmark.model
     training = model.training
+    inputs, _ = benchmark.train.batch(torch.arange(2), next(model.parameters()).device)
     with torch.no_grad():
         z = model.eval().encoder(inputs)
     model.train(training)

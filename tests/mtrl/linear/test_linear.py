@@ -7,17 +7,10 @@ from scipy.optimize import linprog
 from mtrl import combiners
 from mtrl.errors import InputError, RunError
 from mtrl.linear import data as regression_data
-from mtrl.linear.linear import (
-    balance,
-    certificate,
-    descend,
-    feasible,
-    random_weights,
-    scalarized,
-    sign_flips,
-    standardised,
-    verdict,
-)
+from mtrl.linear.certificate import certificate
+from mtrl.linear.data import standardised
+from mtrl.linear.surface import balance, descend, feasible, random_weights, scalarized
+from mtrl.linear.verdict import sign_flips, verdict
 
 # Signs of the three off-diagonal pairs: an even number of negative ones can be flipped away.
 FULLY = np.array([[1.0, 0.3, -0.4], [0.3, 1.0, -0.2], [-0.4, -0.2, 1.0]])

@@ -179,7 +179,7 @@ def test_splits_are_checked():
         ({"name": "multi_digits", "pairs": 1}, "unknown option of multi_digits 'pairs'"),
         ({"name": "multi_digits", "pairs_per_digit": 0}, "pairs_per_digit: expected an integer of at least 1"),
         ({"name": "multi_mnist"}, "data_dir"),
-        ({"name": "custom", "file": "/nowhere.py"}, "no file"),
+        ({"name": "custom", "file": "/nowhere.py"}, "no Python file"),
     ],
 )
 def test_bad_requests_are_refused(arguments, message):

@@ -13,9 +13,11 @@ from mtrl.run.metrics import read_metrics
 from mtrl.supervised import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
 from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metric_keys
 from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
+from mtrl.supervised.methods.combined import CombinedUpdate
+from mtrl.supervised.methods.individual import IndividualOptimizers, IndividualSteps, random_groups
 from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate, RoamingModel
 from mtrl.supervised.methods.rotograd import Homogenized, RotoGradUpdate
-from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, random_groups
+from mtrl.supervised.updates import OptimizerOptions, Setup
 
 CPU = torch.device("cpu")
 SGD = OptimizerOptions("sgd", learning_rate=0.05)
@@ -48,36 +50,25 @@ def problem(seed=0, dropout=0.2, split=Split):
     return Benchmark(tasks, MultiTaskModel(encoder, heads), *splits)
 
 
-def combined(benchmark, name="unitary", wrt="shared", optimizer=OptimizerOptions(learning_rate=0.01)):  # noqa: B008
-    combiner = combiners.make(name, len(benchmark.tasks), seed=3)
-    return CombinedUpdate(benchmark.model, benchmark.tasks, combiner, optimizer, wrt)
+def setup(benchmark, name="unitary", wrt="shared", optimizer=OptimizerOptions(learning_rate=0.01), seed=0):  # noqa: B008
+    return Setup(benchmark, combiners.make(name, len(benchmark.tasks), seed=3), optimizer, wrt, seed)
 
 
-def individual(benchmark, groups, optimizer, individual_optimizers):
-    return IndividualUpdates(
-        benchmark.model, benchmark.tasks, groups, optimizer, individual_optimizers=individual_optimizers
-    )
+def combined(benchmark, *arguments, **options):
+    return CombinedUpdate(setup(benchmark, *arguments, **options))
 
 
 def rotograd(benchmark, name="unitary", wrt="representation", **options):
-    combiner, optimizer = combiners.make(name, len(benchmark.tasks), seed=3), OptimizerOptions(learning_rate=0.01)
-    inputs = benchmark.train.inputs[:2]
-    return RotoGradUpdate(benchmark.model, benchmark.tasks, combiner, optimizer, wrt, inputs=inputs, **options)
+    return RotoGradUpdate(setup(benchmark, name, wrt), **options)
 
 
-def roaming(seed=0, share=0.5):
-    benchmark = problem(seed=seed)
-    return dataclasses.replace(benchmark, model=RoamingModel(benchmark.model, share=share, seed=seed))
-
-
-def maximum_roaming(benchmark, name="unitary", roaming_updates=16):
-    combiner = combiners.make(name, len(benchmark.tasks), seed=3)
-    return MaximumRoamingUpdate(
-        benchmark.model, benchmark.tasks, combiner, OptimizerOptions(), roaming_updates=roaming_updates
-    )
+def maximum_roaming(benchmark, name="unitary", roaming_updates=16, share=0.5):
+    made = setup(benchmark, name, optimizer=OptimizerOptions())
+    return MaximumRoamingUpdate(made, share=share, roaming_updates=roaming_updates)
 
 
 def trainer(path, benchmark, update, seed=1, **schedule):
+    benchmark = dataclasses.replace(benchmark, model=update.model)
     defaults = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "insight_every": 2} | schedule
     run = RunDirectory(path, {"seed": seed})
     try:
@@ -125,24 +116,24 @@ METHODS = {
     "rotograd": rotograd,
     "rotograd-famo": lambda b: rotograd(b, "famo", homogenize=False),
     "maximum_roaming": maximum_roaming,
-    "io": lambda b: individual(b, random_groups(list(b.tasks), 2, 0), OptimizerOptions(), True),
-    "auto_lambda": lambda b: AutoLambdaUpdate(b.model, b.tasks, OptimizerOptions()),
+    "io": lambda b: IndividualOptimizers(setup(b, optimizer=OptimizerOptions()), groups=2),
+    "auto_lambda": lambda b: AutoLambdaUpdate(setup(b, optimizer=OptimizerOptions())),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("at", [6, 9])
 def test_an_interrupted_run_goes_on_exactly(tmp_path, name, at):
-    make, fresh = METHODS[name], roaming if name == "maximum_roaming" else problem
-    whole = fresh()
+    make = METHODS[name]
+    whole = problem()
     _, expected = trained(tmp_path / "whole", whole, make(whole))
 
-    broken = fresh()
+    broken = problem()
     first = trainer(tmp_path / "broken", broken, Interrupting(make(broken), at))
     with pytest.raises(Interrupted, match="SIGTERM"):
         first.train()
     first.run.close()
-    resumed = fresh(seed=99)
+    resumed = problem(seed=99)
     _, found = trained(tmp_path / "broken", resumed, make(resumed))
 
     assert found.pop("counters")["resumes"] == 1
@@ -298,8 +289,7 @@ def stepped(update, benchmark, steps=5):
 @pytest.mark.parametrize("optimizer", [SGD, OptimizerOptions(weight_decay=0.01)])
 def test_individual_steps_of_one_group_are_unitary(optimizer):
     one, other = problem(dropout=0.0), problem(dropout=0.0)
-    groups = [list(one.tasks)]
-    found = stepped(individual(one, groups, optimizer, False), one)
+    found = stepped(IndividualSteps(setup(one, optimizer=optimizer), groups=1), one)
     assert torch.allclose(found, stepped(combined(other, optimizer=optimizer), other), atol=1e-6)
 
 
@@ -307,15 +297,14 @@ def test_individual_steps_of_one_group_are_unitary(optimizer):
 def test_individual_optimizers_are_individual_steps_without_memory(same):
     optimizer = SGD if same else OptimizerOptions("sgd", learning_rate=0.05, momentum=0.9)
     one, other = problem(dropout=0.0), problem(dropout=0.0)
-    groups = [["a"], ["b", "c"]]
-    found = stepped(individual(one, groups, optimizer, True), one)
-    expected = stepped(individual(other, groups, optimizer, False), other)
+    found = stepped(IndividualOptimizers(setup(one, optimizer=optimizer), groups=2), one)
+    expected = stepped(IndividualSteps(setup(other, optimizer=optimizer), groups=2), other)
     assert torch.allclose(found, expected, atol=1e-6) == same
 
 
 def test_individual_steps_follow_equation_4():
     one, other = problem(dropout=0.0), problem(dropout=0.0)
-    found = stepped(individual(one, [["a"], ["b"], ["c"]], SGD, False), one, steps=1)
+    found = stepped(IndividualSteps(setup(one, optimizer=SGD)), one, steps=1)
     indices = torch.randint(96, (16,), generator=torch.Generator().manual_seed(7))
     inputs, targets = other.train.batch(indices, CPU)
     for name, task in other.tasks.items():
@@ -333,7 +322,7 @@ def test_auto_lambda_looks_ahead_along_the_exact_gradient():
     benchmark = problem(dropout=0.0)
     benchmark.model.double()
     rate = 0.05
-    update = AutoLambdaUpdate(benchmark.model, benchmark.tasks, OptimizerOptions("sgd", learning_rate=rate))
+    update = AutoLambdaUpdate(setup(benchmark, optimizer=OptimizerOptions("sgd", learning_rate=rate)))
 
     def batch(start):
         inputs, targets = benchmark.train.batch(torch.arange(start, start + 16), CPU)
@@ -397,7 +386,8 @@ def test_the_rotation_loss_by_hand():
     tasks = {name: Task(lambda o, t: o.sum(), regression().metrics) for name in heads}
     model = MultiTaskModel(nn.Linear(2, 2), heads)
     inputs = torch.ones(1, 2)
-    update = RotoGradUpdate(model, tasks, combiners.make("unitary", 2), SGD, inputs=inputs, learning_rate_scale=1.0)
+    split = Split(torch.ones(2, 2), {})
+    update = rotograd(Benchmark(tasks, model, split, split, split), learning_rate_scale=1.0)
     logged = update.step((inputs, {"a": inputs, "b": inputs}), lambda: None, lambda: None)
     assert logged["rotation_loss/a"] == pytest.approx(-0.5)
     # The gradient (1, 0) at r of task a turns towards the mean at z = R^T r: the rotation is by a positive angle.
@@ -421,34 +411,35 @@ def test_homogenized_gradients_by_hand():
 
 def test_rotograd_needs_a_vector_per_sample():
     model = MultiTaskModel(nn.Conv2d(1, 2, 1), {"a": nn.Flatten()})
+    split = Split(torch.zeros(2, 1, 4, 4), {})
     with pytest.raises(InputError, match=r"shape \(2, 2, 4, 4\)"):
-        RotoGradUpdate(model, {"a": regression()}, combiners.make("unitary", 1), SGD, inputs=torch.zeros(2, 1, 4, 4))
+        rotograd(Benchmark({"a": regression()}, model, split, split, split))
 
 
 def test_maximum_roaming_visits_every_unit_and_keeps_the_share():
-    benchmark = roaming(share=0.5)
-    update = maximum_roaming(benchmark, roaming_updates=16)
-    (name,) = benchmark.model.masks
-    seen = benchmark.model.get_buffer(name).clone()
+    benchmark = problem()
+    update = maximum_roaming(benchmark, roaming_updates=16, share=0.5)
+    model = update.model
+    (name,) = model.masks
+    seen = model.get_buffer(name).clone()
     assert seen.sum(1).tolist() == [8, 8, 8]
     assert (seen.sum(0) > 0).all()
     for count in range(1, 17):
-        before = benchmark.model.get_buffer(name).clone()
+        before = model.get_buffer(name).clone()
         stepped(update, benchmark, steps=1)
-        mask = benchmark.model.get_buffer(name)
+        mask = model.get_buffer(name)
         assert (mask != before).sum(1).tolist() == ([2, 2, 2] if count % 2 == 0 else [0, 0, 0])
         assert mask.sum(1).tolist() == [8, 8, 8]
         seen += mask
     assert (seen > 0).all()
-    before = benchmark.model.get_buffer(name).clone()
+    before = model.get_buffer(name).clone()
     stepped(update, benchmark, steps=4)
-    assert torch.equal(benchmark.model.get_buffer(name), before)
+    assert torch.equal(model.get_buffer(name), before)
 
 
 def test_maximum_roaming_of_all_units_is_its_combiner():
     one, other = problem(dropout=0.0), problem(dropout=0.0)
-    one = dataclasses.replace(one, model=RoamingModel(one.model, share=1.0, seed=0))
-    found = stepped(maximum_roaming(one, "mgda"), one)
+    found = stepped(maximum_roaming(one, "mgda", share=1.0), one)
     expected = stepped(combined(other, "mgda", optimizer=OptimizerOptions()), other)
     assert torch.allclose(found, expected, atol=1e-6)
 
@@ -468,11 +459,8 @@ def test_a_task_neither_sees_nor_trains_the_units_of_others():
 
 
 def test_maximum_roaming_refuses_what_it_cannot_do():
-    benchmark = roaming()
     with pytest.raises(InputError, match="use shared or last"):
-        MaximumRoamingUpdate(
-            benchmark.model, benchmark.tasks, combiners.make("mgda", 3), SGD, "representation", roaming_updates=1
-        )
+        MaximumRoamingUpdate(setup(problem(), "mgda", "representation"))
     with pytest.raises(InputError, match="share"):
         RoamingModel(problem().model, share=0.0, seed=0)
     with pytest.raises(InputError, match="encoder has none"):
@@ -488,7 +476,8 @@ def test_gradients_by_the_representation_are_those_by_parameters_where_its_jacob
         tasks = {"a": regression(), "b": regression()}
         inputs = torch.tensor([[0.5, -0.5, 0.5, 0.5]])
         targets = {"a": torch.tensor([[3.0]]), "b": torch.tensor([[-1.0]])}
-        update = CombinedUpdate(model, tasks, combiners.make("mgda", 2), SGD, wrt)
+        split = Split(inputs, targets)
+        update = combined(Benchmark(tasks, model, split, split, split), "mgda", wrt, SGD)
         logged = update.step((inputs, targets), lambda: None, lambda: None)
         return encoder.weight.detach(), logged["weight/a"]
 
@@ -575,7 +564,7 @@ def test_targets_of_every_task_are_needed(tmp_path):
 def test_a_whole_checkpoint_of_something_else_is_refused_in_one_line(tmp_path):
     benchmark = problem()
     trained(tmp_path / "run", benchmark, combined(benchmark))
-    other = roaming()
+    other = problem()
     one = trainer(tmp_path / "run", other, maximum_roaming(other))
     with pytest.raises(RunError, match="is not one of this run") as caught:
         one.train()

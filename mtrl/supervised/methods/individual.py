@@ -1,0 +1,78 @@
+"""Alternating steps: one group of tasks after the other, with one moment memory or one for each."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtrl.errors import InputError
+from mtrl.ranges import Count
+from mtrl.supervised.methods import method
+from mtrl.supervised.updates import Batch, Setup, Update, named
+
+
+@method("individual_steps")
+class IndividualSteps(Update):
+    """MTL-IUS: steps for one group of tasks after the other on the same batch (Pascal et al., equations 4 to 6).
+
+    Each step minimises the sum of its group's losses. There is one optimizer, whose moment estimates mix the groups.
+
+    Args:
+        setup: see `Update`.
+        groups: how many, see `random_groups`.
+    """
+
+    combines = False
+    memory_per_group: ClassVar[bool] = False
+
+    def __init__(self, setup: Setup, *, groups: Count | None = None) -> None:
+        super().__init__(setup)
+        self.groups = random_groups(list(self.tasks), groups, setup.seed)
+        shared = list(self.model.encoder.parameters())
+        memories = self.groups if self.memory_per_group else self.groups[:1]
+        self.shared_optimizers = [setup.optimizer.make(shared) for _ in memories]
+        self.head_optimizer = setup.optimizer.make(list(self.model.heads.parameters()))
+        self.optimizers |= {f"optimizer_{number}": made for number, made in enumerate(self.shared_optimizers)}
+        self.optimizers["head_optimizer"] = self.head_optimizer
+
+    def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
+        """See `Update`."""
+        inputs, targets = batch
+        found: dict[str, Tensor] = {}
+        for number, group in enumerate(self.groups):
+            z = self.model.encoder(inputs)
+            losses = [self.tasks[name].loss(self.model.heads[name](z), targets[name]) for name in group]
+            self.model.zero_grad()  # gradients of other heads are None, so that their optimizer leaves them alone
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            self.shared_optimizers[number % len(self.shared_optimizers)].step()
+            self.head_optimizer.step()
+            moved()
+            found |= zip(group, losses, strict=True)
+        return named("loss", self.tasks, [found[name] for name in self.tasks])
+
+
+@method("individual_optimizers")
+class IndividualOptimizers(IndividualSteps):
+    """MTL-IO (Pascal et al., equation 7): each group has an optimizer of its own on the shared parameters."""
+
+    memory_per_group = True
+
+
+def random_groups(names: Sequence[str], count: int | None, seed: int) -> list[list[str]]:
+    """Distributes tasks equally and at random (Pascal et al., section 3.4); sizes differ by one at most.
+
+    Args:
+        names: the tasks.
+        count: how many groups; None is one per task.
+        seed: draws the partition.
+
+    Raises:
+        InputError: if ``count`` is not between 1 and the number of tasks.
+    """
+    if count is None:
+        return [[name] for name in names]
+    if not 1 <= count <= len(names):
+        raise InputError(f"groups: expected 1 to {len(names)} for {len(names)} tasks, got {count}")
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [[names[i] for i in order[group::count]] for group in range(count)]
