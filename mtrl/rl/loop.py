@@ -175,7 +175,7 @@ class Trainer:
         step = self.session.step
         self.session.progress.advance(step)
         if step % max(1, self.schedule.checkpoint_every // _PIECES) == 0:
-            self.session.write_ahead()
+            self.session.run.checkpoints.write_ahead(self.agent.replay)
         if self._due(self.schedule.log_every):
             self._log()
         if self._due(self.schedule.eval_every):

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class MetricsWriter:
         RunError: if Weights & Biases refuses (no account, no network).
     """
 
-    def __init__(self, directory: Path, step: int = 0, entries: tuple[int, int] | None = None) -> None:
+    def __init__(self, directory: Path, step: int = 0, entries: Sequence[int] | None = None) -> None:
         counts = entries or (None, None)
         self._numbers = _Lines(directory / "metrics.jsonl", step, counts[0])
         self._matrices = _Lines(directory / "matrices.jsonl", step, counts[1])

@@ -41,6 +41,7 @@ class Session:
 
     metrics: MetricsWriter
     progress: TrainingProgress
+    _algorithm: Resumable
 
     def __init__(
         self, run: RunDirectory, total: int, *, stream: Stream | None = None, show_progress: bool = True
@@ -50,9 +51,8 @@ class Session:
         self.seconds = 0.0
         self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
         self._stream, self._show_progress = stream, show_progress
-        self._algorithm: Resumable
         self._started = 0.0
-        self._signal: int | None = None
+        self._signals: list[int] = []
 
     @contextmanager
     def running(self, algorithm: Resumable) -> Iterator[bool]:
@@ -65,22 +65,24 @@ class Session:
             RunError: if there are checkpoints, but none is intact and of this run.
         """
         self._algorithm = algorithm
-        checkpoints = self.run.checkpoints
-        loaded, entries = checkpoints.load(self._stream), (0, 0)
+        checkpoints, entries = self.run.checkpoints, [0, 0]
+        loaded = checkpoints.load(self._stream)
         if loaded is not None:
+            state = loaded[1]
             with restoring(checkpoints.directory):
-                entries = self._restore(loaded[1])
+                self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
+                entries = list(state["metrics_entries"])
+                algorithm.load_state_dict(state)
+            self.counters["resumes"] += 1
+            self.counters["checkpoints_passed_over"] += checkpoints.passed_over
             checkpoints.discard_after(self.step)
         self.metrics = MetricsWriter(self.run.path, self.step, entries)
+        self.counters["metrics_dropped"] += self.metrics.dropped
+        self.counters["metrics_missing"] += self.metrics.missing
         self.progress = TrainingProgress(self.total, self.step, enabled=self._show_progress)
         self._started = time.monotonic() - self.seconds
         try:
-            with on_stop_request(self._request_stop), self.progress:
-                if loaded is not None:
-                    self.counters["resumes"] += 1
-                    self.counters["checkpoints_passed_over"] += checkpoints.passed_over
-                self.counters["metrics_dropped"] += self.metrics.dropped
-                self.counters["metrics_missing"] += self.metrics.missing
+            with on_stop_request(self._signals.append), self.progress:
                 if loaded is not None:
                     self.checkpoint()  # what was counted lasts, should this part not reach the next one
                 yield loaded is not None
@@ -101,18 +103,9 @@ class Session:
         """
         self.clock()
         self.metrics.flush()
-        own = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "counters": self.counters,
-            "metrics_entries": list(self.metrics.entries),
-        }
-        self.run.checkpoints.save(self.step, own | self._algorithm.state_dict(), self._stream)
-
-    def write_ahead(self) -> None:
-        """Writes in the background what the stream has gained, so that the next checkpoint has less to do."""
-        if self._stream is not None:
-            self.run.checkpoints.write_ahead(self._stream)
+        own = {"step": self.step, "seconds": self.seconds, "counters": self.counters}
+        state = own | {"metrics_entries": list(self.metrics.entries)} | self._algorithm.state_dict()
+        self.run.checkpoints.save(self.step, state, self._stream)
 
     def stop_if_asked(self, where: str) -> None:
         """Ends the run if a signal has asked for it.
@@ -123,16 +116,6 @@ class Session:
         Raises:
             Interrupted: then, after writing a checkpoint.
         """
-        if self._signal is not None:
+        if self._signals:
             self.checkpoint()
-            raise interruption(self._signal, f" {where}")
-
-    def _request_stop(self, signal_number: int) -> None:
-        self._signal = signal_number
-
-    def _restore(self, state: dict[str, Any]) -> tuple[int, int]:
-        """Goes back to a checkpoint; returns how many entries of metrics and matrices there were."""
-        self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
-        metrics, matrices = state["metrics_entries"]
-        self._algorithm.load_state_dict(state)
-        return metrics, matrices
+            raise interruption(self._signals[0], f" {where}")

@@ -28,19 +28,13 @@ class Sink(Protocol):
     """Takes in what is logged."""
 
     def write(self, step: int, values: Mapping[str, Any], wall_time: float) -> None:
-        """Takes in numbers, None where they are not finite, and matrices as nested lists.
-
-        Args:
-            step: of the entry.
-            values: by flat key.
-            wall_time: seconds since the epoch.
-        """
+        """Takes in numbers (None where they are not finite) and matrices (nested lists), by flat key."""
 
     def flush(self) -> None:
         """Hands on what was taken in."""
 
     def close(self) -> None:
-        """Ends it."""
+        """Flushes and ends."""
 
 
 class EventFile:

@@ -15,7 +15,7 @@ from mtrl import combiners
 GOALS = np.array([-0.6, 0.6, 0.0])
 """What each task wants first; it wants the opposite next."""
 TASKS = ["left", "right", "middle"]
-STEPS, BATCH = 1000, 32
+STEPS, BATCH = 800, 32
 
 
 def make_agent(observation: int = 2, action: int = 1, seed: int = 0, **options: Any) -> MultiTaskSAC:
