@@ -15,7 +15,7 @@ from mtrl.rl.loop import Schedule
 from mtrl.run.directory import read_config
 from mtrl.run.extracted_weights import WAYS
 from mtrl.run.machine import device_of
-from mtrl.run.metrics import check_wandb
+from mtrl.run.sinks import check_wandb
 
 
 @dataclass

@@ -21,7 +21,7 @@ from mtrl.ranges import Count, Seed, Within, check_fields
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
-from mtrl.run.metrics import check_wandb
+from mtrl.run.sinks import check_wandb
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
 from mtrl.supervised.options import options_of

@@ -34,7 +34,7 @@ _ROW = np.dtype(
         ("actions", np.float32, (ACTION_SIZE,)),
         ("active", np.bool_),
         # What a step leads to; see `envs.metaworld.vector.StepResult`.
-        ("observations", np.float32, (OBSERVATION_SIZE,)),
+        ("current_observations", np.float32, (OBSERVATION_SIZE,)),
         ("next_observations", np.float32, (OBSERVATION_SIZE,)),
         ("rewards", np.float64),
         ("terminated", np.bool_),

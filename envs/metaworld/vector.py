@@ -40,8 +40,8 @@ class StepResult(NamedTuple):
     An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset).
     """
 
-    observations: NDArray[np.float32]
-    """``[T, 39]``, what to act on next: where an episode has just ended, the first observation of the next."""
+    current_observations: NDArray[np.float32]
+    """``[T, 39]``, what to act on now: where an episode has just ended, the first observation of the next."""
     next_observations: NDArray[np.float32]
     """``[T, 39]``, what the action led to: where an episode has just ended, its final observation."""
     rewards: NDArray[np.float64]
@@ -126,9 +126,9 @@ class TaskVector:
         return len(self._workers)
 
     @property
-    def observations(self) -> NDArray[np.float32]:
-        """``[T, 39]``, a copy of what to act on next, also after `load_state_dict`."""
-        return np.array(self._block.observations)
+    def current_observations(self) -> NDArray[np.float32]:
+        """``[T, 39]``, a copy of what to act on now, also after `load_state_dict`."""
+        return np.array(self._block.current_observations)
 
     def reset(self, *, restart_goals: bool = False) -> NDArray[np.float32]:
         """Starts a new episode in every task.
@@ -141,7 +141,7 @@ class TaskVector:
         """
         self._call("reset", [restart_goals] * self.num_workers)
         self._started = True
-        return self.observations
+        return self.current_observations
 
     def step_async(self, actions: ArrayLike, active: ArrayLike | None = None) -> None:
         """Sends the actions and returns while the workers step.

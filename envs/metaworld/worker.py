@@ -85,11 +85,11 @@ class _Group:
             shared.episode_success[row] = task.episode_success
             if outcome.terminated or outcome.truncated:
                 task.reset()
-            shared.observations[row] = task.observation
+            shared.current_observations[row] = task.observation
 
     def reset(self, restart_goals: bool) -> None:
         for row, task in self._tasks.items():
-            self._block.observations[row] = task.reset(restart_goals=restart_goals)
+            self._block.current_observations[row] = task.reset(restart_goals=restart_goals)
 
     def state(self, _: None) -> dict[str, dict[str, Any]]:
         return {task.name: task.state() for task in self._tasks.values()}
@@ -97,4 +97,4 @@ class _Group:
     def load_state(self, states: dict[str, dict[str, Any]]) -> None:
         for row, task in self._tasks.items():
             task.load_state(states[task.name])
-            self._block.observations[row] = task.observation
+            self._block.current_observations[row] = task.observation

@@ -1,13 +1,14 @@
 """How often the deterministic policy succeeds."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.rl.protocols import Environments, Floats
+from mtrl.rl.protocols import Agent, Environments, Floats
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def evaluate(
     while (active := finished < episodes).any():
         environments.step_async(policy(observations), active)
         step = environments.step_wait()
-        observations = step.observations
+        observations = step.current_observations
         for task in np.flatnonzero(active & (step.terminated | step.truncated)):
             success[task, finished[task]] = step.episode_success[task]
             finished[task] += 1
@@ -71,44 +72,83 @@ def evaluate(
     return Evaluation(list(tasks), success)
 
 
-class BackgroundEvaluation:
-    """An evaluation in a thread beside training, of a policy that learning no longer changes.
+class EvaluationQueue:
+    """Policies that wait to be evaluated; the oldest is being played in a thread, which training goes on beside.
+
+    Learning no longer changes them, so when they are played makes no difference to what comes of it.
 
     Args:
-        policy: maps observations ``[T, O]`` to actions ``[T, A]``.
-        environments: made for evaluation: nothing else steps them while it runs.
-        episodes: per task.
-
-    Attributes:
-        finished: how many episodes every task has finished.
+        agent: whose policies they are.
+        make_environments: makes the environments to play in, at the first evaluation.
+        episodes: per task and evaluation.
     """
 
-    def __init__(self, policy: Callable[[Floats], Floats], environments: Environments, episodes: int) -> None:
-        self.finished = 0
+    def __init__(self, agent: Agent, make_environments: Callable[[], Environments], episodes: int) -> None:
+        self._agent, self._make_environments, self._episodes = agent, make_environments, episodes
+        self._environments: Environments | None = None
+        self._queue: list[dict[str, Any]] = []  # of ``step``, ``seconds`` and ``policy``
+        self._thread = ThreadPoolExecutor(1, "evaluation")
+        self._playing: Future[Evaluation] | None = None
+        self._finished = 0  # episodes of every task
         self._cancelled = False
-        with_one_thread = ThreadPoolExecutor(1, "evaluation")
-        self._future = with_one_thread.submit(evaluate, policy, environments, episodes, self._on_step)
-        with_one_thread.shutdown(wait=False)
 
-    @property
-    def done(self) -> bool:
-        """Whether the outcome is there."""
-        return self._future.done()
+    def add(self, step: int, seconds: float) -> None:
+        """Has the agent's policy of this moment evaluated.
 
-    def wait(self, seconds: float) -> None:
-        """Waits until it is done, but no longer than so."""
-        wait([self._future], seconds)
+        Args:
+            step: of this moment.
+            seconds: of training up to it.
+        """
+        self._queue.append({"step": step, "seconds": seconds, "policy": self._agent.policy_state()})
 
-    def result(self) -> Evaluation:
-        """Waits for the outcome, or for the error that ended it, which it raises."""
-        return self._future.result()
+    def outcomes(self, before: int, waiting: Callable[[str], None]) -> Iterator[tuple[int, float, Evaluation]]:
+        """Waits for the evaluations of the steps before this one, oldest first; starts the one after them.
 
-    def cancel(self) -> None:
-        """Ends it between two steps; returns when the environments are free."""
-        self._cancelled = True
-        wait([self._future])
+        Args:
+            before: the step.
+            waiting: called with how far an evaluation is, again and again while it is waited for. An error that it
+                raises leaves the evaluation in the queue.
+
+        Yields:
+            Step and seconds as in `add`, and the outcome.
+        """
+        while self._queue:
+            first = self._queue[0]
+            if self._playing is None:
+                self._playing = self._play(first["policy"])
+            if first["step"] >= before:
+                return
+            while not self._playing.done():
+                waiting(f"evaluating {self._finished}/{self._episodes} episodes")
+                wait([self._playing], 0.1)
+            evaluation, self._playing = self._playing.result(), None
+            del self._queue[0]
+            yield first["step"], first["seconds"], evaluation
+
+    def _play(self, policy: dict[str, Any]) -> Future[Evaluation]:
+        if self._environments is None:
+            self._environments = self._make_environments()
+        self._finished = 0
+        return self._thread.submit(
+            evaluate, self._agent.policy(policy), self._environments, self._episodes, self._on_step
+        )
 
     def _on_step(self, finished: Sequence[int]) -> None:
-        self.finished = min(finished)
+        self._finished = min(finished)
         if self._cancelled:
             raise InterruptedError("the evaluation was cancelled")
+
+    def close(self) -> None:
+        """Gives up what is being played, between two steps, and closes the environments."""
+        self._cancelled = True
+        self._thread.shutdown()
+        if self._environments is not None:
+            self._environments.close()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What is not evaluated yet."""
+        return self._queue
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Restores what `state_dict` gave."""
+        self._queue = state

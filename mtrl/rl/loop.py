@@ -1,7 +1,7 @@
 """The training loop: act, send, update while the simulators step, receive."""
 
-import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import RunError
-from mtrl.rl.evaluation import BackgroundEvaluation
+from mtrl.rl.evaluation import EvaluationQueue
 from mtrl.rl.protocols import Agent, Environments, Floats, Step
 from mtrl.rl.watchdog import Watchdog
-from mtrl.run.checkpoints import restoring
 from mtrl.run.directory import RunDirectory
-from mtrl.run.metrics import MetricsWriter
-from mtrl.run.progress import TrainingProgress
-from mtrl.run.signals import interruption, on_stop_request
+from mtrl.run.session import Session
 
 _PIECES = 10  # of the replay buffer between two checkpoints, so that none of them is long to write
 
@@ -59,6 +56,11 @@ class Trainer:
         run: the run's directory.
         schedule: when what happens.
         show_progress: draw a progress bar.
+
+    Attributes:
+        session: the run: steps done, seconds, checkpoints, metrics.
+        updates: gradient updates done.
+        evaluations: each evaluation's ``step``, ``success_mean`` and ``success`` by task.
     """
 
     def __init__(
@@ -71,28 +73,16 @@ class Trainer:
         *,
         show_progress: bool = True,
     ) -> None:
-        self.agent, self.environments, self.run, self.schedule = agent, environments, run, schedule
-        self.step = 0
+        self.agent, self.environments, self.schedule = agent, environments, schedule
+        self.session = Session(run, schedule.steps, stream=agent.replay, show_progress=show_progress)
+        self.session.counters["unstable_steps"] = 0
         self.updates = 0
-        self.seconds = 0.0
-        """Seconds of training, those before a restart included."""
         self.evaluations: list[dict[str, Any]] = []
-        """Each evaluation's ``step``, ``success_mean`` and ``success`` by task."""
-        self.counters = dict.fromkeys(
-            ("unstable_steps", "resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0
-        )
-        """What was dropped or repaired so far, for `summary`."""
         self.watchdog = Watchdog(environments.tasks, schedule.eval_every)
-        self._make_evaluation_environments = make_evaluation_environments
-        self._evaluation_environments: Environments | None = None
-        self._evaluation: BackgroundEvaluation | None = None
-        self._to_evaluate: list[dict[str, Any]] = []
-        """What is not evaluated yet, oldest first: ``step``, ``seconds`` and ``policy``. The first is being played."""
+        self._to_evaluate = EvaluationQueue(agent, make_evaluation_environments, schedule.eval_episodes)
         self._observations: Floats
         self._actions: Floats | None = None  # chosen, but not sent yet
         self._meter = _Meter(environments.tasks)
-        self._signal: int | None = None
-        self._show_progress = show_progress
 
     def train(self) -> None:
         """Runs to the end of the schedule.
@@ -101,213 +91,156 @@ class Trainer:
             Interrupted: on SIGINT or SIGTERM, after writing a checkpoint.
             RunError: if the run cannot go on. After a non-finite update, the last checkpoint is from before it.
         """
-        loaded = self.run.checkpoints.load(self.agent.replay)
-        entries = 0
-        if loaded is None:
-            self._observations = self.environments.reset()
-        else:
-            with restoring(self.run.checkpoints.directory):
-                entries = self._load_state_dict(loaded[1])
-            self.run.checkpoints.discard_after(self.step)
-        self._metrics = MetricsWriter(self.run.path, self.step, entries)
-        self._progress = TrainingProgress(self.schedule.steps, self.step, enabled=self._show_progress)
-        self._started = time.monotonic() - self.seconds
-        self._logged = self.step, self.updates, self.seconds
-        self.counters["metrics_dropped"] += self._metrics.dropped
-        self.counters["metrics_missing"] += self._metrics.missing
-        try:
-            with on_stop_request(self._stop), self._progress:
-                if loaded is not None:
-                    self.counters["resumes"] += 1
-                    self.counters["checkpoints_passed_over"] += self.run.checkpoints.passed_over
-                    self._checkpoint()  # what was counted lasts, should this part not reach the next one
-                if self.evaluations:
-                    self._progress.show(f"success {self.evaluations[-1]['success_mean']:.2f}")
-                self._evaluate()
-                while self.step < self.schedule.steps:
-                    self._advance()
-                    self._after_step()
-                    if self._signal is not None:
-                        self._interrupt()
-        finally:
-            self._metrics.close()
-            if self._evaluation is not None:
-                self._evaluation.cancel()
-            if self._evaluation_environments is not None:
-                self._evaluation_environments.close()
+        with closing(self._to_evaluate), self.session.running(self) as resumed:
+            if not resumed:
+                self._observations = self.environments.reset()
+            self._logged = self.session.step, self.updates, self.session.seconds
+            success = f"{self.evaluations[-1]['success_mean']:.2f}" if self.evaluations else "not evaluated yet"
+            self.session.progress.show(f"success {success}")
+            self._evaluate()
+            while self.session.step < self.schedule.steps:
+                self._advance()
+                self._after_step()
+                self._stop_if_asked()
 
     def summary(self) -> dict[str, Any]:
         """What a finished run came to, plain data."""
-        last = self.evaluations[-1]
         best = max(self.evaluations, key=lambda evaluation: float(evaluation["success_mean"]))
         return {
             "tasks": list(self.environments.tasks),
-            "steps": self.step,
-            "transitions": self.step * len(self.environments.tasks),
+            "steps": self.session.step,
+            "transitions": self.session.step * len(self.environments.tasks),
             "updates": self.updates,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.session.seconds, 1),
             "episodes_per_evaluation": self.schedule.eval_episodes,
-            "final": last,
+            "final": self.evaluations[-1],
             "best": {
                 "step": best["step"],
                 "success_mean": best["success_mean"],
                 "of_evaluations": len(self.evaluations),
             },
-            "counters": self.counters | {"warnings": self.watchdog.counts},
+            "counters": self.session.counters | {"warnings": self.watchdog.counts},
         }
 
     # ----------------------------------------------------------------------------------------------- one step
 
     def _advance(self) -> None:
         """One step in every task; the gradient update is computed while the simulators run."""
-        warm = self.step >= self.schedule.warmup_steps
+        warm = self.session.step >= self.schedule.warmup_steps
         if self._actions is None:
             self._actions = self.agent.act(self._observations) if warm else self.agent.act_randomly()
-        if self.step == self.schedule.warmup_steps:
+        if self.session.step == self.schedule.warmup_steps:
             self._catch_up()
         self.environments.step_async(self._actions)
         failure = None
         if warm:
             try:
-                self._update()
+                self._update(self.session.step + 1)
             except RunError as error:
                 failure = error
         step = self.environments.step_wait()
         self.agent.remember(self._observations, self._actions, step)
         self._meter.add_episodes(step)
-        self.counters["unstable_steps"] += int(step.unstable.sum())
+        self.session.counters["unstable_steps"] += int(step.unstable.sum())
         if warm:
             self.watchdog.observe(self._actions, step.rewards)
-        self._observations, self._actions = step.observations, None
-        self.step += 1
+        self._observations, self._actions = step.current_observations, None
+        self.session.step += 1
         if failure is not None:
             self._fail(failure)
 
     def _catch_up(self) -> None:
         """The updates that the warm-up had none of; a signal interrupts them, and the run goes on between two."""
-        while self.updates < self.schedule.catch_up_updates:
-            self._progress.show(f"catching up: {self.updates}/{self.schedule.catch_up_updates} updates")
+        wanted = self.schedule.catch_up_updates
+        while self.updates < wanted:
+            self.session.progress.show(f"catching up: {self.updates}/{wanted} updates")
             try:
                 self._meter.add_update(self.agent.update())
             except RunError as error:
                 self._fail(error)
             self.updates += 1
-            if self._signal is not None:
-                self._interrupt()
+            self._stop_if_asked()
 
-    def _update(self) -> None:
-        step = self.step + 1  # the one under way
+    def _update(self, step: int) -> None:
+        """The update of the step under way, which will be this one."""
         insight = self.schedule.insight_every > 0 and step % self.schedule.insight_every == 0
         metrics = self.agent.update(insight=insight)
         self.updates += 1
         self._meter.add_update({key: value for key, value in metrics.items() if key.startswith("train/")})
         if insight:
             conflict = {key: value for key, value in metrics.items() if not key.startswith("train/")}
-            self._metrics.write(step, self._clock(), conflict)
+            self.session.metrics.write(step, self.session.clock(), conflict)
 
     def _after_step(self) -> None:
-        self._progress.advance(self.step)
-        if self.step % max(1, self.schedule.checkpoint_every // _PIECES) == 0:
-            self.run.checkpoints.write_ahead(self.agent.replay)
+        step = self.session.step
+        self.session.progress.advance(step)
+        if step % max(1, self.schedule.checkpoint_every // _PIECES) == 0:
+            self.session.run.checkpoints.write_ahead(self.agent.replay)
         if self._due(self.schedule.log_every):
             self._log()
         if self._due(self.schedule.eval_every):
-            now = {"step": self.step, "seconds": self._clock(), "policy": self.agent.policy_state()}
-            self._to_evaluate.append(now)
+            self._to_evaluate.add(step, self.session.clock())
         self._evaluate()
         if self._due(self.schedule.checkpoint_every):
-            self._checkpoint()
+            self.session.checkpoint()
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.schedule.steps
-
-    def _clock(self) -> float:
-        self.seconds = time.monotonic() - self._started
-        return self.seconds
+        return self.session.step % every == 0 or self.session.step == self.schedule.steps
 
     def _log(self) -> None:
-        now = self._clock()
-        step, updates, seconds = self._logged
+        now = self.session.step, self.updates, self.session.clock()
+        steps, updates, seconds = (after - before for after, before in zip(now, self._logged, strict=True))
+        self._logged = now
         speed = {
-            "speed/steps_per_s": (self.step - step) / max(now - seconds, 1e-9),
-            "speed/updates_per_s": (self.updates - updates) / max(now - seconds, 1e-9),
+            "speed/steps_per_s": steps / max(seconds, 1e-9),
+            "speed/updates_per_s": updates / max(seconds, 1e-9),
         }
         averages = self._meter.averages()
-        self._metrics.write(self.step, now, averages | speed)
-        for warning in self.watchdog.check(self.step, averages):
-            self._progress.console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
-        self._logged = self.step, self.updates, now
         self._meter = _Meter(self.environments.tasks)
+        self.session.metrics.write(self.session.step, self.session.seconds, averages | speed)
+        for warning in self.watchdog.check(self.session.step, averages):
+            self.session.progress.console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
 
     def _evaluate(self) -> None:
-        """Plays what is to be evaluated, and logs it: at once, or beside training up to the next step of this kind.
+        """Logs what is evaluated: at once, or beside training up to the next step of evaluation or checkpoint.
 
         Either way, the step at which something is logged does not depend on how fast anything is.
         """
+        at_once = not self.schedule.eval_beside or self.session.step == self.schedule.steps
         due = self._due(self.schedule.eval_every) or self._due(self.schedule.checkpoint_every)
-        while self._to_evaluate:
-            if self._evaluation is None:
-                self._evaluation = self._play(self._to_evaluate[0]["policy"])
-            fresh = self._to_evaluate[0]["step"] == self.step
-            if self.schedule.eval_beside and self.step < self.schedule.steps and (fresh or not due):
-                return
-            self._end_evaluation(self._evaluation)
+        before = self.session.step + 1 if at_once else self.session.step if due else 0
+        for step, seconds, evaluation in self._to_evaluate.outcomes(before, self._while_evaluating):
+            self.watchdog.evaluated(step, evaluation.success_rates)
+            self.session.metrics.write(step, seconds, evaluation.metrics())
+            self.evaluations.append(
+                {"step": step, "success_mean": evaluation.success_mean, "success": evaluation.success_rates}
+            )
+            self.session.progress.report(f"success {evaluation.success_mean:.2f}")
 
-    def _play(self, policy: dict[str, Any]) -> BackgroundEvaluation:
-        if self._evaluation_environments is None:
-            self._evaluation_environments = self._make_evaluation_environments()
-        episodes = self.schedule.eval_episodes
-        return BackgroundEvaluation(self.agent.policy(policy), self._evaluation_environments, episodes)
-
-    def _end_evaluation(self, playing: BackgroundEvaluation) -> None:
-        """Waits for it and logs it; a signal gives it up, to be made up for when the run goes on."""
-        while not playing.done:
-            self._progress.show(f"evaluating {playing.finished}/{self.schedule.eval_episodes} episodes")
-            playing.wait(seconds=0.1)
-            if self._signal is not None:
-                self._interrupt()
-        evaluation = playing.result()
-        evaluated, self._evaluation = self._to_evaluate.pop(0), None
-        step: int = evaluated["step"]
-        self.watchdog.evaluated(step, evaluation.success_rates)
-        self._metrics.write(step, evaluated["seconds"], evaluation.metrics())
-        self.evaluations.append(
-            {"step": step, "success_mean": evaluation.success_mean, "success": evaluation.success_rates}
-        )
-        self._progress.report(f"success {evaluation.success_mean:.2f}")
+    def _while_evaluating(self, status: str) -> None:
+        self.session.progress.show(status)
+        self._stop_if_asked()
 
     # -------------------------------------------------------------------------------------- stopping, resuming
 
-    def _stop(self, signal_number: int) -> None:
-        self._signal = signal_number
-
-    def _interrupt(self) -> None:
-        assert self._signal is not None
-        self._checkpoint()
-        raise interruption(self._signal, f" at step {self.step}")
+    def _stop_if_asked(self) -> None:
+        self.session.stop_if_asked(f"at step {self.session.step}")
 
     def _fail(self, error: RunError) -> NoReturn:
-        self._checkpoint()
+        self.session.checkpoint()
+        directory = self.session.run.checkpoints.directory
         raise RunError(
-            f"{error} at step {self.step}; a checkpoint from before that update is in {self.run.checkpoints.directory}"
+            f"{error} at step {self.session.step}; a checkpoint from before that update is in {directory}"
         ) from error
 
-    def _checkpoint(self) -> None:
-        self._clock()
-        self._metrics.flush()
-        self.run.checkpoints.save(self.step, self._state_dict(), self.agent.replay)
-
-    def _state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from, except for the replay buffer's entries."""
         return {
             "tasks": list(self.environments.tasks),
-            "step": self.step,
             "updates": self.updates,
-            "seconds": self.seconds,
             "evaluations": self.evaluations,
-            "to_evaluate": self._to_evaluate,
-            "counters": self.counters,
+            "to_evaluate": self._to_evaluate.state_dict(),
             "watchdog": self.watchdog.state_dict(),
-            "metrics_entries": self._metrics.entries,
             "observations": torch.as_tensor(self._observations),
             "actions": None if self._actions is None else torch.as_tensor(self._actions),
             "meter": self._meter.state_dict(),
@@ -315,18 +248,16 @@ class Trainer:
             "environments": self.environments.state_dict(),
         }
 
-    def _load_state_dict(self, state: dict[str, Any]) -> int:
-        """Restores what `_state_dict` gave; returns how many entries of metrics there were."""
-        self.step, self.updates, self.seconds = state["step"], state["updates"], state["seconds"]
-        self.evaluations, self._to_evaluate = state["evaluations"], state["to_evaluate"]
-        self.counters = dict(state["counters"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.updates, self.evaluations = state["updates"], state["evaluations"]
+        self._to_evaluate.load_state_dict(state["to_evaluate"])
         self.watchdog.load_state_dict(state["watchdog"])
         self._observations = state["observations"].numpy()
         self._actions = None if state["actions"] is None else state["actions"].numpy()
         self._meter.load_state_dict(state["meter"])
         self.agent.load_state_dict(state["agent"])
         self.environments.load_state_dict(state["environments"])
-        return int(state["metrics_entries"])
 
 
 class _Meter:

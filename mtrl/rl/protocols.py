@@ -16,8 +16,8 @@ class Step(Protocol):
     """What one vector step led to, one row a task."""
 
     @property
-    def observations(self) -> Floats:
-        """``[T, O]``, what to act on next: a new episode's first observation where one has ended."""
+    def current_observations(self) -> Floats:
+        """``[T, O]``, what to act on now: a new episode's first observation where one has ended."""
 
     @property
     def next_observations(self) -> Floats:

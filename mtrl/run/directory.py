@@ -12,8 +12,7 @@ import yaml
 from mtrl.errors import InputError, RunError
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.files import write_json, write_text
-from mtrl.run.metrics import log_outcome
-from mtrl.sweep.sweeps import report
+from mtrl.run.member_report import report
 
 # What may differ between the parts of one run: where and how it is computed, not what.
 _FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb", "plugins")
@@ -22,8 +21,8 @@ _FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb", 
 class RunDirectory:
     """The directory of one run, locked while it is open.
 
-    It holds ``config.yaml``, ``metrics.jsonl``, TensorBoard event files, ``checkpoints/`` and, once the run has
-    finished, ``summary.json``.
+    It holds ``config.yaml``, ``metrics.jsonl``, ``matrices.jsonl``, TensorBoard event files, ``checkpoints/`` and,
+    once the run has finished, ``summary.json``.
 
     Args:
         path: the directory; made where it is missing.
@@ -76,6 +75,8 @@ class RunDirectory:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, which marks the run as completed."""
         if measures := headline(summary):
+            from mtrl.run.metrics import log_outcome  # not above: most who open a run write no metrics
+
             config = {key: value for key, value in flatten(self.config).items() if key not in _FREE_KEYS}
             log_outcome(self.path, config, measures)
         write_json(self.path / "summary.json", summary)

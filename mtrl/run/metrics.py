@@ -1,33 +1,23 @@
 """Metrics over the steps of a run: one JSON object per line, the same keys for TensorBoard and Weights & Biases."""
 
-import importlib.util
 import json
 import math
 import os
-import platform
 import time as clock
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import summary
-from torch.utils.tensorboard.summary import hparams
 
-from mtrl.errors import InputError, RunError, unknown_name
+from mtrl.errors import InputError
 from mtrl.run.files import naming, write_text
-
-WANDB_MODES = ("disabled", "offline", "online")
-_CELL = 12  # pixels of a matrix entry
+from mtrl.run.sinks import EventFile, Sink, WeightsAndBiases
 
 
 class MetricsWriter:
-    """Writes ``metrics.jsonl``, TensorBoard event files and, where the configuration says so, Weights & Biases.
+    """Writes ``metrics.jsonl``, ``matrices.jsonl``, TensorBoard event files and, if so configured, Weights & Biases.
 
     Where a run goes on, what it had written beyond its checkpoint is dropped, and the event files are written anew
     from the rest: curves have neither gaps nor doubles, whatever had reached the disk and whatever the clock says.
@@ -35,40 +25,39 @@ class MetricsWriter:
     Args:
         directory: the run directory.
         step: the step that the run goes on from.
-        entries: how many entries it had written by then; None is all up to that step.
+        entries: how many lines of both files it had written by then; None is all up to that step.
 
     Attributes:
-        entries: how many entries there are by now.
-        dropped: how many were dropped, a half-written one not counted.
-        missing: how many of those that the run had written by then are not there.
+        dropped: how many lines of ``metrics.jsonl`` were dropped, a half-written one not counted.
+        missing: how many lines of both files that the run had written by then are not there.
 
     Raises:
-        InputError: if Weights & Biases is not installed.
-        RunError: if it refuses (no account, no network).
+        InputError: if what a run goes on from is damaged, or Weights & Biases is not installed.
+        RunError: if Weights & Biases refuses (no account, no network).
     """
 
-    def __init__(self, directory: Path, step: int = 0, entries: int | None = None) -> None:
-        self._path = path = directory / "metrics.jsonl"
-        found = read_metrics(path) if path.exists() else []
-        kept = [entry for entry in found if entry["step"] <= step][:entries]
-        self.entries, self.dropped = len(kept), len(found) - len(kept)
-        self.missing = 0 if entries is None else entries - len(kept)
+    def __init__(self, directory: Path, step: int = 0, entries: Sequence[int] | None = None) -> None:
+        counts = entries or (None, None)
+        self._numbers = _Lines(directory / "metrics.jsonl", step, counts[0])
+        self._matrices = _Lines(directory / "matrices.jsonl", step, counts[1])
+        self.dropped = self._numbers.dropped
+        self.missing = self._numbers.missing + self._matrices.missing
         for file in directory.glob("events.out.tfevents.*"):
             file.unlink()
-        self._tensorboard = _EventFile(directory)
-        self._wandb = _open_wandb(directory)
-        now = clock.time()
-        for entry in kept:
-            values = {key: value for key, value in entry.items() if key not in ("step", "time")}
-            try:
-                self._plot(entry["step"], values, now + entry.get("time", 0) - kept[-1].get("time", 0))
-            except Exception as error:  # a damaged entry can fail in any way
-                self._tensorboard.close()
-                raise InputError(
-                    f"{path}, the entry of step {entry['step']}: {' '.join(str(error).split())}"
-                ) from error
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self._file = path.open("a")
+        events = EventFile(directory)
+        try:
+            _write_anew(events, self._numbers, self._matrices)
+            self._sinks: list[Sink] = [events, *_weights_and_biases(directory)]
+        except BaseException:
+            events.close()
+            raise
+        self._numbers.open()
+        self._matrices.open()
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """How many lines of ``metrics.jsonl`` and of ``matrices.jsonl`` there are by now."""
+        return self._numbers.count, self._matrices.count
 
     def write(self, step: int, time: float, values: Mapping[str, Any]) -> None:
         """Writes scalars and matrices; values that are not finite become ``null``.
@@ -83,60 +72,79 @@ class MetricsWriter:
             OSError: as the file system does.
         """
         finite = {key: _finite(value) for key, value in values.items()}
-        with naming(self._path):
-            self._file.write(json.dumps({"step": step, "time": round(time, 3), **finite}) + "\n")
-            self._file.flush()
-        self.entries += 1
-        self._plot(step, finite, clock.time())
-        self._tensorboard.flush()
-        if self._wandb is not None:
-            scalars = {key: value for key, value in finite.items() if not isinstance(value, list)}
-            self._wandb.log({"step": step, **scalars})
-
-    def _plot(self, step: int, values: Mapping[str, Any], wall_time: float) -> None:
-        for key, value in values.items():
-            if isinstance(value, list):
-                image = summary.image(key, heat_map(value), dataformats="HWC")  # type: ignore[no-untyped-call]
-                self._tensorboard.add(image, step, wall_time)
-            else:
-                scalar = summary.scalar(key, math.nan if value is None else value)  # type: ignore[no-untyped-call]
-                self._tensorboard.add(scalar, step, wall_time)
+        matrices = {key: value for key, value in finite.items() if isinstance(value, list)}
+        when = {"step": step, "time": round(time, 3)}
+        if len(matrices) < len(finite):
+            self._numbers.append(when | {key: value for key, value in finite.items() if key not in matrices})
+        if matrices:
+            self._matrices.append(when | matrices)
+        for sink in self._sinks:
+            sink.write(step, finite, clock.time())
+        self._sinks[0].flush()
 
     def flush(self) -> None:
         """Hands everything to the disk."""
-        with naming(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._tensorboard.flush()
+        for lines in (self._numbers, self._matrices):
+            lines.flush()
+        for sink in self._sinks:
+            sink.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        with self._file, naming(self._path):
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        with closing(self._numbers), closing(self._matrices):
+            for sink in self._sinks:
+                sink.close()
 
 
-class _EventFile:
-    """An event file of TensorBoard; its own writer has a thread, whose errors nobody would see in time."""
+class _Lines:
+    """A file of JSON lines that a run goes on with: what it holds beyond a checkpoint is left out."""
 
-    def __init__(self, directory: Path, suffix: str = "") -> None:
-        self._path = directory / f"events.out.tfevents.{clock.time():010.0f}.{platform.node()}.{os.getpid()}{suffix}"
-        self._file = self._path.open("wb")
-        self._records = RecordWriter(self._file)
-        self._records.write(Event(wall_time=clock.time(), file_version="brain.Event:2").SerializeToString())
+    def __init__(self, path: Path, step: int, count: int | None) -> None:
+        self.path = path
+        found = read_metrics(path) if path.exists() else []
+        self.kept = [entry for entry in found if entry["step"] <= step][:count]
+        self.count, self.dropped = len(self.kept), len(found) - len(self.kept)
+        self.missing = 0 if count is None else count - len(self.kept)
 
-    def add(self, summary: Any, step: int, wall_time: float) -> None:
-        with naming(self._path):
-            self._records.write(Event(wall_time=wall_time, step=step, summary=summary).SerializeToString())
+    def open(self) -> None:
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in self.kept))
+        self._file = self.path.open("a")
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        with naming(self.path):
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        self.count += 1
 
     def flush(self) -> None:
-        with naming(self._path):
+        with naming(self.path):
             self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        with naming(self._path):
+        with naming(self.path):
             self._file.close()
+
+
+def _write_anew(events: EventFile, *files: _Lines) -> None:
+    """Fills an event file with what the files hold; it is as long ago as it was when it was logged."""
+    now = clock.time()
+    times = [entry.get("time", 0) for lines in files for entry in lines.kept[-1:]]
+    for lines in files:
+        for entry in lines.kept:
+            values = {key: value for key, value in entry.items() if key not in ("step", "time")}
+            try:
+                events.write(entry["step"], values, now + entry.get("time", 0) - max(times))
+            except Exception as error:  # a damaged entry can fail in any way
+                where = f"{lines.path}, the entry of step {entry['step']}"
+                raise InputError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _weights_and_biases(directory: Path) -> list[WeightsAndBiases]:
+    """The run's session with Weights & Biases, where its configuration asks for one."""
+    file = directory / "config.yaml"
+    config = yaml.safe_load(file.read_text()) if file.exists() else {}
+    return [] if config.get("wandb", "disabled") == "disabled" else [WeightsAndBiases(directory, config)]
 
 
 def log_outcome(directory: Path, config: Mapping[str, Any], measures: Mapping[str, float]) -> None:
@@ -148,77 +156,19 @@ def log_outcome(directory: Path, config: Mapping[str, Any], measures: Mapping[st
         measures: the final measures; one that was not logged on the way gets its one point.
     """
     entries = read_metrics(directory / "metrics.jsonl")
-    logged = {key for entry in entries for key in entry}
+    step, logged = entries[-1]["step"], {key for entry in entries for key in entry}
     plain = {
         key: value if isinstance(value, str | int | float) else json.dumps(value)
         for key, value in config.items()
         if value is not None
     }
-    parts = list(hparams(plain, dict.fromkeys(measures, 0.0)))  # type: ignore[no-untyped-call]
-    parts += [summary.scalar(key, measures[key]) for key in measures.keys() - logged]  # type: ignore[no-untyped-call]
-    tensorboard = _EventFile(directory, ".outcome")
-    for part in parts:
-        tensorboard.add(part, entries[-1]["step"], clock.time())
-    tensorboard.close()
-    if (wandb := _open_wandb(directory)) is not None:
-        wandb.summary.update(measures)
-        wandb.finish()
-
-
-def check_wandb(mode: str) -> None:
-    """Refuses a mode of Weights & Biases that is unknown, or cannot be had here.
-
-    Raises:
-        InputError: then.
-    """
-    if mode not in WANDB_MODES:
-        raise unknown_name("wandb mode", mode, WANDB_MODES)
-    if mode != "disabled" and importlib.util.find_spec("wandb") is None:
-        raise InputError(f"wandb={mode} needs Weights & Biases: pip install 'mtrl[wandb]'")
-
-
-def _open_wandb(directory: Path) -> Any:
-    """The run's session with Weights & Biases, always under the same id; None where it is disabled."""
-    file = directory / "config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.exists() else {}
-    mode = config.get("wandb", "disabled")
-    if mode == "disabled":
-        return None
-    check_wandb(mode)
-    import wandb
-
-    identity = directory / "wandb" / "run-id"
-    if not identity.exists():
-        identity.parent.mkdir(exist_ok=True)
-        write_text(identity, uuid.uuid4().hex[:8])
-    try:
-        run = wandb.init(
-            project="mtrl",
-            name=directory.name,
-            id=identity.read_text(),
-            resume="allow",
-            mode=mode,
-            dir=directory,
-            config=config,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        run.define_metric("*", step_metric="step")  # an evaluation is logged later than its step
-        return run
-    except wandb.Error as error:
-        raise RunError(f"wandb={mode}: {' '.join(str(error).split())}") from error
-
-
-def heat_map(matrix: list[list[float | None]]) -> NDArray[np.uint8]:
-    """A picture of a matrix: blue is -1, white 0, red 1, grey not finite.
-
-    Returns:
-        ``[height, width, 3]``.
-    """
-    values = np.array(matrix, dtype=float)
-    strength = np.clip(np.abs(np.nan_to_num(values)), 0, 1)[..., None]
-    colour = np.where(values[..., None] > 0, (0.70, 0.09, 0.17), (0.13, 0.40, 0.67))
-    pixels = np.where(np.isnan(values)[..., None], 0.5, 1 - strength * (1 - colour))
-    return np.kron(np.round(255 * pixels), np.ones((_CELL, _CELL, 1))).astype(np.uint8)
+    events = EventFile(directory, ".outcome")
+    events.write_hparams(step, plain, measures)
+    events.write(step, {key: value for key, value in measures.items() if key not in logged}, clock.time())
+    events.close()
+    for session in _weights_and_biases(directory):
+        session.write_summary(measures)
+        session.close()
 
 
 def _finite(value: Any) -> Any:
@@ -229,7 +179,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``metrics.jsonl``, also of a running or killed run: a half-written last line is left out.
+    """The entries of a file of a `MetricsWriter`, also of a running or killed one: half a last line is left out.
 
     Raises:
         InputError: if a line before the last one is damaged.

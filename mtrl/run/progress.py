@@ -33,7 +33,7 @@ class TrainingProgress:
         self._plain = enabled and not self.console.is_terminal
         self._total, self._step, self._first = total, step, step
         self._start = self._last_line = time.monotonic()
-        self._status = "success not evaluated yet"
+        self._status = ""
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),

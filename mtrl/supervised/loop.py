@@ -11,11 +11,8 @@ from torch import Tensor
 from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.gradients import NonFiniteError
 from mtrl.gradients.conflict import conflict_metrics
-from mtrl.run.checkpoints import restoring
 from mtrl.run.directory import RunDirectory
-from mtrl.run.metrics import MetricsWriter
-from mtrl.run.progress import TrainingProgress
-from mtrl.run.signals import interruption, on_stop_request
+from mtrl.run.session import Session
 from mtrl.supervised.measures import Distance, relative_gain, shared_gradients
 from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task
 from mtrl.supervised.updates import Batch, Update
@@ -131,6 +128,11 @@ class Trainer:
         device: where the model is.
         show_progress: draw a progress bar.
 
+    Attributes:
+        session: the run: updates done, seconds of training and validation, checkpoints, metrics.
+        epoch_seconds: seconds of each epoch's updates.
+        chosen: the selected models by criterion: ``score``, ``epoch``, ``metrics`` (validation) and ``model``.
+
     Raises:
         InputError: if the schedule does not fit the benchmark.
     """
@@ -146,34 +148,25 @@ class Trainer:
         device: torch.device,
         show_progress: bool = True,
     ) -> None:
-        self.benchmark, self.update, self.run, self.schedule = benchmark, update, run, schedule
+        self.benchmark, self.update, self.schedule = benchmark, update, schedule
         self.seed, self.device = seed, device
         self.selection, self._scores = criteria(benchmark.tasks, schedule.selection, schedule.reference)
         self.batches = len(benchmark.train) // schedule.batch_size
         if not self.batches:
             raise InputError(f"batch_size={schedule.batch_size}, but there are {len(benchmark.train)} training samples")
         benchmark.check(device)
-        self.step = 0
-        """Updates so far."""
-        self.seconds = 0.0
-        """Seconds of training and validation, those before a restart included."""
+        self.session = Session(run, schedule.epochs * self.batches, show_progress=show_progress)
         self.epoch_seconds: list[float] = []
-        """Seconds of each epoch's updates."""
         self.chosen: dict[str, dict[str, Any]] = {}
-        """The selected models by criterion: ``score``, ``epoch``, ``metrics`` (validation) and ``model``."""
         self.distance = Distance(list(benchmark.model.encoder.parameters()))
-        self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
-        """What was dropped or repaired so far, for `summary`."""
-        self._partial_seconds = 0.0
+        self._partial_seconds = 0.0  # of the epoch under way
         self._sums: dict[str, Tensor] = {}
         self._conflict: dict[str, Any] = {}
-        self._signal: int | None = None
-        self._show_progress = show_progress
 
     @property
     def epoch(self) -> int:
         """Complete epochs so far."""
-        return self.step // self.batches
+        return self.session.step // self.batches
 
     def train(self) -> None:
         """Runs to the end of the schedule, or until patience is lost.
@@ -182,43 +175,21 @@ class Trainer:
             Interrupted: on SIGINT or SIGTERM, after writing a checkpoint.
             RunError: if a loss, gradient or weight is not finite, or no model could be selected.
         """
-        loaded = self.run.checkpoints.load()
-        entries = 0
-        if loaded is None:
-            torch.manual_seed(self.seed)
-        else:
-            with restoring(self.run.checkpoints.directory):
-                entries = self._load_state_dict(loaded[1])
-            self.run.checkpoints.discard_after(self.step)
-        total = self.schedule.epochs * self.batches
-        self._metrics = MetricsWriter(self.run.path, self.step, entries)
-        self.counters["metrics_dropped"] += self._metrics.dropped
-        self.counters["metrics_missing"] += self._metrics.missing
-        progress = TrainingProgress(total, self.step, enabled=self._show_progress)
-        progress.show("")
-        started = time.monotonic() - self.seconds
-        self.benchmark.model.train()
-        try:
-            with on_stop_request(self._stop), progress:
-                if loaded is not None:
-                    self.counters["resumes"] += 1
-                    self.counters["checkpoints_passed_over"] += self.run.checkpoints.passed_over
-                    self._checkpoint()  # what was counted lasts, should this part not reach the next one
-                while self.step < total and not self._out_of_patience():
-                    for position in range(self.step % self.batches, self.batches):
-                        self._advance(position)
-                        self.seconds = time.monotonic() - started
-                        progress.advance(self.step)
-                        if self._signal is not None and position + 1 < self.batches:
-                            self._interrupt()
-                    progress.report(self._end_epoch())
-                    self.seconds = time.monotonic() - started
-                    if self._signal is not None:
-                        self._interrupt()
-                    if self.epoch % self.schedule.checkpoint_every == 0 or self.step == total:
-                        self._checkpoint()
-        finally:
-            self._metrics.close()
+        session = self.session
+        with session.running(self) as resumed:
+            if not resumed:
+                torch.manual_seed(self.seed)
+            self.benchmark.model.train()
+            while self.epoch < self.schedule.epochs and not self._out_of_patience():
+                for position in range(session.step % self.batches, self.batches):
+                    if position:
+                        session.stop_if_asked(f"in epoch {self.epoch + 1}")
+                    self._advance(position)
+                    session.progress.advance(session.step)
+                self._end_epoch()
+                session.stop_if_asked(f"in epoch {self.epoch + 1}")
+                if self.epoch % self.schedule.checkpoint_every == 0 or self.epoch == self.schedule.epochs:
+                    session.checkpoint()
         if len(self.chosen) < len(self._scores):
             raise RunError("no model could be selected: a validation metric was never finite")
 
@@ -252,11 +223,11 @@ class Trainer:
                 "scores": {criterion: chosen["score"] for criterion, chosen in self.chosen.items()},
             },
             "epochs": self.epoch,
-            "updates": self.step,
-            "seconds": round(self.seconds, 3),
+            "updates": self.session.step,
+            "seconds": round(self.session.seconds, 3),
             "epoch_seconds": [round(seconds, 4) for seconds in self.epoch_seconds],
             "distance": self.distance.measures(),
-            "counters": self.counters,
+            "counters": self.session.counters,
         }
 
     # ----------------------------------------------------------------------------------------------- one update
@@ -287,12 +258,12 @@ class Trainer:
         except NonFiniteError as error:
             task = "" if error.task is None else f" of task {list(self.benchmark.tasks)[error.task]}"
             raise RunError(
-                f"non-finite {error.quantity}{task} in epoch {epoch + 1}, update {self.step + 1}: "
+                f"non-finite {error.quantity}{task} in epoch {epoch + 1}, update {self.session.step + 1}: "
                 "try a smaller learning rate or another method"
             ) from error
         for key, value in logged.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self.step += 1
+        self.session.step += 1
         self._partial_seconds += time.monotonic() - begun
 
     def _another_batch(self, epoch: int, position: int) -> Batch:
@@ -308,8 +279,9 @@ class Trainer:
         found = conflict_metrics(combination, list(self.benchmark.tasks))
         return {f"conflict/shared/{key.replace('_to_update', '_to_average')}": value for key, value in found.items()}
 
-    def _end_epoch(self) -> str:
-        """Validates, selects and logs; says how it went."""
+    def _end_epoch(self) -> None:
+        """Validates, selects and logs."""
+        seconds = self.session.clock()
         validated = evaluate(self.benchmark.model, self.benchmark.tasks, self.benchmark.validation, self.device)
         averages = means(self.benchmark.tasks, validated)
         for criterion, score in self._scores.items():
@@ -318,9 +290,9 @@ class Trainer:
                 model = {key: tensor.detach().clone() for key, tensor in self.benchmark.model.state_dict().items()}
                 self.chosen[criterion] = {"score": value, "epoch": self.epoch, "metrics": validated, "model": model}
         self.epoch_seconds.append(self._partial_seconds)
-        self._metrics.write(
-            self.step,
-            self.seconds,
+        self.session.metrics.write(
+            self.session.step,
+            seconds,
             {"epoch": self.epoch}
             | {f"train/{key}": float(total) / self.batches for key, total in self._sums.items()}
             | {f"val/{key}": value for key, value in (validated | averages).items()}
@@ -329,7 +301,8 @@ class Trainer:
             | {"speed/epoch_seconds": self._partial_seconds},
         )
         self._sums, self._conflict, self._partial_seconds = {}, {}, 0.0
-        return f"epoch {self.epoch}  " + "  ".join(f"{key} {value:.4f}" for key, value in averages.items())
+        told = "  ".join(f"{key} {value:.4f}" for key, value in averages.items())
+        self.session.progress.report(f"epoch {self.epoch}  {told}")
 
     def _out_of_patience(self) -> bool:
         best = max((chosen["epoch"] for chosen in self.chosen.values()), default=0)
@@ -339,48 +312,30 @@ class Trainer:
         self.benchmark.model.load_state_dict(state)
         return evaluate(self.benchmark.model, self.benchmark.tasks, self.benchmark.test, self.device)
 
-    # -------------------------------------------------------------------------------------- stopping, resuming
+    # ---------------------------------------------------------------------------------------------------- state
 
-    def _stop(self, signal_number: int) -> None:
-        self._signal = signal_number
-
-    def _interrupt(self) -> None:
-        assert self._signal is not None
-        self._checkpoint()
-        raise interruption(self._signal, f" in epoch {self.epoch + 1}")
-
-    def _checkpoint(self) -> None:
-        self._metrics.flush()
-        self.run.checkpoints.save(self.step, self._state_dict())
-
-    def _state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from."""
         return {
-            "step": self.step,
-            "seconds": self.seconds,
             "epoch_seconds": self.epoch_seconds,
             "partial_seconds": self._partial_seconds,
             "sums": self._sums,
             "chosen": self.chosen,
             "distance": self.distance.state_dict(),
-            "counters": self.counters,
-            "metrics_entries": self._metrics.entries,
             "model": self.benchmark.model.state_dict(),
             "update": self.update.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
-    def _load_state_dict(self, state: dict[str, Any]) -> int:
-        """Restores what `_state_dict` gave; returns how many entries of metrics there were."""
-        self.step, self.seconds = state["step"], state["seconds"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
         self.epoch_seconds, self._partial_seconds = state["epoch_seconds"], state["partial_seconds"]
         self._sums = {key: value.to(self.device) for key, value in state["sums"].items()}
         self.chosen = state["chosen"]
         self.distance.load_state_dict(state["distance"])
-        self.counters = dict(state["counters"])
         self.benchmark.model.load_state_dict(state["model"])
         self.update.load_state_dict(state["update"])
         torch.set_rng_state(state["random"])
         if state["random_device"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_device"], self.device)
-        return int(state["metrics_entries"])

@@ -50,7 +50,7 @@ def _iteration(agent: MultiTaskSAC, vector: TaskVector) -> Callable[[Work], None
         between()
         step = vector.step_wait()
         agent.remember(observations, actions, step)
-        observations = step.observations
+        observations = step.current_observations
 
     return iteration
 

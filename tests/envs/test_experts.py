@@ -52,7 +52,7 @@ def test_experts_succeed_as_on_the_plain_environments() -> None:
                 assert success == result.terminated[row]
                 outcomes[tasks[row]] = success, length, float(result.episode_return[row])
                 active[row] = False
-            observations = result.observations
+            observations = result.current_observations
             if not active.any():
                 break
     assert all(success for success, _, _ in outcomes.values())
@@ -65,7 +65,7 @@ def test_actions_are_clipped() -> None:
     with TaskVector(["pick-place-v3"], seed=SEED, reward_version="v1") as vector:
         policy, observations = POLICIES["pick-place-v3"](), vector.reset()
         for _ in range(25):
-            observations = vector.step(expert_action(policy, observations[0])[None]).observations
+            observations = vector.step(expert_action(policy, observations[0])[None]).current_observations
         state, rewards = vector.state_dict(), []
         for effort in (0.5, 1.0, 7.5):
             vector.load_state_dict(state)

@@ -112,9 +112,9 @@ def test_goals_are_those_of_the_package(name: str) -> None:
 
 def test_evaluation_visits_every_goal_once_and_restarts() -> None:
     with TaskVector(TASKS[:2], seed=0, num_workers=1, horizon=1, goals="evaluation") as vector:
-        first = [vector.reset()] + [result.observations for result in play(vector, np.zeros((60, 2, 4)))]
+        first = [vector.reset()] + [result.current_observations for result in play(vector, np.zeros((60, 2, 4)))]
         again = [vector.reset(restart_goals=True)]
-        again += [result.observations for result in play(vector, np.zeros((20, 2, 4)))]
+        again += [result.current_observations for result in play(vector, np.zeros((20, 2, 4)))]
     for task in range(2):
         starts = np.array(first)[:, task]
         assert len(np.unique(starts[:50], axis=0)) == 50
@@ -127,8 +127,8 @@ def test_fixed_goal_is_the_same_always_and_for_the_same_seed() -> None:
     for seed in (0, 0, 1):
         with TaskVector(TASKS[:2], seed=seed, num_workers=1, horizon=2, goals="fixed") as vector:
             results = play_from_reset(vector, 5)
-            assert (results[1].observations == results[3].observations).all()
-            starts.append(results[1].observations)
+            assert (results[1].current_observations == results[3].current_observations).all()
+            starts.append(results[1].current_observations)
     assert (starts[0] == starts[1]).all()
     assert (starts[0] != starts[2]).any(1).all()
 
@@ -158,10 +158,10 @@ def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version:
             assert result.truncated[index] == ((step + 1) % horizon == 0)
             if result.truncated[index]:
                 total = 0.0
-                assert result.observations[index].tobytes() == task.reset().astype(np.float32).tobytes()
-                assert (result.observations[index] != result.next_observations[index]).any()
+                assert result.current_observations[index].tobytes() == task.reset().astype(np.float32).tobytes()
+                assert (result.current_observations[index] != result.next_observations[index]).any()
             else:
-                assert (result.observations[index] == result.next_observations[index]).all()
+                assert (result.current_observations[index] == result.next_observations[index]).all()
         assert not any(result.terminated.any() or result.unstable.any() for result in results)
 
 
@@ -195,7 +195,7 @@ def test_inactive_tasks_stay_where_they_are() -> None:
     assert rows(partial, 2) == rows(full, 2)
     assert rows(resumed, 1) == rows(full, 1)
     for result in partial:
-        assert (result.observations[1] == start[1]).all()
+        assert (result.current_observations[1] == start[1]).all()
         assert result.rewards[1] == 0
         assert not any(flags[1] for flags in (result.terminated, result.truncated, result.success))
 
@@ -207,13 +207,13 @@ def test_saved_state_goes_on_bit_for_bit_with_other_workers_and_other_speed() ->
         play(vector, actions[:20])
         file = io.BytesIO()
         torch.save(vector.state_dict(), file)
-        observations, uninterrupted = vector.observations, play(vector, actions[20:])
+        observations, uninterrupted = vector.current_observations, play(vector, actions[20:])
     file.seek(0)
     state = torch.load(file, weights_only=True)
     for num_workers, fast in ((3, True), (1, False)):
         with TaskVector(TASKS, seed=0, num_workers=num_workers, horizon=15, fast=fast) as vector:
             vector.load_state_dict(state)
-            assert (vector.observations == observations).all()
+            assert (vector.current_observations == observations).all()
             resumed = play(vector, actions[20:])
         for index in range(3):
             assert rows(resumed, index) == rows(uninterrupted, index)
@@ -235,7 +235,7 @@ def test_unstable_simulation_ends_the_episode_and_says_so() -> None:
         start = vector.reset()
         vector.step(zeros)
         state = vector.state_dict()
-        last = vector.observations
+        last = vector.current_observations
         physics = state["tasks"][TASKS[0]]["simulation"]["physics"]
         physics[20:] = 1e12  # positions come first, then velocities: far beyond what MuJoCo accepts
         vector.load_state_dict(state)
@@ -245,7 +245,7 @@ def test_unstable_simulation_ends_the_episode_and_says_so() -> None:
         assert not broken.terminated[0]
         assert broken.rewards[0] == 0
         assert (broken.next_observations == last).all()
-        assert (broken.observations != start).any()
+        assert (broken.current_observations != start).any()
         following = vector.step(zeros)
         assert not following.unstable[0]
         assert not following.truncated[0]

@@ -46,12 +46,18 @@ def run(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(script, *overrides), capture_output=True, text=True, check=False, timeout=300)
 
 
-def comparable(directory: Path) -> list[dict[str, Any]]:
+def comparable(directory: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The metrics without what depends on the clock."""
     return [
         {key: value for key, value in entry.items() if key != "time" and not key.startswith("speed/")}
-        for entry in read_metrics(directory / "metrics.jsonl")
+        for entry in read_metrics(directory / file)
     ]
+
+
+def assert_same_metrics(one: Path, other: Path) -> None:
+    """The same numbers and matrices, whatever the clock says."""
+    for file in ("metrics.jsonl", "matrices.jsonl"):
+        assert comparable(one, file) == comparable(other, file)
 
 
 def parameters(directory: Path) -> dict[str, torch.Tensor]:
@@ -92,6 +98,11 @@ def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     training = next(e for e in comparable(finished) if "train/critic_loss" in e)
     assert {"train/actor_loss", "train/temperature", "train/entropy"} < set(training)
     assert any("conflict/critic/cosine_mean" in e for e in comparable(finished))
+    matrices = comparable(finished, "matrices.jsonl")
+    assert [e["step"] for e in matrices] == [40, 60, 80]
+    assert all(e.keys() == {"step", "conflict/critic/cosines", "conflict/actor/cosines"} for e in matrices)
+    for line in (finished / "metrics.jsonl").read_text().splitlines():
+        assert all(value is None or isinstance(value, int | float) for value in json.loads(line).values())
     assert Checkpoints(finished / "checkpoints").steps() == [80, 90]
     assert list(finished.glob("events.out.tfevents.*"))
     Image.open(finished / "learning_curve.png").verify()
@@ -128,7 +139,7 @@ def test_a_stopped_run_continues_as_if_nothing_had_happened(
     assert not (directory / "summary.json").exists()
     result = run("train.py", *overrides)
     assert result.returncode == 0, result.stderr
-    assert comparable(directory) == comparable(finished)
+    assert_same_metrics(directory, finished)
     whole, resumed = parameters(finished), parameters(directory)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)

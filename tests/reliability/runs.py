@@ -81,21 +81,26 @@ def wait_for(process: subprocess.Popen[str], *files: str, within: Path) -> None:
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
-    """The entries of ``metrics.jsonl`` without what depends on the clock."""
+    """What was logged, numbers and matrices, without what depends on the clock."""
     return [
         {key: value for key, value in entry.items() if key != "time" and not key.startswith("speed/")}
-        for entry in read_metrics(directory / "metrics.jsonl")
+        for file in ("metrics.jsonl", "matrices.jsonl")
+        for entry in read_metrics(directory / file)
     ]
 
 
-def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's curves, as TensorBoard reads them, without what depends on the clock."""
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+def curves(directory: Path) -> dict[str, list[tuple[int, Any]]]:
+    """TensorBoard's curves and heat maps, as TensorBoard reads them, without what depends on the clock."""
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    return {
+    numbers: dict[str, list[tuple[int, Any]]] = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
         if not tag.startswith("speed/")
+    }
+    return numbers | {
+        tag: [(image.step, image.encoded_image_string) for image in events.Images(tag)]
+        for tag in events.Tags()["images"]
     }
 
 

@@ -18,7 +18,9 @@ from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, directory_of, read_config, read_summary
 from mtrl.run.files import write_atomically, write_json
-from mtrl.run.metrics import MetricsWriter, check_wandb, heat_map, read_metrics
+from mtrl.run.member_report import MEMBER_REPORT
+from mtrl.run.metrics import MetricsWriter, read_metrics
+from mtrl.run.sinks import check_wandb, heat_map
 from mtrl.sweep.sweeps import Member
 from scripts.entry import message_of
 
@@ -153,23 +155,96 @@ def test_metrics_go_on_without_gaps_or_doubles(tmp_path: Path, start: int) -> No
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == expected
 
 
-def test_matrices_are_kept_in_the_metrics_and_drawn(tmp_path: Path) -> None:
+def test_matrices_have_a_file_of_their_own_and_are_drawn(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
-    writer.write(10, 1.0, {"conflict/critic/cosines": [[1.0, -1.0], [float("nan"), 0.0]]})
+    writer.write(10, 1.0, {"conflict/critic/cosines": [[1.0, -1.0], [float("nan"), 0.0]], "conflict/mean": 0.5})
+    writer.write(20, 2.0, {"train/loss": 0.25})
     writer.close()
-    MetricsWriter(tmp_path, step=10).close()  # they survive that the run goes on
-    entry = read_metrics(tmp_path / "metrics.jsonl")[0]
-    assert entry["conflict/critic/cosines"] == [[1.0, -1.0], [None, 0.0]]
+    MetricsWriter(tmp_path, step=20).close()  # they survive that the run goes on
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "time": 1.0, "conflict/mean": 0.5},
+        {"step": 20, "time": 2.0, "train/loss": 0.25},
+    ]
+    matrices = {"conflict/critic/cosines": [[1.0, -1.0], [None, 0.0]]}
+    assert read_metrics(tmp_path / "matrices.jsonl") == [{"step": 10, "time": 1.0} | matrices]
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [image.step for image in events.Images("conflict/critic/cosines")] == [10]
-    assert events.Tags()["scalars"] == []
-    picture = heat_map(entry["conflict/critic/cosines"])
+    assert sorted(events.Tags()["scalars"]) == ["conflict/mean", "train/loss"]
+    first, second = events.Images("conflict/critic/cosines")[0], events.Scalars("train/loss")[0]
+    assert second.wall_time - first.wall_time == pytest.approx(1.0, abs=1e-3)
+    picture = heat_map(matrices["conflict/critic/cosines"])
     red, blue = picture[0, 0], picture[0, -1]
     assert red[0] > red[2]
     assert blue[2] > blue[0]
     assert picture[-1, 0].tolist() == [128, 128, 128]
     assert picture[-1, -1].tolist() == [255, 255, 255]
+
+
+def test_matrices_and_numbers_go_on_from_the_same_entry(tmp_path: Path) -> None:
+    """What a killed run logged after its checkpoint goes from both files, also at the checkpoint's own step."""
+
+    def log(writer: MetricsWriter, value: float) -> None:
+        writer.write(10, 1.0, {"loss": value})
+        writer.write(10, 1.0, {"cosines": [[value]], "mean": value})
+
+    writer = MetricsWriter(tmp_path)
+    log(writer, 0.25)
+    entries = writer.entries
+    assert entries == (2, 1)
+    log(writer, 0.5)
+    writer.close()
+    with (tmp_path / "matrices.jsonl").open("a") as file:
+        file.write('{"step": 10, "ti')
+    writer = MetricsWriter(tmp_path, 10, entries)
+    assert (writer.dropped, writer.missing) == (2, 0)
+    log(writer, 0.75)
+    writer.close()
+    assert [entry["mean"] for entry in read_metrics(tmp_path / "metrics.jsonl")[1::2]] == [0.25, 0.75]
+    assert [entry["cosines"] for entry in read_metrics(tmp_path / "matrices.jsonl")] == [[[0.25]], [[0.75]]]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert len(events.Images("cosines")) == 2
+    (tmp_path / "matrices.jsonl").unlink()
+    writer = MetricsWriter(tmp_path, 10, (4, 2))
+    assert (writer.dropped, writer.missing) == (0, 2)
+    writer.close()
+
+
+def test_a_damaged_matrix_is_named_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    line = '{"step": 1, "time": 1, "cosines": [[1.0], [1.0, 2.0]]}\n'
+    (tmp_path / "matrices.jsonl").write_text(line)
+    with pytest.raises(InputError, match=r"matrices.jsonl, the entry of step 1: "):
+        MetricsWriter(tmp_path, 1)
+    assert (tmp_path / "matrices.jsonl").read_text() == line
+
+
+def test_opening_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from mtrl.run.directory import RunDirectory\n"
+        "run = RunDirectory(pathlib.Path(sys.argv[1]) / 'run', {'seed': 1})\n"
+        "run.finish({'seconds': 1})\n"
+        "run.close()\n"
+        "print(*{'hydra', 'omegaconf', 'matplotlib', 'tensorboard', 'wandb', 'rich'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
+def test_a_member_of_a_sweep_tells_how_its_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "member.json"
+    monkeypatch.setenv(MEMBER_REPORT, str(told))
+    run = RunDirectory(tmp_path / "run", CONFIG)
+    assert json.loads(told.read_text()) == {"run_dir": str(run.path), "was_finished": False}
+    writer = MetricsWriter(run.path)
+    writer.write(1, 1.0, {"test/CL": 0.75})
+    writer.close()
+    run.finish({"test": {"CL": 0.75}, "seconds": 90})
+    assert json.loads(told.read_text())["result"] == "CL 0.750 in 1.5 min"
+    run.close()
+    RunDirectory(tmp_path / "run", CONFIG).close()
+    assert json.loads(told.read_text())["was_finished"] is True
 
 
 def test_the_end_of_a_run_fills_the_hparams_tab_and_doubles_no_curve(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def trainer(path, benchmark, update, seed=1, **schedule):
 
 
 def timeless(path):
-    entries = read_metrics(path / "metrics.jsonl")
+    entries = [entry for file in ("metrics", "matrices") for entry in read_metrics(path / f"{file}.jsonl")]
     return [{k: v for k, v in e.items() if k not in ("time", "speed/epoch_seconds")} for e in entries]
 
 
@@ -89,7 +89,7 @@ def trained(path, benchmark, update, **schedule):
         one.train()
         return one, {k: v for k, v in one.summary().items() if "seconds" not in k}
     finally:
-        one.run.close()
+        one.session.run.close()
 
 
 class Interrupting:
@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, name, at):
     first = trainer(tmp_path / "broken", broken, Interrupting(make(broken), at))
     with pytest.raises(Interrupted, match="SIGTERM"):
         first.train()
-    first.run.close()
+    first.session.run.close()
     resumed = problem(seed=99)
     _, found = trained(tmp_path / "broken", resumed, make(resumed))
 
@@ -149,7 +149,7 @@ def test_what_was_dropped_or_repaired_is_counted(tmp_path):
     first = trainer(tmp_path, broken, Interrupting(combined(broken, "pcgrad"), 12))
     with pytest.raises(Interrupted):
         first.train()
-    first.run.close()
+    first.session.run.close()
     newest = max((tmp_path / "checkpoints").glob("*.pt"), key=lambda file: file.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:-1])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -188,7 +188,9 @@ def test_training_improves_and_logs_every_epoch(tmp_path):
     measured = [entry for entry in epochs if "conflict/shared/summed_gradient_norm" in entry]
     assert [entry["epoch"] for entry in measured] == [2, 4, 6, 8, 10]
     assert -1 <= measured[0]["conflict/shared/cosine_to_average/a"] <= 1
-    assert len(measured[0]["conflict/shared/cosines"]) == 3
+    matrices = read_metrics(tmp_path / "matrices.jsonl")
+    assert [entry["step"] for entry in matrices] == [entry["step"] for entry in measured]
+    assert len(matrices[0]["conflict/shared/cosines"]) == 3
 
 
 def test_insight_does_not_change_training(tmp_path):
@@ -209,7 +211,7 @@ def test_the_test_split_is_read_only_by_the_summary(tmp_path):
         assert set(one.summary()["test"]) == {"a", "b", "c", "accuracy_mean", "squared_error_mean"}
     finally:
         Forbidden.locked = True
-        one.run.close()
+        one.session.run.close()
 
 
 def test_the_selected_model_is_the_one_that_is_tested(tmp_path):
@@ -247,7 +249,7 @@ def test_divergence_is_an_error_with_its_task(tmp_path):
     benchmark.train.targets["c"][:] = float("nan")
     with pytest.raises(RunError, match="non-finite loss of task c in epoch 1, update 1: "):
         one.train()
-    one.run.close()
+    one.session.run.close()
 
 
 def test_criteria_follow_the_metrics():
@@ -568,5 +570,5 @@ def test_a_whole_checkpoint_of_something_else_is_refused_in_one_line(tmp_path):
     one = trainer(tmp_path / "run", other, maximum_roaming(other))
     with pytest.raises(RunError, match="is not one of this run") as caught:
         one.train()
-    one.run.close()
+    one.session.run.close()
     assert "\n" not in str(caught.value)

@@ -1,0 +1,121 @@
+"""What every long run does beside its algorithm: it can be stopped at any moment, and goes on as if it had not been."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from mtrl.run.checkpoints import Stream, restoring
+from mtrl.run.directory import RunDirectory
+from mtrl.run.metrics import MetricsWriter
+from mtrl.run.progress import TrainingProgress
+from mtrl.run.signals import interruption, on_stop_request
+
+
+class Resumable(Protocol):
+    """What a checkpoint is of: an algorithm in the middle of its work."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that it goes on from: nested dictionaries and lists of tensors, numbers, strings and None."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+
+
+class Session:
+    """A run at work in its directory.
+
+    Args:
+        run: the run's directory.
+        total: steps of the whole run.
+        stream: what is checkpointed piece by piece, such as a replay buffer.
+        show_progress: draw a progress bar.
+
+    Attributes:
+        step: how many steps are done; the algorithm counts them.
+        seconds: of work up to the last `clock`, those before a restart included.
+        counters: what was dropped or repaired so far, for a summary.
+        metrics: where to log, while it is `running`.
+        progress: what to show, while it is `running`.
+    """
+
+    metrics: MetricsWriter
+    progress: TrainingProgress
+    _algorithm: Resumable
+
+    def __init__(
+        self, run: RunDirectory, total: int, *, stream: Stream | None = None, show_progress: bool = True
+    ) -> None:
+        self.run, self.total = run, total
+        self.step = 0
+        self.seconds = 0.0
+        self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
+        self._stream, self._show_progress = stream, show_progress
+        self._started = 0.0
+        self._signals: list[int] = []
+
+    @contextmanager
+    def running(self, algorithm: Resumable) -> Iterator[bool]:
+        """The time in which an algorithm works; it is restored first where there is a checkpoint.
+
+        Yields:
+            Whether it was.
+
+        Raises:
+            RunError: if there are checkpoints, but none is intact and of this run.
+        """
+        self._algorithm = algorithm
+        checkpoints, entries = self.run.checkpoints, [0, 0]
+        loaded = checkpoints.load(self._stream)
+        if loaded is not None:
+            state = loaded[1]
+            with restoring(checkpoints.directory):
+                self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
+                entries = list(state["metrics_entries"])
+                algorithm.load_state_dict(state)
+            self.counters["resumes"] += 1
+            self.counters["checkpoints_passed_over"] += checkpoints.passed_over
+            checkpoints.discard_after(self.step)
+        self.metrics = MetricsWriter(self.run.path, self.step, entries)
+        self.counters["metrics_dropped"] += self.metrics.dropped
+        self.counters["metrics_missing"] += self.metrics.missing
+        self.progress = TrainingProgress(self.total, self.step, enabled=self._show_progress)
+        self._started = time.monotonic() - self.seconds
+        try:
+            with on_stop_request(self._signals.append), self.progress:
+                if loaded is not None:
+                    self.checkpoint()  # what was counted lasts, should this part not reach the next one
+                yield loaded is not None
+                self.clock()
+        finally:
+            self.metrics.close()
+
+    def clock(self) -> float:
+        """Seconds of work so far, those before a restart included."""
+        self.seconds = time.monotonic() - self._started
+        return self.seconds
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint of this moment; all that was logged is on the disk before it.
+
+        Raises:
+            OSError: as the file system does.
+        """
+        self.clock()
+        self.metrics.flush()
+        own = {"step": self.step, "seconds": self.seconds, "counters": self.counters}
+        state = own | {"metrics_entries": list(self.metrics.entries)} | self._algorithm.state_dict()
+        self.run.checkpoints.save(self.step, state, self._stream)
+
+    def stop_if_asked(self, where: str) -> None:
+        """Ends the run if a signal has asked for it.
+
+        Args:
+            where: how far the run is, e.g. ``"at step 3"``.
+
+        Raises:
+            Interrupted: then, after writing a checkpoint.
+        """
+        if self._signals:
+            self.checkpoint()
+            raise interruption(self._signals[0], f" {where}")
