@@ -26,7 +26,8 @@ from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate, Roamin
 from mtrl.supervised.methods.rotograd import RotoGradUpdate
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
 from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
-from mtrl.sweep.sweeps import supervise, sweep
+from mtrl.sweep.launch import launch
+from mtrl.sweep.supervision import supervise
 from scripts.options import CONFIGS, EveryConfig, check_integers, device_of
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -251,4 +252,4 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     supervise()
     configs = str(Path(CONFIGS) / "supervised")
-    run(main, partial(sweep, configs, "supervised", named=("benchmark", "tasks", "combiner", "method", "seed")))
+    run(main, partial(launch, configs, "supervised", named=("benchmark", "tasks", "combiner", "method", "seed")))

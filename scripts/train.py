@@ -10,7 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # NumPy solves problems of T x T here, which are too small to share.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from mtrl.sweep.sweeps import supervise, sweep
+from mtrl.sweep.supervision import supervise
 
 if __name__ == "__main__":
     supervise()  # a sweep; before anything large is loaded
@@ -25,6 +25,7 @@ from mtrl.report.learning_curve import report
 from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory
 from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
+from mtrl.sweep.launch import launch
 from scripts.composition import (
     ACTION_SIZE,
     OBSERVATION_SIZE,
@@ -94,4 +95,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, partial(sweep, CONFIGS, "train", named=("benchmark", "task", "combiner", "seed")))
+    run(main, partial(launch, CONFIGS, "train", ("benchmark", "task", "combiner", "seed"), cores_key="num_workers"))

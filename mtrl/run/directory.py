@@ -12,8 +12,8 @@ import yaml
 from mtrl.errors import InputError, RunError
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.files import write_json, write_text
+from mtrl.run.member_report import report
 from mtrl.run.metrics import log_outcome
-from mtrl.sweep.sweeps import report
 
 # What may differ between the parts of one run: where and how it is computed, not what.
 _FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb")

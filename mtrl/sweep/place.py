@@ -1,0 +1,102 @@
+"""Where a member of a sweep is computed: how many cores are its own, and which GPU."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_POLL = 0.3  # seconds
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member is computed.
+
+    Attributes:
+        cores: how many are its own; None where the whole machine is.
+        in_launcher: whether the launcher's own process waits for it, and no other member runs meanwhile.
+        gpu: the only one that it sees; None where its launcher decides.
+    """
+
+    cores: int | None
+    in_launcher: bool = False
+    gpu: str | None = None
+
+    def environment(self, outside: Mapping[str, str]) -> dict[str, str]:
+        """The environment of the member's process, made from that of its launcher's."""
+        environment = dict(outside)
+        if self.cores is not None:
+            environment.pop("OPENBLAS_NUM_THREADS", None)  # a launcher's choice; scripts make their own
+            environment |= {"OMP_NUM_THREADS": str(self.cores), "MKL_NUM_THREADS": str(self.cores)}
+        if self.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpu
+        return environment
+
+
+@contextmanager
+def taking_place(settings: Any, folder: Path, size: int | None) -> Iterator[Place]:
+    """Waits until there is a place for one more member, which is taken until the end of the context.
+
+    Args:
+        settings: Hydra's own configuration: which launcher, and its options.
+        folder: of the sweep.
+        size: how many members there are; None where that is unknown.
+    """
+    launcher, cores = settings.launcher, len(os.sched_getaffinity(0))
+    match str(launcher["_target_"]).rpartition(".")[2]:
+        case "BasicLauncher":
+            yield Place(None, in_launcher=True)
+        case "JoblibLauncher":
+            at_once = joblib_slots(launcher.n_jobs, cores, size)
+            with taking_slot(folder, at_once) as slot:
+                yield Place(max(cores // at_once, 1), gpu=gpu_of(slot, visible_gpus(os.environ)))
+        case "RayLauncher":
+            yield Place(max(int(launcher.ray.remote.get("num_cpus", 1)), 1))
+        case "LocalLauncher":  # submitit's, which starts a batch at once
+            at_once = min(size or cores, settings.sweeper.get("max_batch_size") or size or cores)
+            yield Place(launcher.cpus_per_task or max(cores // at_once, 1))
+        case _:  # the scheduler's allocation
+            yield Place(int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
+
+
+def joblib_slots(n_jobs: int, cores: int, size: int | None) -> int:
+    """How many members joblib runs side by side.
+
+    Args:
+        n_jobs: joblib's option; -1 is one per core, -2 is one less, and so on.
+        cores: of this machine.
+        size: how many members there are; None where that is unknown.
+    """
+    at_once = n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1)
+    return min(at_once, size or at_once)
+
+
+@contextmanager
+def taking_slot(folder: Path, count: int) -> Iterator[int]:
+    """Waits for one of ``count`` numbered slots, gives its number, and holds it by a lock."""
+    while True:
+        for number in range(count):
+            with (folder / f"slot-{number}").open("w") as slot:
+                try:
+                    fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield number
+                return
+        time.sleep(_POLL)
+
+
+def gpu_of(slot: int, gpus: Sequence[str]) -> str | None:
+    """The GPU of a slot: slots get them in turn."""
+    return gpus[slot % len(gpus)] if gpus else None
+
+
+def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """The names of the GPUs that a process may use: what ``CUDA_VISIBLE_DEVICES`` leaves, or all of this machine's."""
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    return [str(number) for number, _ in enumerate(devices.glob("nvidia[0-9]*"))]
