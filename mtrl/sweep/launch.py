@@ -97,6 +97,7 @@ class Task:
     def __call__(self, config: DictConfig) -> None:
         """Runs the member that Hydra's configuration describes."""
         settings: Any = HydraConfig.get()
+        parent = os.getppid()
         if (self.folder / STOP).exists():
             return
         overrides = [str(override) for override in settings.overrides.task]
@@ -116,6 +117,8 @@ class Task:
             )
         if signal_number is not None and place.in_launcher:
             sys.exit(128 + signal_number)  # it was for the launcher too
+        if os.getppid() != parent:
+            os._exit(1)  # the launcher is dead, for whom joblib's workers would wait
 
     def run_dir(self, overrides: Sequence[str]) -> str:
         """Where a member goes: the default name, and what the sweep varies beyond it."""

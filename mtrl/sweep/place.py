@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtrl.sweep.supervision import follow_parent
+
 _POLL = 0.3  # seconds
 
 
@@ -51,6 +53,7 @@ def taking_place(settings: Any, folder: Path, size: int | None) -> Iterator[Plac
         case "BasicLauncher":
             yield Place(None, in_launcher=True)
         case "JoblibLauncher":
+            follow_parent()  # joblib's workers do not on their own
             at_once = joblib_slots(launcher.n_jobs, cores, size)
             with taking_slot(folder, at_once) as slot:
                 yield Place(max(cores // at_once, 1), gpu=gpu_of(slot, visible_gpus(os.environ)))

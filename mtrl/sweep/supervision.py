@@ -128,6 +128,7 @@ class Supervision:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise RunError(f"another process sweeps into '{self.folder.parent}'") from error
         self._end_predecessor()
         self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -20,7 +20,6 @@ from mtrl.run.directory import RunDirectory, directory_of, read_config, read_sum
 from mtrl.run.files import write_atomically, write_json
 from mtrl.run.metrics import MetricsWriter, check_wandb, heat_map, read_metrics
 from mtrl.sweep.command_line import message_of
-from mtrl.sweep.sweeps import Member
 
 CONFIG = {"seed": 1, "agent": {"learning_rate": 3e-4}, "tasks": ["a", "b"], "device": "cpu"}
 
@@ -229,12 +228,9 @@ def test_an_unknown_mode_of_weights_and_biases_is_refused() -> None:
         check_wandb("offlin")
 
 
-def test_a_sweeps_run_directories_tell_what_it_varies() -> None:
+def test_a_run_directory_has_the_default_name_or_holds_it() -> None:
     assert directory_of(None, "mt10-pcgrad-seed1") == Path("runs/mt10-pcgrad-seed1")
     assert directory_of("x/{name}-y", "mt10-pcgrad-seed1") == Path("x/mt10-pcgrad-seed1-y")
-    member = Member("train.py", [], "x", "x/.sweep", ["agent.hidden_sizes", "combiner.c", "seed"], ["seed"], 8)
-    overrides = ["seed=1", "agent.hidden_sizes=[64,64]", "+combiner.c=0.5", "agent.discount=0.9"]
-    assert member.run_dir(overrides) == "x/{name}-agent.hidden_sizes_64_64-combiner.c_0.5"
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"step": "x"}', "null"])
