@@ -51,6 +51,7 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
         named=frozenset(named),
         size=size,
         cores_key=cores_key,
+        threads=os.environ.get("OMP_NUM_THREADS"),
     )
     sys.argv += [
         f"hydra.sweep.dir={quoted(directory.absolute())}",
@@ -84,6 +85,7 @@ class Task:
         named: the keys that a run directory's default name tells.
         size: how many members there are; None where that is unknown.
         cores_key: the key that gets the number of a member's cores where it is null; None is no such key.
+        threads: ``OMP_NUM_THREADS`` where the sweep began.
     """
 
     command: tuple[str, ...]
@@ -93,6 +95,7 @@ class Task:
     named: frozenset[str]
     size: int | None
     cores_key: str | None
+    threads: str | None
 
     def __call__(self, config: DictConfig) -> None:
         """Runs the member that Hydra's configuration describes."""
@@ -102,7 +105,8 @@ class Task:
             return
         overrides = [str(override) for override in settings.overrides.task]
         member = Member(settings.job.num, " ".join(o for o in overrides if _key(o) in self.swept))
-        with taking_place(settings, self.folder, self.size) as place:
+        cores = len(os.sched_getaffinity(0))
+        with taking_place(settings, self.folder, self.size, cores, os.environ, self.threads) as place:
             if self.directory is not None:
                 overrides = [*overrides, f"run_dir={quoted(self.run_dir(overrides))}"]
             if self.cores_key is not None and place.cores is not None and config[self.cores_key] is None:

@@ -1,9 +1,8 @@
 """Where a member of a sweep is computed: how many cores are its own, and which GPU."""
 
 import fcntl
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,65 +21,64 @@ class Place:
         cores: how many are its own; None where the whole machine is.
         in_launcher: whether the launcher's own process waits for it, and no other member runs meanwhile.
         gpu: the only one that it sees; None where its launcher decides.
+        threads: how many it has; None is one per core.
     """
 
     cores: int | None
     in_launcher: bool = False
     gpu: str | None = None
+    threads: str | None = None
 
     def environment(self, outside: Mapping[str, str]) -> dict[str, str]:
-        """The environment of the member's process, made from that of its launcher's."""
+        """The environment of the member's process, made from its launcher's."""
         environment = dict(outside)
         if self.cores is not None:
             environment.pop("OPENBLAS_NUM_THREADS", None)  # a launcher's choice; scripts make their own
-            environment |= {"OMP_NUM_THREADS": str(self.cores), "MKL_NUM_THREADS": str(self.cores)}
+            threads = self.threads or str(self.cores)
+            environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpu
         return environment
 
 
 @contextmanager
-def taking_place(settings: Any, folder: Path, size: int | None) -> Iterator[Place]:
+def taking_place(
+    settings: Any, folder: Path, size: int | None, cores: int, environment: Mapping[str, str], threads: str | None
+) -> Iterator[Place]:
     """Waits until there is a place for one more member, which is taken until the end of the context.
 
     Args:
         settings: Hydra's own configuration: which launcher, and its options.
         folder: of the sweep.
         size: how many members there are; None where that is unknown.
+        cores: of this machine.
+        environment: of the launcher's process that waits for the member.
+        threads: ``OMP_NUM_THREADS`` where the sweep began; launchers have their own in their processes.
     """
-    launcher, cores = settings.launcher, len(os.sched_getaffinity(0))
+    launcher = settings.launcher
     match str(launcher["_target_"]).rpartition(".")[2]:
         case "BasicLauncher":
             yield Place(None, in_launcher=True)
         case "JoblibLauncher":
             follow_parent()  # joblib's workers do not on their own
-            at_once = joblib_slots(launcher.n_jobs, cores, size)
-            with taking_slot(folder, at_once) as slot:
-                yield Place(max(cores // at_once, 1), gpu=gpu_of(slot, visible_gpus(os.environ)))
+            at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(cores + 1 + launcher.n_jobs, 1)
+            at_once = min(at_once, size or at_once)
+            gpus = visible_gpus(environment)
+            with _taking_slot(folder, at_once) as slot:
+                gpu = gpus[slot % len(gpus)] if gpus else None
+                yield Place(max(cores // at_once, 1), gpu=gpu, threads=threads)
         case "RayLauncher":
             yield Place(max(int(launcher.ray.remote.get("num_cpus", 1)), 1))
         case "LocalLauncher":  # submitit's, which starts a batch at once
             at_once = min(size or cores, settings.sweeper.get("max_batch_size") or size or cores)
             yield Place(launcher.cpus_per_task or max(cores // at_once, 1))
         case _:  # the scheduler's allocation
-            yield Place(int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
-
-
-def joblib_slots(n_jobs: int, cores: int, size: int | None) -> int:
-    """How many members joblib runs side by side.
-
-    Args:
-        n_jobs: joblib's option; -1 is one per core, -2 is one less, and so on.
-        cores: of this machine.
-        size: how many members there are; None where that is unknown.
-    """
-    at_once = n_jobs if n_jobs > 0 else max(cores + 1 + n_jobs, 1)
-    return min(at_once, size or at_once)
+            yield Place(int(environment.get("SLURM_CPUS_PER_TASK", cores)))
 
 
 @contextmanager
-def taking_slot(folder: Path, count: int) -> Iterator[int]:
-    """Waits for one of ``count`` numbered slots, gives its number, and holds it by a lock."""
+def _taking_slot(folder: Path, count: int) -> Iterator[int]:
+    """Waits for one of ``count`` numbered slots, and holds it by a lock."""
     while True:
         for number in range(count):
             with (folder / f"slot-{number}").open("w") as slot:
@@ -91,11 +89,6 @@ def taking_slot(folder: Path, count: int) -> Iterator[int]:
                 yield number
                 return
         time.sleep(_POLL)
-
-
-def gpu_of(slot: int, gpus: Sequence[str]) -> str | None:
-    """The GPU of a slot: slots get them in turn."""
-    return gpus[slot % len(gpus)] if gpus else None
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:

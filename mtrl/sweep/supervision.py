@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -26,7 +26,7 @@ FOLDER = "MTRL_SWEEP"
 SIZE = "size"
 """The file there that says how many members there are, where that is known."""
 QUIET = "quiet"
-"""The file there that keeps the terminal for the process above: members' output goes to logs."""
+"""The file there that keeps members' output out of the terminal."""
 _LOCK = "supervisor"
 _POLL = 0.3  # seconds
 _PR_SET_PDEATHSIG = 1
@@ -58,7 +58,7 @@ def supervise() -> None:
     """
     if not requested(sys.argv) or FOLDER in os.environ:
         return
-    folder = sweep_directory(sys.argv).absolute() / f".sweep-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = sweep_directory(sys.argv) / f".sweep-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     try:
         with Supervision([sys.executable, *sys.argv], folder) as sweep:
             for member in sweep:
@@ -69,7 +69,8 @@ def supervise() -> None:
     if sweep.signal is not None:
         _say(f"stopped by {signal.Signals(sweep.signal).name}: the same command goes on from here")
         sys.exit(128 + sweep.signal)
-    if failures := [member for member in sweep.members.values() if not member.completed]:
+    failures = [member for member in sweep.members.values() if not member.completed]
+    if failures:
         _say(f"{len(failures)} of {sweep.size or len(sweep.members)} runs did not finish:")
     for member in failures:
         _say(f"  {sweep.told(member)}")
@@ -83,10 +84,10 @@ class Supervision:
     second one ends this process. Launchers, which would kill their members, do not get to see them.
 
     Args:
-        command: of the launcher, below which `mtrl.sweep.launch.launch` is called.
-        folder: where the sweep and its members talk; made, and removed but for the logs of members that failed for no
-            known reason. What a sweep that was killed left there ends first.
-        quiet: keep members' output from the terminal.
+        command: of the launcher, in which `mtrl.sweep.launch.launch` is called.
+        folder: where the sweep and its members talk, below the directory of their runs. It is made, and removed but
+            for the logs of members that failed for no known reason. A sweep that was killed there is ended first.
+        quiet: keep members' output out of the terminal.
 
     Attributes:
         signal: which asked the sweep to stop; None where none did.
@@ -120,17 +121,7 @@ class Supervision:
 
     def __enter__(self) -> Self:
         """Starts the launcher."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / _LOCK).open("w")
-        except OSError as error:
-            raise InputError(f"sweep directory '{self.folder.parent}' cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise RunError(f"another process sweeps into '{self.folder.parent}'") from error
-        self._end_predecessor()
+        self._take_folder()
         self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if self.quiet:
             (self.folder / QUIET).touch()
@@ -143,7 +134,7 @@ class Supervision:
         return self
 
     def __iter__(self) -> Iterator[Member]:
-        """Gives members as they end, and those that were lost in the end."""
+        """Gives members as they end, and in the end those that were lost."""
         while self._launcher.poll() is None or self._running():
             time.sleep(_POLL)
             yield from self._news(ended=False)
@@ -156,27 +147,46 @@ class Supervision:
         for _ in self:
             pass
         self.code = self._launcher.returncode
-        self._clean_up()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        for member in self.members.values():
+            if member.completed or member.status == "stopped" or member.expected:
+                (self.folder / f"{member.number}.log").unlink(missing_ok=True)
+        self._clear(but=lambda path: path.suffix == ".log")
+        (self.folder.parent / "multirun.yaml").unlink(missing_ok=True)
+        for empty in (self.folder, self.folder.parent):
+            with suppress(OSError):
+                empty.rmdir()
+        self._lock.close()
+
+    def _take_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / _LOCK).open("w")
+        except OSError as error:
+            raise InputError(f"sweep directory '{self.folder.parent}' cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunError(f"another process sweeps into '{self.folder.parent}'") from error
+        (self.folder / STOP).touch()
+        while self._running():
+            time.sleep(_POLL)
+        self._clear(but=lambda path: path.name == _LOCK)
+
+    def _clear(self, but: Callable[[Path], bool]) -> None:
+        for path in self.folder.iterdir():
+            if not but(path):
+                path.unlink()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Asks every member to write a checkpoint and stop; the second time, does not wait for that."""
         (self.folder / STOP).touch()
         if self.signal is not None:
             _say("not waiting: runs are still writing checkpoints")
             os._exit(128 + number)
         self.signal = number
         _say("stopping: running members write a checkpoint (once more to not wait for that)")
-
-    def _end_predecessor(self) -> None:
-        """Waits for members of a sweep that was killed, and removes what it left."""
-        (self.folder / STOP).touch()
-        while self._running():
-            time.sleep(_POLL)
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
 
     def _running(self) -> bool:
         """Whether a member runs, also one whose launcher gave up."""
@@ -196,19 +206,6 @@ class Supervision:
             if member != self.members.get(member.number) and (ended or member.status != "running"):
                 self.members[member.number] = member
                 yield member
-
-    def _clean_up(self) -> None:
-        for member in self.members.values():
-            if member.completed or member.status == "stopped" or member.expected:
-                (self.folder / f"{member.number}.log").unlink(missing_ok=True)
-        for path in self.folder.iterdir():
-            if path.suffix != ".log":
-                path.unlink()
-        (self.folder.parent / "multirun.yaml").unlink(missing_ok=True)
-        for empty in (self.folder, self.folder.parent):
-            with suppress(OSError):
-                empty.rmdir()
-        self._lock.close()
 
 
 def _say(line: str) -> None:

@@ -10,7 +10,7 @@ from mtrl.sweep.supervision import requested, sweep_directory
 
 
 def task(*swept: str) -> Task:
-    return Task(("train.py",), "x", Path("x/.sweep"), frozenset(swept), frozenset({"seed"}), 8, None)
+    return Task(("train.py",), "x", Path("x/.sweep"), frozenset(swept), frozenset({"seed"}), 8, None, None)
 
 
 def test_run_directories_tell_what_a_sweep_varies_beyond_their_default_names() -> None:

@@ -1,17 +1,15 @@
 """What a member of a sweep gets of a machine."""
 
-import os
 import threading
-import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from mtrl.sweep.place import Place, gpu_of, joblib_slots, taking_place, taking_slot, visible_gpus
-
-CORES = len(os.sched_getaffinity(0))
+from mtrl.sweep.place import Place, taking_place, visible_gpus
 
 
 def settings(name: str, max_batch_size: int | None = None, **options: Any) -> Any:
@@ -19,21 +17,39 @@ def settings(name: str, max_batch_size: int | None = None, **options: Any) -> An
     return OmegaConf.create({"launcher": launcher, "sweeper": {"max_batch_size": max_batch_size}})
 
 
+def taking(
+    folder: Path,
+    of_launcher: Any,
+    size: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    threads: str | None = None,
+) -> AbstractContextManager[Place]:
+    """A place on a machine of 8 cores without GPUs."""
+    given = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "of the launcher"} | dict(environment or {})
+    return taking_place(of_launcher, folder, size, 8, given, threads)
+
+
 @pytest.mark.parametrize(
-    ("n_jobs", "size", "slots"),
-    [(-1, None, 8), (-2, None, 7), (-20, None, 1), (3, None, 3), (3, 2, 2), (-1, 3, 3), (16, 40, 16)],
+    ("n_jobs", "size", "cores"),
+    [(-1, None, 1), (-5, None, 2), (-20, None, 8), (3, None, 2), (3, 2, 4), (-1, 1, 8), (16, 40, 1), (16, None, 1)],
 )
-def test_joblib_has_a_slot_for_every_member_at_once(n_jobs: int, size: int | None, slots: int) -> None:
-    assert joblib_slots(n_jobs, 8, size) == slots
+def test_members_side_by_side_share_the_cores(tmp_path: Path, n_jobs: int, size: int | None, cores: int) -> None:
+    with taking(tmp_path, settings("JoblibLauncher", n_jobs=n_jobs), size) as place:
+        assert place == Place(cores)
 
 
-def test_slots_are_taken_one_by_one_and_waited_for(tmp_path: Path) -> None:
-    with taking_slot(tmp_path, 2) as first, taking_slot(tmp_path, 2) as second:
-        assert (first, second) == (0, 1)
-    taken, release = threading.Event(), threading.Event()
+def test_slots_get_gpus_in_turn(tmp_path: Path) -> None:
+    joblib, environment = settings("JoblibLauncher", n_jobs=4), {"CUDA_VISIBLE_DEVICES": "4,GPU-5"}
+    with ExitStack() as members:
+        places = [members.enter_context(taking(tmp_path, joblib, 9, environment)) for _ in range(4)]
+    assert places == [Place(2, gpu=gpu) for gpu in ("4", "GPU-5", "4", "GPU-5")]
+
+
+def test_a_member_waits_for_a_slot(tmp_path: Path) -> None:
+    alone, taken, release = settings("JoblibLauncher", n_jobs=1), threading.Event(), threading.Event()
 
     def hold() -> None:
-        with taking_slot(tmp_path, 1):
+        with taking(tmp_path, alone):
             taken.set()
             release.wait()
 
@@ -41,17 +57,9 @@ def test_slots_are_taken_one_by_one_and_waited_for(tmp_path: Path) -> None:
     holder.start()
     taken.wait()
     threading.Timer(0.5, release.set).start()
-    begun = time.monotonic()
-    with taking_slot(tmp_path, 1) as slot:
-        assert slot == 0
+    with taking(tmp_path, alone):
         assert release.is_set()
-        assert time.monotonic() - begun > 0.4
     holder.join()
-
-
-def test_slots_get_gpus_in_turn() -> None:
-    assert [gpu_of(slot, ["4", "GPU-5"]) for slot in range(4)] == ["4", "GPU-5", "4", "GPU-5"]
-    assert gpu_of(3, []) is None
 
 
 def test_gpus_are_those_that_are_visible(tmp_path: Path) -> None:
@@ -60,6 +68,14 @@ def test_gpus_are_those_that_are_visible(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert visible_gpus({}, tmp_path) == ["0", "1"]
+
+
+def test_threads_asked_for_are_what_joblib_gives(tmp_path: Path) -> None:
+    with taking(tmp_path, settings("JoblibLauncher", n_jobs=2), threads="1") as place:
+        assert place == Place(4, threads="1")
+    assert place.environment({})["OMP_NUM_THREADS"] == place.environment({})["MKL_NUM_THREADS"] == "1"
+    with taking(tmp_path, settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), threads="1") as place:
+        assert place.environment({})["OMP_NUM_THREADS"] == "4"
 
 
 def test_a_place_is_told_by_the_environment() -> None:
@@ -74,25 +90,17 @@ def test_a_place_is_told_by_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("of_launcher", "cores"),
+    ("of_launcher", "place"),
     [
-        (settings("BasicLauncher"), None),
-        (settings("JoblibLauncher", n_jobs=1), CORES),
-        (settings("JoblibLauncher", n_jobs=CORES), 1),
-        (settings("RayLauncher", ray={"remote": {}}), 1),
-        (settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), 4),
-        (settings("LocalLauncher", cpus_per_task=5), 5),
-        (settings("LocalLauncher", max_batch_size=1, cpus_per_task=None), CORES),
-        (settings("LocalLauncher", cpus_per_task=None), max(CORES // 6, 1)),
+        (settings("BasicLauncher"), Place(None, in_launcher=True)),
+        (settings("RayLauncher", ray={"remote": {}}), Place(1)),
+        (settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), Place(4)),
+        (settings("LocalLauncher", cpus_per_task=5), Place(5)),
+        (settings("LocalLauncher", cpus_per_task=None), Place(2)),
+        (settings("LocalLauncher", max_batch_size=1, cpus_per_task=None), Place(8)),
+        (settings("SlurmLauncher"), Place(12)),
     ],
 )
-def test_every_launcher_shares_the_cores(tmp_path: Path, of_launcher: Any, cores: int | None) -> None:
-    with taking_place(of_launcher, tmp_path, 6) as place:
-        assert place.cores == cores
-        assert place.in_launcher == (cores is None)
-
-
-def test_slurm_gives_what_it_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
-    with taking_place(settings("SlurmLauncher"), tmp_path, None) as place:
-        assert place == Place(12)
+def test_every_launcher_says_what_a_member_gets(tmp_path: Path, of_launcher: Any, place: Place) -> None:
+    with taking(tmp_path, of_launcher, 4, {"SLURM_CPUS_PER_TASK": "12"}) as taken:
+        assert taken == place
