@@ -4,7 +4,6 @@
 """
 
 import itertools
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,8 @@ CONFIGS = str(Path(__file__).parents[1] / "configs" / "supervised")
 _GROUPS = ("benchmark", "combiner", "method")
 Cell = Mapping[str, Any]
 """Values by key: one choice along every axis of the grid."""
+Choices = Mapping[str, Sequence[Any]]
+"""All values to try, by key."""
 
 
 @dataclass
@@ -77,14 +78,14 @@ class Tried:
 
     Attributes:
         cell: its choices.
-        validation: the mean over its runs, by metric key; None where one failed.
+        validation: the mean over its runs, by metric key; empty where one failed.
         score: the mean of the models' selection scores; None where a run failed or metrics cannot be averaged.
         seconds: of all its runs.
         failure: what went wrong.
     """
 
     cell: Cell
-    validation: dict[str, float] | None
+    validation: Mapping[str, float]
     score: float | None
     seconds: float
     failure: str = ""
@@ -105,14 +106,13 @@ def keys(overrides: Sequence[str]) -> list[str]:
 
 def configuration(overrides: Sequence[str], cell: Cell) -> SupervisedConfig:
     """The configuration of a cell's runs."""
-    config = OmegaConf.to_object(
-        compose("supervised", [*overrides, *(f"{key}={value}" for key, value in cell.items())])
-    )
+    chosen = [f"{key}={value}" for key, value in cell.items()]
+    config = OmegaConf.to_object(compose("supervised", [*overrides, *chosen]))
     assert isinstance(config, SupervisedConfig)
     return config
 
 
-def open_axes(axes: Axes, config: SupervisedConfig, overrides: Sequence[str]) -> dict[str, list[Any]]:
+def open_axes(axes: Axes, config: SupervisedConfig, overrides: Sequence[str]) -> Choices:
     """The values to try by key, of the keys that the command line leaves open.
 
     Raises:
@@ -127,27 +127,22 @@ def open_axes(axes: Axes, config: SupervisedConfig, overrides: Sequence[str]) ->
     return chosen
 
 
-def cells(axes: Mapping[str, Sequence[Any]]) -> list[Cell]:
+def cells(axes: Choices) -> list[Cell]:
     """Every combination of the axes' values, the last key's varying fastest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def train(
-    overrides: Sequence[str],
-    axes: Mapping[str, Sequence[Any]],
-    seeds: Sequence[int],
-    split: str,
-    out: Path,
-    workers: int,
+    out: Path, overrides: Sequence[str], axes: Choices, seeds: Sequence[int], split: str, workers: int
 ) -> list[Member]:
     """Sweeps over all combinations of the axes' values and seeds, these varying fastest, and tells how each did.
 
     Args:
+        out: gets the run directories, ``<key>=<value>,.../seed<seed>``.
         overrides: of all runs.
         axes: values by key.
         seeds: of every combination.
         split: what is told of a run: ``validation``, and the test split is not read, or ``test``.
-        out: gets the run directories, ``<key>=<value>,.../seed<seed>``.
         workers: how many runs train at once.
 
     Returns:
@@ -177,11 +172,11 @@ def train(
             print(sweep.count, ": ".join(filter(None, told)), flush=True)
     if sweep.signal is not None:
         raise interruption(sweep.signal)
-    if len(sweep.members) < math.prod(map(len, axes.values())) * len(seeds):
-        sys.exit(sweep.code or 1)  # the launcher said why
     for member in sweep.members.values():
         if not member.completed and member.error != "RunError":
             raise RunError(f"{sweep.told(member)}; the same command goes on from there")
+    if sweep.code:
+        raise RunError(f"the launcher gave up (exit code {sweep.code}); the same command goes on from there")
     return [member for _, member in sorted(sweep.members.items())]
 
 
@@ -201,7 +196,7 @@ def judge(cell: Cell, runs: Sequence[Member]) -> Tried:
     found = [summary for summary in map(summary_of, runs) if summary is not None]
     seconds = sum(summary["seconds"] for summary in found)
     if len(found) < len(runs):
-        return Tried(cell, None, None, seconds, "; ".join(run.reason for run in runs if run.reason))
+        return Tried(cell, {}, None, seconds, "; ".join(run.reason for run in runs if run.reason))
     metrics = found[0]["metrics"]
     validation = {key: float(np.mean([summary["validation"][key] for summary in found])) for key in metrics}
     scores = [summary["selection"]["scores"] for summary in found]
@@ -215,51 +210,34 @@ def best(tried: Sequence[Tried], higher_is_better: Mapping[str, bool]) -> Tried:
     Raises:
         RunError: if every cell failed.
     """
-    whole = [one for one in tried if one.validation is not None]
+    whole = [one for one in tried if one.validation]
     if not whole:
         raise RunError(f"every cell failed, the first one thus: {tried[0].failure}")
     if all(one.score is not None for one in whole):
         return max(whole, key=lambda one: one.score or 0.0)
-    ranks = mean_rank({str(number): one.validation or {} for number, one in enumerate(whole)}, higher_is_better)
+    ranks = mean_rank({str(number): one.validation for number, one in enumerate(whole)}, higher_is_better)
     return whole[min(range(len(whole)), key=lambda number: ranks[str(number)])]
 
 
 def cell_table(tried: Sequence[Tried], chosen: Tried, metrics: Mapping[str, Any]) -> Table:
     """Every cell that was tried."""
-    header = [
-        *tried[0].cell,
-        *(f"validation {key} ({m['name']})" for key, m in metrics.items()),
-        "score",
-        "seconds",
-        "outcome",
-    ]
-    return Table(
-        "cells",
-        "Every cell",
-        header,
-        [
-            [
-                *(str(value) for value in one.cell.values()),
-                *((one.validation or {}).get(key) for key in metrics),
-                one.score,
-                one.seconds,
-                "chosen" if one is chosen else one.failure,
-            ]
-            for one in tried
-        ],
-        "Validation metrics are means over a cell's seeds. The test split was not read.",
-    )
+    validation = [f"validation {key} ({metric['name']})" for key, metric in metrics.items()]
+    rows: list[list[Any]] = []
+    for one in tried:
+        values = [one.validation.get(key) for key in metrics]
+        outcome = "chosen" if one is chosen else one.failure
+        rows.append([*map(str, one.cell.values()), *values, one.score, one.seconds, outcome])
+    header = [*chosen.cell, *validation, "score", "seconds", "outcome"]
+    note = "Validation metrics are means over a cell's seeds. The test split was not read."
+    return Table("cells", "Every cell", header, rows, note)
 
 
 def final_table(estimates: Mapping[str, Estimate], metrics: Mapping[str, Any], seeds: Sequence[int]) -> Table:
     """What the chosen cell reaches."""
-    return Table(
-        "test",
-        "The chosen cell on the test split",
-        ["task", "metric", "mean"],
-        [[key, metrics[key]["name"], estimate] for key, estimate in estimates.items()],
-        f"Over {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) that the grid did not use, with 95% bootstrap intervals.",
-    )
+    rows = [[key, metrics[key]["name"], estimate] for key, estimate in estimates.items()]
+    seeds_told = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
+    note = f"Over {seeds_told} that the grid did not use, with 95% bootstrap intervals."
+    return Table("test", "The chosen cell on the test split", ["task", "metric", "mean"], rows, note)
 
 
 def draw(
@@ -278,7 +256,7 @@ def draw(
         for panel, axis in zip(row, axes, strict=False):
             labels = list(dict.fromkeys(str(one.cell[axis]) for one in tried))
             for one in tried:
-                if one.validation is not None:
+                if one.validation:
                     style = {"color": "tab:red", "zorder": 3} if one is chosen else {"color": "0.5", "alpha": 0.7}
                     panel.scatter(labels.index(str(one.cell[axis])), one.validation[key], **style)
             panel.set_xticks(range(len(labels)), labels)
@@ -305,14 +283,14 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
     name = f"grid-{base.benchmark['name']}-{'-'.join(base.tasks or ['all'])}-{method_name(base)}"
     out = Path(grid.out or f"runs/{name}")
     search_seeds = range(base.seed, base.seed + grid.seeds_per_cell)
-    runs = train(overrides, axes, search_seeds, "validation", out / "cells", grid.workers)
+    runs = train(out / "cells", overrides, axes, search_seeds, "validation", grid.workers)
     tried = [judge(cell, runs[i * len(search_seeds) :][: len(search_seeds)]) for i, cell in enumerate(tried_cells)]
     metrics: dict[str, Any] = next((summary["metrics"] for summary in map(summary_of, runs) if summary), {})
     chosen = best(tried, {key: metric["higher_is_better"] for key, metric in metrics.items()})
 
     seeds = range(search_seeds.stop, search_seeds.stop + grid.seeds)
     chosen_axes = {key: [value] for key, value in chosen.cell.items()}
-    final = train(overrides, chosen_axes, seeds, "test", out / "final", grid.workers)
+    final = train(out / "final", overrides, chosen_axes, seeds, "test", grid.workers)
     if failures := [run.reason for run in final if not run.completed]:
         raise RunError(f"the chosen cell failed with another seed: {failures[0]}")
     test = {key: [(summary_of(run) or {})["test"][key] for run in final] for key in metrics}
@@ -334,10 +312,7 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """Reads the command line and searches."""
-    with (
-        one_line_errors(debug="debug=true" in sys.argv),
-        initialize_config_dir(CONFIGS, version_base="1.3"),
-    ):
+    with one_line_errors(debug="debug=true" in sys.argv), initialize_config_dir(CONFIGS, version_base="1.3"):
         search(*configured(sys.argv[1:]))
 
 

@@ -43,7 +43,7 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
     run_dir = overrides.get("run_dir")
     if run_dir is not None and size != 1 and not re.search(r"\$\{|{name}|,", run_dir.get_value_string()):
         raise InputError("run_dir is the directory of one run, and this is a sweep: set hydra.sweep.dir=DIR instead")
-    task = Task(
+    task = _Task(
         command=(sys.executable, str(Path(sys.argv[0]).absolute()), *flags),
         directory=None if run_dir is not None else str(directory),
         folder=folder,
@@ -73,23 +73,28 @@ def size_of(swept: Sequence[Override]) -> int | None:
     return math.prod(sum(1 for _ in override.sweep_iterator()) for override in swept)
 
 
+def run_dir_of(directory: str, overrides: Sequence[str], keys: Collection[str]) -> str:
+    """Where a member goes: the default name, and what it sets of the keys that this does not tell."""
+    told = [override.lstrip("+") for override in overrides if _key(override) in keys]
+    clean = [re.sub("[^a-zA-Z0-9_.-]+", "_", override).strip("_") for override in told]  # for a shell and for Hydra
+    return "-".join([f"{directory}/{{name}}", *clean])
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra's command line takes it whatever it holds."""
+    return "'" + str(value).replace("'", "\\'") + "'"
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
 @dataclass(frozen=True)
-class Task:
-    """What Hydra's launchers call for every member: runs the script as a process of its own.
+class _Task:
+    """What Hydra's launchers call for every member, wherever: runs the script as a process of its own."""
 
-    Attributes:
-        command: of the script, without overrides.
-        directory: where run directories with default names go; None where ``run_dir`` is given.
-        folder: where the sweep and its members talk.
-        swept: the keys that differ between members.
-        named: the keys that a run directory's default name tells.
-        size: how many members there are; None where that is unknown.
-        cores_key: the key that gets the number of a member's cores where it is null; None is no such key.
-        threads: ``OMP_NUM_THREADS`` where the sweep began.
-    """
-
-    command: tuple[str, ...]
-    directory: str | None
+    command: tuple[str, ...]  # without overrides
+    directory: str | None  # None where run_dir is given
     folder: Path
     swept: frozenset[str]
     named: frozenset[str]
@@ -98,7 +103,6 @@ class Task:
     threads: str | None
 
     def __call__(self, config: DictConfig) -> None:
-        """Runs the member that Hydra's configuration describes."""
         settings: Any = HydraConfig.get()
         parent = os.getppid()
         if (self.folder / STOP).exists():
@@ -108,7 +112,8 @@ class Task:
         cores = len(os.sched_getaffinity(0))
         with taking_place(settings, self.folder, self.size, cores, os.environ, self.threads) as place:
             if self.directory is not None:
-                overrides = [*overrides, f"run_dir={quoted(self.run_dir(overrides))}"]
+                run_dir = run_dir_of(self.directory, overrides, self.swept - self.named)
+                overrides = [*overrides, f"run_dir={quoted(run_dir)}"]
             if self.cores_key is not None and place.cores is not None and config[self.cores_key] is None:
                 overrides = [*overrides, f"{self.cores_key}={place.cores}"]
             signal_number = run_member(
@@ -123,19 +128,3 @@ class Task:
             sys.exit(128 + signal_number)  # it was for the launcher too
         if os.getppid() != parent:
             os._exit(1)  # the launcher is dead, for whom joblib's workers would wait
-
-    def run_dir(self, overrides: Sequence[str]) -> str:
-        """Where a member goes: the default name, and what the sweep varies beyond it."""
-        told = [override.lstrip("+") for override in overrides if _key(override) in self.swept - self.named]
-        # Plain for a shell and Hydra:
-        clean = [re.sub("[^a-zA-Z0-9_.-]+", "_", override).strip("_") for override in told]
-        return "-".join([f"{self.directory}/{{name}}", *clean])
-
-
-def quoted(value: object) -> str:
-    """A value as Hydra's command line takes it whatever it holds."""
-    return "'" + str(value).replace("'", "\\'") + "'"
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")

@@ -91,7 +91,7 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
 
 
 def tried(name, score=None, **validation):
-    return Tried({"x": name}, validation or None, score, 1.0, "" if validation else "non-finite loss")
+    return Tried({"x": name}, validation, score, 1.0, "" if validation else "non-finite loss")
 
 
 def test_the_best_cell_has_the_best_score():

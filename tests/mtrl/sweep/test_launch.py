@@ -5,19 +5,15 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mtrl.sweep.launch import Task, quoted, size_of
+from mtrl.sweep.launch import quoted, run_dir_of, size_of
 from mtrl.sweep.supervision import requested, sweep_directory
-
-
-def task(*swept: str) -> Task:
-    return Task(("train.py",), "x", Path("x/.sweep"), frozenset(swept), frozenset({"seed"}), 8, None, None)
 
 
 def test_run_directories_tell_what_a_sweep_varies_beyond_their_default_names() -> None:
     overrides = ["seed=1", "agent.hidden_sizes=[64,64]", "+combiner.c=0.5", "agent.discount=0.9"]
-    varied = task("agent.hidden_sizes", "combiner.c", "seed")
-    assert varied.run_dir(overrides) == "x/{name}-agent.hidden_sizes_64_64-combiner.c_0.5"
-    assert task("seed").run_dir(overrides) == "x/{name}"
+    varied = {"agent.hidden_sizes", "combiner.c"}
+    assert run_dir_of("x", overrides, varied) == "x/{name}-agent.hidden_sizes_64_64-combiner.c_0.5"
+    assert run_dir_of("x", overrides, ()) == "x/{name}"
 
 
 @pytest.mark.parametrize(
