@@ -95,14 +95,9 @@ class SupervisedConfig:
 ConfigStore.instance().store("supervised_schema", SupervisedConfig)
 
 
-def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
-    """Trains to the end, or goes on with an interrupted run; says so where the run is finished.
-
-    Args:
-        config: of the run.
-        quiet: print nothing.
-    """
-    console = Console(stderr=True, highlight=False, quiet=quiet)
+def train(config: SupervisedConfig) -> None:
+    """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
+    console = Console(stderr=True, highlight=False)
     device = device_of(config.device)
     torch.manual_seed(config.seed)
     benchmark = make_benchmark(config)
@@ -124,7 +119,7 @@ def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
             schedule(config),
             seed=config.seed,
             device=device,
-            show_progress=config.progress and not quiet,
+            show_progress=config.progress,
         )
         console.print(
             f"{config.benchmark['name']}: {', '.join(tasks)}; {len(benchmark.train):,} training samples, "
@@ -136,7 +131,7 @@ def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
         summary = trainer.summary(test=config.test)
         summary |= {"memory": peak_memory(), "machine": machine(), "command": sys.argv}
         directory.finish(summary)
-        report(summary, directory.path, Console(quiet=quiet))
+        report(summary, directory.path, Console())
     finally:
         directory.close()
 
