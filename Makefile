@@ -2,23 +2,27 @@
 # make test         lint, type check and the whole test suite
 # make soak         hours of breaking things: long runs, hundreds of kills, tens of thousands of odd inputs
 # make digits       every method on the supervised benchmark, five seeds: the table of docs/supervised.md
-# make install      only create .venv and install
+# make install      only create .venv and install, everything; make quickstart installs what training needs
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: quickstart test lint soak digits install
-install: $(INSTALLED)
+install: $(INSTALLED)-dev
 
-# Made anew where it was interrupted or the requirements changed: the mark is written last.
-$(INSTALLED): pyproject.toml constraints.txt
+# Each mark is written last: what was interrupted is done again, and so is what the requirements changed for.
+.venv/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-quickstart: install
+# The extras of pyproject.toml: train, and dev, which is more than train.
+$(INSTALLED)-%: .venv/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@ $(INSTALLED)-train
+
+quickstart: $(INSTALLED)-train
 	$(BIN)/python scripts/train.py benchmark=quickstart run_dir=runs/quickstart
 
 lint: install

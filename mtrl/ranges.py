@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mtrl.errors import InputError, unknown_name
@@ -28,6 +28,7 @@ class OneOf:
         self.words = words
 
 
+Finite = Annotated[float, Within("(-inf, inf)")]
 NotNegative = Annotated[float, Within("[0, inf)")]
 Positive = Annotated[float, Within("(0, inf)")]
 Fraction = Annotated[float, Within("[0, 1]")]
@@ -42,28 +43,38 @@ def check(name: str, value: Any, annotation: Any) -> None:
     Args:
         name: what the message calls it, e.g. ``"agent.discount"``.
         value: what was given.
-        annotation: a type; ``Annotated`` with `Within` or `OneOf`, ``Literal``, ``None`` and lists of these are read.
+        annotation: a type; ``Annotated`` with `Within` or `OneOf`, ``Literal``, ``bool``, ``None`` and lists of these
+            are read.
 
     Raises:
         InputError: if the value lies outside; the message says what was expected.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        if value is not None or types.NoneType not in arguments:
-            for argument in arguments:
-                if argument is not types.NoneType:
-                    check(name, value, argument)
+        for argument in () if value is None and types.NoneType in arguments else arguments:
+            check(name, value, argument)
     elif origin is list and isinstance(value, list):
         for entry in value:
             check(name, entry, arguments[0])
-    elif origin is Literal and value not in arguments:
-        raise unknown_name(name, value, map(str, arguments))
+    elif origin is Literal:
+        _check_word(name, value, arguments)
     elif origin is Annotated:
         for limit in arguments[1:]:
-            if isinstance(limit, OneOf) and value not in limit.words:
-                raise unknown_name(name, value, limit.words)
-            if isinstance(limit, Within) and not (_is_a(value, arguments[0]) and value in limit):
-                raise InputError(f"{name}: expected {_told(arguments[0], limit)}, got {value!r}")
+            _check_limit(name, value, arguments[0], limit)
+    elif annotation is bool and not isinstance(value, bool):
+        raise InputError(f"{name}: expected true or false, got {value!r}")
+
+
+def _check_limit(name: str, value: Any, kind: type, limit: object) -> None:
+    if isinstance(limit, OneOf):
+        _check_word(name, value, limit.words)
+    elif isinstance(limit, Within) and not (_is_a(value, kind) and value in limit):
+        raise InputError(f"{name}: expected {_told(kind, limit)}, got {value!r}")
+
+
+def _check_word(name: str, value: object, words: Sequence[object]) -> None:
+    if value not in words:
+        raise unknown_name(name, value, map(str, words))
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -90,15 +101,24 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, object], 
 
 
 def described(annotation: Any) -> str:
-    """What an annotation allows, in words for a table: ``[0, 1]``, ``a or b``; nothing where it says nothing."""
+    """What an annotation allows, in few words for a table: ``[0, 1]``, ``at least 1``, ``sum or mean``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(filter(None, map(described, arguments)))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is Annotated:
-        return " or ".join(arguments[1].words) if isinstance(arguments[1], OneOf) else _told(arguments[0], arguments[1])
-    if origin in (Union, types.UnionType):
-        return " or ".join(filter(None, (described(a) if a is not types.NoneType else "null" for a in arguments)))
-    return ""
+        return " and ".join(_allowed(arguments[0], limit) for limit in arguments[1:])
+    if annotation is bool:
+        return "true or false"
+    return f"each {entries}" if origin in (list, Sequence) and (entries := described(arguments[0])) else ""
+
+
+def _allowed(kind: type, limit: object) -> str:
+    if isinstance(limit, OneOf):
+        return " or ".join(limit.words)
+    assert isinstance(limit, Within)
+    return _told(kind, limit).removeprefix("a number in ").removeprefix("an integer of ")
 
 
 def _is_a(value: object, kind: type) -> bool:

@@ -21,12 +21,13 @@ import torch
 from rich.console import Console
 
 from mtrl.run.files import write_json
-from mtrl.sweep.command_line import machine, run
+from mtrl.run.machine import device_of, machine
 from scripts.benchmarks.envs import envs, envs_table
 from scripts.benchmarks.overhead import overhead, overhead_table
 from scripts.benchmarks.solvers import solvers, solvers_table
 from scripts.benchmarks.throughput import throughput, throughput_table
-from scripts.options import device_of
+from scripts.entry import run
+from scripts.methods import load_plugins
 
 
 def case(text: str) -> tuple[int, int]:
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--out", type=Path, help="by default runs/benchmark/COMMAND.json")
     methods = argparse.ArgumentParser(add_help=False)
     methods.add_argument("--methods", nargs="+", help="by default all; of throughput, unitary and pcgrad")
+    methods.add_argument("--plugins", nargs="+", default=[], help="Python files with methods of your own")
     simulated = argparse.ArgumentParser(add_help=False)
     simulated.add_argument("--benchmarks", nargs="+", choices=["mt10", "mt50"], default=["mt10", "mt50"])
     simulated.add_argument("--workers", type=positive, help="simulator processes; by default one a core")
@@ -85,6 +87,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     device = device_of(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    load_plugins(getattr(arguments, "plugins", []))
     about = machine()
     about |= {"device": str(device), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
     rows = arguments.measure(arguments, device)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +17,7 @@ from mtrl.report.page import verdicts, write_report
 from mtrl.report.runs import load_runs
 from mtrl.report.supervised import compare_supervised
 from mtrl.report.tables import tables, text_of
-from mtrl.sweep.command_line import one_line_errors, run
+from scripts.entry import hydra_main, run
 
 
 @dataclass
@@ -94,16 +93,7 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(Text(f"note: {line}", style="yellow"))
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
-def main(config: DictConfig) -> None:
-    """Checks the options and compares."""
-    with one_line_errors(debug=config.debug):
-        if OmegaConf.is_missing(config, "runs"):
-            raise InputError("name the folder with the runs: runs=DIRECTORY")
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, CompareConfig)
-        compare_runs(checked)
-
+main = hydra_main(CompareConfig, "compare", compare_runs, runs="name the folder with the runs: runs=DIRECTORY")
 
 if __name__ == "__main__":
     run(main)

@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import hydra
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import Progress
 
 from envs.metaworld.rendering import Film, contact_sheet, film, use_offscreen_backend
 from mtrl.errors import InputError
+from mtrl.ranges import Count, check_fields
 from mtrl.report.learning_curve import print_success
 from mtrl.rl.evaluation import evaluate
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.files import write_json
-from mtrl.sweep.command_line import one_line_errors, run
-from scripts.composition import load_config, make_agent, make_evaluation_environments
-from scripts.options import CONFIGS, device_of
+from mtrl.run.machine import device_of
+from scripts.build import make_agent, make_evaluation_environments
+from scripts.configuration import load_config
+from scripts.entry import hydra_main, run
 
 
 @dataclass
@@ -29,16 +30,15 @@ class EvaluateConfig:
     """The configuration of this script."""
 
     run: str = MISSING
-    episodes: int = 50
+    episodes: Count = 50
     device: str = "auto"
-    num_workers: int | None = None
+    num_workers: Count | None = None
     video: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
-        if self.episodes < 1:
-            raise InputError(f"episodes: expected an integer of at least 1, got {self.episodes}")
+        check_fields(self)
 
 
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
@@ -112,16 +112,7 @@ def write_videos(films: Iterable[Film], folder: Path) -> None:
         unfinished.rename(folder)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
-def main(config: DictConfig) -> None:
-    """Checks the options and evaluates."""
-    with one_line_errors(debug=config.debug):
-        if OmegaConf.is_missing(config, "run"):
-            raise InputError("name the run to evaluate: run=DIRECTORY")
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, EvaluateConfig)
-        evaluate_run(checked)
-
+main = hydra_main(EvaluateConfig, "evaluate", evaluate_run, run="name the run to evaluate: run=DIRECTORY")
 
 if __name__ == "__main__":
     run(main)

@@ -26,14 +26,14 @@ from mtrl.run.directory import read_summary
 from mtrl.run.files import write_atomically, write_text
 from mtrl.run.signals import interruption
 from mtrl.supervised.measures import mean_rank
-from mtrl.sweep.command_line import one_line_errors
 from mtrl.sweep.launch import quoted
 from mtrl.sweep.member import Member
 from mtrl.sweep.supervision import Supervision
+from scripts.entry import SUPERVISED_CONFIGS, one_line_errors
+from scripts.methods import load_plugins, plugins_in
 from scripts.supervised import SupervisedConfig, method_name
 
 SCRIPT = str(Path(__file__).with_name("supervised.py"))
-CONFIGS = str(Path(__file__).parents[1] / "configs" / "supervised")
 _GROUPS = ("benchmark", "combiner", "method")
 Cell = Mapping[str, Any]
 """Values by key: one choice along every axis of the grid."""
@@ -312,7 +312,11 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """Reads the command line and searches."""
-    with one_line_errors(debug="debug=true" in sys.argv), initialize_config_dir(CONFIGS, version_base="1.3"):
+    with (
+        one_line_errors(debug="debug=true" in sys.argv),
+        initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"),
+    ):
+        load_plugins(plugins_in(sys.argv[1:]))
         search(*configured(sys.argv[1:]))
 
 

@@ -11,11 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 from hydra.core.config_store import ConfigStore
 from matplotlib.figure import Figure
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +24,7 @@ from mtrl.linear import data as regression_data
 from mtrl.linear import linear
 from mtrl.linear.linear import Array, Problem, Verdict
 from mtrl.run.files import write_atomically, write_text
-from mtrl.sweep.command_line import one_line_errors, run
+from scripts.entry import hydra_main, run
 
 SIMULATED_RECORDS = 6000
 
@@ -277,14 +276,7 @@ def explore(config: LinearConfig) -> None:
         console.print(f"figure   {out / 'surface.png'}")
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="linear_mtl")
-def main(config: DictConfig) -> None:
-    """Checks the configuration and explores."""
-    with one_line_errors(debug=config.debug):
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, LinearConfig)
-        explore(checked)
-
+main = hydra_main(LinearConfig, "linear_mtl", explore)
 
 if __name__ == "__main__":
     run(main)

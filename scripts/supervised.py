@@ -5,19 +5,20 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-import hydra
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError, unknown_name
+from mtrl.ranges import Count, Seed, Within, check_fields
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
+from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.run.metrics import check_wandb
 from mtrl.supervised import Benchmark, benchmarks
 from mtrl.supervised.loop import Schedule, Trainer
@@ -25,10 +26,11 @@ from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
 from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate, RoamingModel
 from mtrl.supervised.methods.rotograd import RotoGradUpdate
 from mtrl.supervised.updates import CombinedUpdate, IndividualUpdates, OptimizerOptions, Update, Wrt, random_groups
-from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
-from scripts.options import CONFIGS, EveryConfig, check_integers, device_of
+from scripts.configuration import EveryConfig, InsightConfig
+from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
+from scripts.methods import load_plugins, show_methods, with_plugins
 
 METHODS: dict[str, tuple[str, ...]] = {
     "combined": (),
@@ -53,18 +55,19 @@ class SupervisedConfig:
     wrt: str = MISSING
     weights_from: str | None = None
     weights_how: str = "ema"
-    seed: int = MISSING
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    learning_rate_decay: float = MISSING
+    plugins: list[str] = field(default_factory=list)
+    seed: Seed = MISSING
+    epochs: Count = MISSING
+    batch_size: Count = MISSING
+    learning_rate_decay: Annotated[float, Within("(0, 1]")] = MISSING
     dropout: float = MISSING
-    patience: int | None = None
+    patience: Count | None = None
     selection: str | None = None
     test: bool = True
     reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     checkpoint: EveryConfig = field(default_factory=EveryConfig)
-    insight: EveryConfig = field(default_factory=EveryConfig)
+    insight: InsightConfig = field(default_factory=InsightConfig)
     run_dir: str | None = None
     device: str = "auto"
     wandb: str = "disabled"
@@ -74,22 +77,13 @@ class SupervisedConfig:
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_wandb(self.wandb)
-        smallest = {
-            "seed": (self.seed, 0),
-            "epochs": (self.epochs, 1),
-            "batch_size": (self.batch_size, 1),
-            "patience": (self.patience, 1),
-            "checkpoint.every": (self.checkpoint.every, 1),
-            "insight.every": (self.insight.every, 0),
-        }
-        check_integers(smallest)
+        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
+        check_fields(self)
         given = self.reference
         if given is not None and not (
             isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())
         ):
             raise InputError(f"reference: expected numbers by metric, e.g. {{CL: 0.97}}, got {given!r}")
-        if not 0 < self.learning_rate_decay <= 1:
-            raise InputError(f"learning_rate_decay: expected a number in (0, 1], got {self.learning_rate_decay}")
 
 
 ConfigStore.instance().store("supervised_schema", SupervisedConfig)
@@ -184,6 +178,7 @@ def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:
     """The combiner that a configuration asks for."""
+    load_plugins(config.plugins)
     options = dict(config.combiner)
     name = options.pop("name")
     if config.weights_from is not None:
@@ -235,16 +230,10 @@ def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
     console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)
 
 
-@hydra.main(version_base="1.3", config_path="../configs/supervised", config_name="supervised")
-def main(config: DictConfig) -> None:
-    """Checks the configuration and trains."""
-    with one_line_errors(debug=config.debug):
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, SupervisedConfig)
-        train(checked)
-
+main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
 
 if __name__ == "__main__":
     supervise()
-    configs = str(Path(CONFIGS) / "supervised")
-    run(main, partial(launch, configs, "supervised", named=("benchmark", "tasks", "combiner", "method", "seed")))
+    show_methods()
+    named = ("benchmark", "tasks", "combiner", "method", "seed")
+    run(with_plugins(main), with_plugins(partial(launch, SUPERVISED_CONFIGS, "supervised", named)))

@@ -15,21 +15,22 @@ from mtrl.sweep.supervision import supervise
 if __name__ == "__main__":
     supervise()  # a sweep; before anything large is loaded
 
-import hydra
+from scripts.methods import show_methods, with_plugins
+
+if __name__ == "__main__":
+    show_methods()  # before the simulators are
+
 import torch
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from agents.replay import ReplayBuffer
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl.report.learning_curve import report
 from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory
-from mtrl.sweep.command_line import machine, one_line_errors, peak_memory, run
+from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.sweep.launch import launch
-from scripts.composition import (
-    ACTION_SIZE,
-    OBSERVATION_SIZE,
-    TrainConfig,
+from scripts.build import (
     extract_weights,
     make_agent,
     make_combiners,
@@ -39,7 +40,8 @@ from scripts.composition import (
     run_directory,
     task_names,
 )
-from scripts.options import CONFIGS, device_of
+from scripts.configuration import TrainConfig
+from scripts.entry import CONFIGS, hydra_main, run
 
 
 def train(config: TrainConfig) -> None:
@@ -85,14 +87,8 @@ def train(config: TrainConfig) -> None:
         directory.close()
 
 
-@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
-def main(config: DictConfig) -> None:
-    """Checks the configuration and trains."""
-    with one_line_errors(debug=config.debug):
-        checked = OmegaConf.to_object(config)
-        assert isinstance(checked, TrainConfig)
-        train(checked)
-
+main = hydra_main(TrainConfig, "train", train)
 
 if __name__ == "__main__":
-    run(main, partial(launch, CONFIGS, "train", ("benchmark", "task", "combiner", "seed"), cores_key="num_workers"))
+    named = ("benchmark", "task", "combiner", "seed")
+    run(with_plugins(main), with_plugins(partial(launch, CONFIGS, "train", named, cores_key="num_workers")))

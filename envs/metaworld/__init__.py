@@ -1,6 +1,7 @@
 """Meta-World task vectors; importing this loads neither MuJoCo nor Meta-World."""
 
+from envs.metaworld.shared import ACTION_SIZE, OBSERVATION_SIZE
 from envs.metaworld.tasks import benchmark_tasks, check_tasks
 from envs.metaworld.vector import StepResult, TaskVector
 
-__all__ = ["StepResult", "TaskVector", "benchmark_tasks", "check_tasks"]
+__all__ = ["ACTION_SIZE", "OBSERVATION_SIZE", "StepResult", "TaskVector", "benchmark_tasks", "check_tasks"]

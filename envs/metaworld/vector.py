@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing import Pipe
-from typing import Any, NamedTuple, NoReturn, Self, get_args
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -29,7 +29,9 @@ from envs.metaworld.shared import (
     block_size,
 )
 from envs.metaworld.tasks import balanced_groups, check_tasks
-from mtrl.errors import InputError, RunError, unknown_name
+from mtrl.errors import InputError, RunError
+from mtrl.ranges import Count, Index, check_arguments
+from mtrl.run.machine import cores
 
 
 class StepResult(NamedTuple):
@@ -88,9 +90,9 @@ class TaskVector:
         self,
         tasks: Sequence[str],
         *,
-        seed: int,
-        num_workers: int | None = None,
-        horizon: int = 500,
+        seed: Index,
+        num_workers: Count | None = None,
+        horizon: Count = 500,
         reward_version: RewardVersion = "v2",
         terminate_on_success: bool = False,
         goals: Goals = "random",
@@ -98,15 +100,9 @@ class TaskVector:
     ) -> None:
         self.tasks = check_tasks(tasks)
         self.num_tasks = len(self.tasks)
-        num_workers = _cores() if num_workers is None else num_workers
-        for what, value, least in (("seed", seed, 0), ("horizon", horizon, 1), ("num_workers", num_workers, 1)):
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{what} must be an integer of at least {least}, got {value!r}")
-        if reward_version not in get_args(RewardVersion):
-            raise unknown_name("reward_version", reward_version, get_args(RewardVersion))
-        if goals not in get_args(Goals):
-            raise unknown_name("goals", goals, get_args(Goals))
+        num_workers = cores() if num_workers is None else num_workers
         self.options = Options(seed, horizon, reward_version, terminate_on_success, goals, fast)
+        check_arguments(TaskVector.__init__, {**asdict(self.options), "num_workers": num_workers})
         self.single_observation_space = Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
         self.single_action_space = Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_tasks)
@@ -307,10 +303,6 @@ def _stop(workers: list[_Worker], memory: int) -> None:
     for worker in workers:
         worker.process.wait()
     os.close(memory)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _anonymous_memory(size: int) -> int:

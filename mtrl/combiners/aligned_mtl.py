@@ -1,16 +1,15 @@
 """Independent component alignment for multi-task learning (Senushkin, Patakin, Kuznetsov & Konushin, 2023)."""
 
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, eigen, on_nonzero
-from mtrl.errors import unknown_name
-
-SCALES = ("min", "median", "rmse")
 
 
+@register("aligned_mtl")
 class AlignedMTL(GramianCombiner):
     """Aligned-MTL (Senushkin et al., 2023, algorithm 1): gradients with their principal components made equal.
 
@@ -23,18 +22,10 @@ class AlignedMTL(GramianCombiner):
     1e-14 of the largest, where the eigenvalues of ``G`` would lose them below 1e-7.
 
     Args:
-        num_tasks: the number of tasks T.
         scale: ``min`` (default, the paper), ``median`` or ``rmse`` (options of the authors' code).
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: on an unknown scale.
     """
 
-    def __init__(self, num_tasks: int, *, scale: str = "min", **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        if scale not in SCALES:
-            raise unknown_name("scale of aligned_mtl", scale, SCALES)
+    def _setup(self, *, scale: Literal["min", "median", "rmse"] = "min") -> None:
         self.scale = scale
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:

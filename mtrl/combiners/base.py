@@ -1,11 +1,14 @@
 """The one abstraction for every way of combining per-task gradients."""
 
-from typing import ClassVar, Literal
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtrl.errors import InputError
+from mtrl.errors import InputError, unknown_name
+from mtrl.ranges import Count, check
 
 Needs = Literal["losses", "gramian", "jacobian"]
 
@@ -20,15 +23,19 @@ class Combiner(torch.nn.Module):
     state; all of it is in ``state_dict()``, the random generator included, so that a resumed run goes on bit
     for bit.
 
+    What a method has of its own it makes in `_setup`, whose parameters are its options, their ranges and defaults;
+    the command line, its help and every check read them there. Class docstrings describe these under ``Args``.
+
     Args:
         num_tasks: the number of tasks T, at least 1.
         seed: seeds this instance's own random generator.
         rescale: multiply the weights by ``T / sum_i |w_i|``, so that every method has unitary scalarization's
             scale and weight decay or gradient clipping mean the same for all; off, each method keeps the
             scale of its paper. Direction methods without weights are not affected.
+        **options: the method's own.
 
     Raises:
-        InputError: if ``num_tasks`` is not a positive integer.
+        InputError: if ``num_tasks`` or an option is out of range, or an option is unknown or missing.
     """
 
     needs: ClassVar[Needs]
@@ -38,21 +45,37 @@ class Combiner(torch.nn.Module):
     weights_specific: ClassVar[bool] = False
     """Whether the paper applies the weights to task-specific parameters too (drivers can override it)."""
 
-    def __init__(self, num_tasks: int, *, seed: int = 0, rescale: bool = False) -> None:
+    registered_name: ClassVar[str]
+    """The name that `mtrl.combiners.register` gave to this class; until then its own."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.registered_name = cls.__name__
+
+    def __init__(self, num_tasks: int, *, seed: int = 0, rescale: bool = False, **options: Any) -> None:
         super().__init__()
-        if not isinstance(num_tasks, int) or num_tasks < 1:
-            raise InputError(f"num_tasks must be a positive integer, got {num_tasks!r}")
+        check("num_tasks", num_tasks, Count)
+        check("rescale", rescale, bool)
         self.num_tasks = num_tasks
         self.rescale = rescale
         # On the CPU whatever the device of the losses, so that a seed means the same stream everywhere.
         self.generator = torch.Generator().manual_seed(seed)
+        self._check_options(options)
+        self._setup(**options)
+
+    def _setup(self, *_: Any, **options: Any) -> None:  # to a type checker, this is any signature
+        """Takes the method's options, as keywords with their ranges, and makes its state."""
+
+    @classmethod
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """The method's own options by name, each with its ``default`` and, as ``annotation``, its range."""
+        _, *found = inspect.signature(cls._setup, eval_str=True).parameters.values()
+        return {option.name: option for option in found if option.kind is option.KEYWORD_ONLY}
 
     @property
     def name(self) -> str:
         """The name in the registry, for messages."""
-        from mtrl import combiners
-
-        return combiners.name_of(type(self))
+        return self.registered_name
 
     def weights(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
         """The task weights of this step; methods with state advance it.
@@ -108,6 +131,16 @@ class Combiner(torch.nn.Module):
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _check_options(self, options: Mapping[str, object]) -> None:
+        known = self.options()
+        for option, value in options.items():
+            if option not in known:
+                raise unknown_name(f"option of {self.name}", option, [*known, "rescale"])
+            check(f"{option} of {self.name}", value, known[option].annotation)
+        for option, parameter in known.items():
+            if parameter.default is parameter.empty and option not in options:
+                raise InputError(f"{self.name} needs its option {option}")
 
     def _check(self, losses: Tensor, gramian: Tensor | None) -> None:
         t = self.num_tasks

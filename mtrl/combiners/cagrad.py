@@ -1,15 +1,14 @@
 """Conflict-averse gradient descent (Liu, Liu, Jin, Stone & Liu, 2021)."""
 
-from typing import Any
+from typing import Literal
 
-from mtrl.combiners.checks import check_interval
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, max_min_in_ball
-from mtrl.errors import unknown_name
-
-SHRINKS = ("quadratic", "linear", "none")
+from mtrl.ranges import NotNegative
 
 
+@register("cagrad")
 class CAGrad(GramianCombiner):
     """CAGrad (Liu et al., 2021, equation 2): help the worst-off task, within a ball around the mean gradient.
 
@@ -19,22 +18,13 @@ class CAGrad(GramianCombiner):
     gradient is 0) that formula is void; ``d`` is then the maximiser nearest to ``g_0``.
 
     Args:
-        num_tasks: the number of tasks T.
         c: the radius of the ball relative to ``|g_0|``, at least 0; the paper requires it below 1 for convergence
             to a minimum of the mean loss. 0.4 as for NYUv2 in the paper (0.9 and 0.5 for MT10 and MT50 in its code).
         shrink: divide ``d`` by ``1 + c^2`` (``quadratic``, default, the authors' code), by ``1 + c`` (``linear``) or
             not at all (``none``, the paper's algorithm 1). It changes the length only.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range or unknown.
     """
 
-    def __init__(self, num_tasks: int, *, c: float = 0.4, shrink: str = "quadratic", **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("cagrad", "c", c, "[0, inf)")
-        if shrink not in SHRINKS:
-            raise unknown_name("shrink of cagrad", shrink, SHRINKS)
+    def _setup(self, *, c: NotNegative = 0.4, shrink: Literal["quadratic", "linear", "none"] = "quadratic") -> None:
         self.c = c
         self.divisor = {"quadratic": 1 + c**2, "linear": 1 + c, "none": 1.0}[shrink]
 

@@ -1,18 +1,19 @@
 """Central direction with task tensioners (Nakamura, Grassi & Wolf, 2022)."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.checks import check_interval
+from mtrl.combiners import register
 from mtrl.combiners.edm import central_weights
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, on_nonzero
+from mtrl.ranges import Fraction
 
 
+@register("cdtt")
 class CDTT(GramianCombiner):
     """CDTT (Nakamura et al., 2022; in the form of Gama & Grassi, 2025, proof of proposition 5).
 
@@ -27,13 +28,8 @@ class CDTT(GramianCombiner):
     gradients' scale, so this method is not equivariant under scaling. A zero gradient gets weight 0.
 
     Args:
-        num_tasks: the number of tasks T.
         alpha: the sensitivity of the pulls in [0, 1]; Gama & Grassi search 0.2, 0.4, 0.6, 0.8 and 1.0, and their
             choice for the two digits of Multi-MNIST is the default, 0.6.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if ``alpha`` is out of range.
     """
 
     positive_losses = True
@@ -41,12 +37,10 @@ class CDTT(GramianCombiner):
     previous: Tensor
     steps: Tensor
 
-    def __init__(self, num_tasks: int, *, alpha: float = 0.6, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("cdtt", "alpha", alpha, "[0, 1]")
+    def _setup(self, *, alpha: Fraction = 0.6) -> None:
         self.alpha = alpha
-        self.register_buffer("recent", torch.zeros(10, num_tasks, dtype=torch.float64))
-        self.register_buffer("previous", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("recent", torch.zeros(10, self.num_tasks, dtype=torch.float64))
+        self.register_buffer("previous", torch.zeros(self.num_tasks, dtype=torch.float64))
         self.register_buffer("steps", torch.tensor(0))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, eigen, on_nonzero
 
 
+@register("conflict_free")
 class ConflictFree(GramianCombiner):
     """ConFIG (Liu et al., 2025, equation 2): equal cosines with all gradients, as long as their projections.
 

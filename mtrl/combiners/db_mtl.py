@@ -1,14 +1,16 @@
 """Dual-balancing multi-task learning (Lin et al., 2023)."""
 
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners.checks import check_interval
+from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory
+from mtrl.ranges import NotNegative, Within
 
 
+@register("db_mtl")
 class DBMTL(RowMemory):
     """DB-MTL (Lin et al., 2023, algorithm 1): log-losses, and every gradient as long as the longest.
 
@@ -18,22 +20,17 @@ class DBMTL(RowMemory):
     task-specific parameters too; here these get the gradient of their plain loss.
 
     Args:
-        num_tasks: the number of tasks T.
         beta: the averaging, in [0, 1); 0.9 as in LibMTL.
         beta_decay: its decay, at least 0; 0 as in LibMTL.
-        **common: see `Combiner`.
 
     Raises:
-        InputError: if an option is out of range; in `combine` also on a loss that is not positive or if P
-            changes.
+        InputError: in `combine`, on a loss that is not positive or if P changes.
     """
 
     positive_losses = True
 
-    def __init__(self, num_tasks: int, *, beta: float = 0.9, beta_decay: float = 0.0, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("db_mtl", "beta", beta, "[0, 1)")
-        check_interval("db_mtl", "beta_decay", beta_decay, "[0, inf)")
+    def _setup(self, *, beta: Annotated[float, Within("[0, 1)")] = 0.9, beta_decay: NotNegative = 0.0) -> None:
+        super()._setup()
         self.beta = beta
         self.beta_decay = beta_decay
 

@@ -45,8 +45,7 @@ class RowMemory(Combiner):
     memory: Tensor | None
     calls: Tensor
 
-    def __init__(self, num_tasks: int, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
+    def _setup(self) -> None:
         self.register_buffer("memory", None)
         self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, dual_cone
 
 
+@register("dualproj")
 class DualProj(GramianCombiner):
     """DualProj (Lopez-Paz & Ranzato, 2017, equation 11; named by Quinton & Rey, 2024): a mean without conflicts.
 

@@ -1,14 +1,13 @@
 """Dynamic Weight Average (Liu, Johns & Davison, 2019)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.checks import check_count, check_interval
+from mtrl.combiners import Combiner, register
+from mtrl.ranges import Count, Positive
 
 
+@register("dwa")
 class DWA(Combiner):
     """Dynamic Weight Average (Liu et al., 2019, equation 7): tasks whose loss falls slowly weigh more.
 
@@ -17,14 +16,9 @@ class DWA(Combiner):
     fast a loss falls only for positive losses.
 
     Args:
-        num_tasks: the number of tasks T.
         temperature: above 0; 2 as in the paper, large values give equal weights.
         period: the number of calls that a loss is averaged over. The paper takes an epoch; 25 is the window
             in the code of Nash-MTL (Navon et al., 2022).
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"
@@ -33,14 +27,11 @@ class DWA(Combiner):
     means: Tensor
     calls: Tensor
 
-    def __init__(self, num_tasks: int, *, temperature: float = 2.0, period: int = 25, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("dwa", "temperature", temperature, "(0, inf)")
-        check_count("dwa", "period", period)
+    def _setup(self, *, temperature: Positive = 2.0, period: Count = 25) -> None:
         self.temperature = temperature
         self.period = period
         # The mean losses of this period so far, the one before, and the one before that.
-        self.register_buffer("means", torch.zeros(3, num_tasks, dtype=torch.float64))
+        self.register_buffer("means", torch.zeros(3, self.num_tasks, dtype=torch.float64))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, min_norm, on_nonzero
 
@@ -13,6 +14,7 @@ def central_weights(norms: Array, cosines: Array) -> Array:
     return weights
 
 
+@register("edm")
 class EDM(GramianCombiner):
     """EDM (Katrutsa et al., 2020): the direction at equal angles with all gradients, of moderate length.
 

@@ -1,14 +1,14 @@
 """Multi-task learning with excess risks (He et al., 2024)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mtrl.combiners.checks import check_count, check_interval
+from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory, column_blocks
+from mtrl.ranges import Count, Positive
 
 
+@register("excess_mtl")
 class ExcessMTL(RowMemory):
     """ExcessMTL (He et al., 2024, equations 6, 7 and 9): tasks farther from their optimum weigh more.
 
@@ -19,28 +19,24 @@ class ExcessMTL(RowMemory):
     task-specific parameters too; here these get the gradient of their plain loss.
 
     Args:
-        num_tasks: the number of tasks T.
         step_size: above 0; 0.01 as in LibMTL.
         warmup: calls for the first excess risk, at least 1; 1 as in the authors' code (the paper: 3 epochs).
-        **common: see `Combiner`.
 
     Raises:
-        InputError: if an option is out of range; in `combine` also if P changes.
+        InputError: in `combine`, if P changes.
     """
 
     log_weights: Tensor
     initial: Tensor
     measured: Tensor
 
-    def __init__(self, num_tasks: int, *, step_size: float = 0.01, warmup: int = 1, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("excess_mtl", "step_size", step_size, "(0, inf)")
-        check_count("excess_mtl", "warmup", warmup)
+    def _setup(self, *, step_size: Positive = 0.01, warmup: Count = 1) -> None:
+        super()._setup()
         self.step_size = step_size
         self.warmup = warmup
-        self.register_buffer("log_weights", torch.zeros(num_tasks, dtype=torch.float64).log_softmax(0))
-        self.register_buffer("initial", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("measured", torch.zeros(num_tasks, dtype=torch.int64))
+        self.register_buffer("log_weights", torch.zeros(self.num_tasks, dtype=torch.float64).log_softmax(0))
+        self.register_buffer("initial", torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.register_buffer("measured", torch.zeros(self.num_tasks, dtype=torch.int64))
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         risk = torch.zeros_like(self.initial)

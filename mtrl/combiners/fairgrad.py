@@ -1,12 +1,14 @@
 """Fair resource allocation in multi-task learning (Ban & Ji, 2024)."""
 
-from typing import Any
+from typing import Annotated
 
-from mtrl.combiners.checks import check_interval
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, limit_norm, on_nonzero, power_balance
+from mtrl.ranges import Positive, Within
 
 
+@register("fairgrad")
 class FairGrad(GramianCombiner):
     """FairGrad (Ban & Ji, 2024, algorithm 1): ``G w = w^(-1 / alpha)``, elementwise, with all ``w_i > 0``.
 
@@ -15,21 +17,15 @@ class FairGrad(GramianCombiner):
     takes no part and gets weight 0.
 
     Args:
-        num_tasks: the number of tasks T.
         alpha: the fairness, above 0; 2 as in the authors' runs, while their code's signature has 1.
         max_norm: cap on the length of the update, above 0; 1 as in the authors' code, infinity for the paper's scale.
-        **common: see `Combiner`.
 
     Raises:
-        InputError: if an option is out of range.
         RunError: from ``weights``, where a convex combination of the gradients vanishes (Pareto stationary): then
             there is no solution.
     """
 
-    def __init__(self, num_tasks: int, *, alpha: float = 2.0, max_norm: float = 1.0, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("fairgrad", "alpha", alpha, "(0, inf)")
-        check_interval("fairgrad", "max_norm", max_norm, "(0, inf]")
+    def _setup(self, *, alpha: Positive = 2.0, max_norm: Annotated[float, Within("(0, inf]")] = 1.0) -> None:
         self.power = 1 / alpha
         self.max_norm = max_norm
 

@@ -1,16 +1,15 @@
 """Fast Adaptive Multitask Optimization (Liu, Feng, Stone & Liu, 2023)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from mtrl.combiners import Combiner, register
 from mtrl.combiners.adam import AdamVector
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.checks import check_interval
 from mtrl.errors import InputError
+from mtrl.ranges import NotNegative, Positive
 
 
+@register("famo")
 class FAMO(Combiner):
     """FAMO (Liu et al., 2023, equation 11): all losses fall at the same relative rate.
 
@@ -22,14 +21,9 @@ class FAMO(Combiner):
     gradient to norm 1, which is up to the driver.
 
     Args:
-        num_tasks: the number of tasks T.
         learning_rate: Adam's for the logits, above 0; 0.025 as in the paper.
         gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (0.001 for most of
             their supervised runs).
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"
@@ -37,13 +31,10 @@ class FAMO(Combiner):
     weights_specific = True
     before: Tensor
 
-    def __init__(self, num_tasks: int, *, learning_rate: float = 0.025, gamma: float = 0.01, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("famo", "learning_rate", learning_rate, "(0, inf)")
-        check_interval("famo", "gamma", gamma, "[0, inf)")
+    def _setup(self, *, learning_rate: Positive = 0.025, gamma: NotNegative = 0.01) -> None:
         self.gamma = gamma
-        self.logits = AdamVector(torch.zeros(num_tasks), learning_rate)
-        self.register_buffer("before", torch.zeros(num_tasks, dtype=torch.float64))
+        self.logits = AdamVector(torch.zeros(self.num_tasks), learning_rate)
+        self.register_buffer("before", torch.zeros(self.num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         self.before.copy_(losses)

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
+from mtrl.combiners import Combiner, register
 
 
+@register("geometric_mean")
 class GeometricMean(Combiner):
     """Minimises the losses' geometric mean ``m`` (Chennupati et al., 2019), so ``w_i = m / (T L_i)``."""
 

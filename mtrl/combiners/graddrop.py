@@ -1,15 +1,15 @@
 """Gradient Sign Dropout (Chen et al., 2020, "Just Pick a Sign")."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.base import Combiner
-from mtrl.combiners.checks import check_interval
 from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
+from mtrl.ranges import Fraction, NotNegative
 
 
+@register("graddrop")
 class GradDrop(Combiner):
     """GradDrop (Chen et al., 2020, algorithm 1; Kurin et al., 2022, equation 6): one sign per coordinate.
 
@@ -19,31 +19,21 @@ class GradDrop(Combiner):
     accelerator ``u`` is drawn there, by a generator that this combiner's seeds.
 
     Args:
-        num_tasks: the number of tasks T.
         leak: how much of the plain sum passes, in [0, 1], the same for every task; 0 as in the paper.
         k: the slope of f, at least 0; 1 (f is the identity) as in the paper.
         renormalize: stretch the direction to the norm of the plain sum, as the code of Kurin et al., 2022
             does and the paper does not.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "jacobian"
 
-    def __init__(
+    def _setup(
         self,
-        num_tasks: int,
         *,
-        leak: float = 0.0,
-        k: float = 1.0,
+        leak: Fraction = 0.0,
+        k: NotNegative = 1.0,
         renormalize: bool = False,
-        **common: Any,
     ) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("graddrop", "leak", leak, "[0, 1]")
-        check_interval("graddrop", "k", k, "[0, inf)")
         self.leak = leak
         self.k = k
         self.renormalize = renormalize

@@ -1,15 +1,14 @@
 """GradNorm (Chen, Badrinarayanan, Lee & Rabinovich, 2018)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from mtrl.combiners import Combiner, register
 from mtrl.combiners.adam import AdamVector
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.checks import check_interval
+from mtrl.ranges import NotNegative, Positive
 
 
+@register("gradnorm")
 class GradNorm(Combiner):
     """GradNorm (Chen et al., 2018, equations 1 and 2): weighted gradient norms that follow the training rates.
 
@@ -21,14 +20,9 @@ class GradNorm(Combiner):
     the rescaling.
 
     Args:
-        num_tasks: the number of tasks T.
         alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for its toy
             problem).
         learning_rate: Adam's for the weights, above 0; 0.025, as for the learnt weights of `Uncertainty`.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "gramian"
@@ -36,13 +30,10 @@ class GradNorm(Combiner):
     weights_specific = True
     first_losses: Tensor
 
-    def __init__(self, num_tasks: int, *, alpha: float = 1.5, learning_rate: float = 0.025, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("gradnorm", "alpha", alpha, "[0, inf)")
-        check_interval("gradnorm", "learning_rate", learning_rate, "(0, inf)")
+    def _setup(self, *, alpha: NotNegative = 1.5, learning_rate: Positive = 0.025) -> None:
         self.alpha = alpha
-        self.learnt = AdamVector(torch.ones(num_tasks), learning_rate)
-        self.register_buffer("first_losses", torch.zeros(num_tasks, dtype=torch.float64))
+        self.learnt = AdamVector(torch.ones(self.num_tasks), learning_rate)
+        self.register_buffer("first_losses", torch.zeros(self.num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None  # `_check` has seen to it.

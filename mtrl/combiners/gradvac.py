@@ -1,20 +1,19 @@
 """Gradient Vaccine (Wang, Tsvetkov, Firat & Cao, 2021)."""
 
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.checks import check_interval
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.pcgrad import orders_of_others, sum_of_rows
 from mtrl.combiners.solvers import Array
-from mtrl.errors import unknown_name
-
-UPDATES = ("always", "violation")
+from mtrl.ranges import Fraction
 
 
+@register("gradvac")
 class GradVac(GramianCombiner):
     """GradVac (Wang et al., 2021, equations 2 and 3, algorithm 1): PCGrad with learnt targets for the cosines.
 
@@ -29,25 +28,16 @@ class GradVac(GramianCombiner):
     vector, ``g_i'`` included, are passed over; a task with a zero gradient keeps weight 1.
 
     Args:
-        num_tasks: the number of tasks T.
         beta: the rate of the moving average in [0, 1]; 0.5 as in LibMTL and TorchJD.
         update: move a target ``always`` (default, the paper) or only on a ``violation``, as in Samsung's code.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range or unknown.
     """
 
     targets: Tensor
 
-    def __init__(self, num_tasks: int, *, beta: float = 0.5, update: str = "always", **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("gradvac", "beta", beta, "[0, 1]")
-        if update not in UPDATES:
-            raise unknown_name("update of gradvac", update, UPDATES)
+    def _setup(self, *, beta: Fraction = 0.5, update: Literal["always", "violation"] = "always") -> None:
         self.beta = beta
         self.update = update
-        self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        self.register_buffer("targets", torch.zeros(self.num_tasks, self.num_tasks, dtype=torch.float64))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         targets = self.targets.cpu().numpy().copy()

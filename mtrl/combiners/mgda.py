@@ -1,16 +1,15 @@
 """The multiple-gradient descent algorithm (Désidéri, 2012; Sener & Koltun, 2018)."""
 
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, min_norm
-from mtrl.errors import unknown_name
-
-NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
 
+@register("mgda")
 class MGDA(GramianCombiner):
     """MGDA (Sener & Koltun, 2018, equation 3): the shortest vector in the convex hull of the gradients.
 
@@ -23,19 +22,11 @@ class MGDA(GramianCombiner):
     A zero gradient is itself the shortest vector: its task gets all the weight (several share it), the update is 0.
 
     Args:
-        num_tasks: the number of tasks T.
         normalization: ``none`` (default, the paper), ``l2``, ``loss`` or ``loss+``; the last two need positive
             losses.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: on an unknown normalization.
     """
 
-    def __init__(self, num_tasks: int, *, normalization: str = "none", **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        if normalization not in NORMALIZATIONS:
-            raise unknown_name("normalization of mgda", normalization, NORMALIZATIONS)
+    def _setup(self, *, normalization: Literal["none", "l2", "loss", "loss+"] = "none") -> None:
         self.normalization = normalization
         self.positive_losses = "loss" in normalization
 

@@ -1,15 +1,17 @@
 """Multi-objective gradient correction (Fernando et al., 2023, "Mitigating Gradient Bias")."""
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners.checks import check_choice, check_interval
+from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory
 from mtrl.combiners.sdmgrad import project_to_simplex
+from mtrl.ranges import NotNegative, Positive, Within
 
 
+@register("moco")
 class MoCo(RowMemory):
     """MoCo (Fernando et al., 2023, algorithm 1): tracks every task's gradient, and MGDA's weights for them.
 
@@ -18,7 +20,6 @@ class MoCo(RowMemory):
     (``[T, P]``) starts at 0, ``l`` at ``1 / T``. What a ``gamma`` does depends on the gradients' scale.
 
     Args:
-        num_tasks: the number of tasks T.
         beta: the first step of the tracked gradients, in (0, 1]; 0.5, as all defaults here, as in LibMTL.
         gamma: the first step of the weights, above 0.
         rho: the regularisation of the weights, at least 0.
@@ -26,39 +27,30 @@ class MoCo(RowMemory):
             of its loss, which has to be positive (LibMTL).
         projection: ``"simplex"`` as in the algorithm, or ``"softmax"``, which stays near equal weights
             (LibMTL).
-        **common: see `Combiner`.
 
     Raises:
-        InputError: if an option is out of range; in `combine` also if P changes, or with
-            ``normalize="loss"`` on a loss that is not positive.
+        InputError: in `combine`, if P changes, or with ``normalize="loss"`` on a loss that is not positive.
     """
 
     simplex: Tensor
 
-    def __init__(
+    def _setup(
         self,
-        num_tasks: int,
         *,
-        beta: float = 0.5,
-        gamma: float = 0.1,
-        rho: float = 0.0,
+        beta: Annotated[float, Within("(0, 1]")] = 0.5,
+        gamma: Positive = 0.1,
+        rho: NotNegative = 0.0,
         normalize: Literal["none", "loss"] = "none",
         projection: Literal["simplex", "softmax"] = "simplex",
-        **common: Any,
     ) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("moco", "beta", beta, "(0, 1]")
-        check_interval("moco", "gamma", gamma, "(0, inf)")
-        check_interval("moco", "rho", rho, "[0, inf)")
-        check_choice("moco", "normalize", normalize, ("none", "loss"))
-        check_choice("moco", "projection", projection, ("simplex", "softmax"))
+        super()._setup()
         self.beta = beta
         self.gamma = gamma
         self.rho = rho
         self.normalize = normalize
         self.positive_losses = normalize == "loss"
         self.projection = projection
-        self.register_buffer("simplex", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
+        self.register_buffer("simplex", torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         y = self._recall(jacobian)

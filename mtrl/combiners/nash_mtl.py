@@ -1,15 +1,17 @@
 """Multi-task learning as a bargaining game (Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik & Fetaya, 2022)."""
 
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from mtrl.combiners.checks import check_count, check_interval
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, limit_norm, on_nonzero, power_balance
+from mtrl.ranges import Count, Within
 
 
+@register("nash_mtl")
 class NashMTL(GramianCombiner):
     """Nash-MTL (Navon et al., 2022, claim 3.1): ``G w = 1 / w``, elementwise, with all ``w_i > 0``.
 
@@ -19,13 +21,10 @@ class NashMTL(GramianCombiner):
     takes no part and gets weight 0.
 
     Args:
-        num_tasks: the number of tasks T.
         update_every: solve again at every n-th call and keep the weights in between; 1 as in the paper's default.
         max_norm: cap on the length of the update, above 0; 1 as in the authors' code, infinity for the paper's scale.
-        **common: see `Combiner`.
 
     Raises:
-        InputError: if an option is out of range.
         RunError: from ``weights``, where a convex combination of the gradients vanishes (Pareto stationary): then
             there is no solution.
     """
@@ -34,13 +33,10 @@ class NashMTL(GramianCombiner):
     solved: Tensor
     calls: Tensor
 
-    def __init__(self, num_tasks: int, *, update_every: int = 1, max_norm: float = 1.0, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_count("nash_mtl", "update_every", update_every)
-        check_interval("nash_mtl", "max_norm", max_norm, "(0, inf]")
+    def _setup(self, *, update_every: Count = 1, max_norm: Annotated[float, Within("(0, inf]")] = 1.0) -> None:
         self.update_every = update_every
         self.max_norm = max_norm
-        self.register_buffer("solved", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("solved", torch.zeros(self.num_tasks, dtype=torch.float64))
         self.register_buffer("calls", torch.tensor(0))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:

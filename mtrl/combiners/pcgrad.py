@@ -1,18 +1,17 @@
 """Projecting conflicting gradients (Yu, Kumar, Gupta, Levine, Hausman & Finn, 2020)."""
 
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array
-from mtrl.errors import unknown_name
-
-REDUCTIONS = ("sum", "mean")
 
 
+@register("pcgrad")
 class PCGrad(GramianCombiner):
     """PCGrad (Yu et al., 2020, algorithm 1): each gradient gives up what conflicts with the others.
 
@@ -23,18 +22,10 @@ class PCGrad(GramianCombiner):
     weight 1.
 
     Args:
-        num_tasks: the number of tasks T.
         reduction: ``sum`` (default, the paper) or ``mean`` over the ``g_i'``, as in some published code.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: on an unknown reduction.
     """
 
-    def __init__(self, num_tasks: int, *, reduction: str = "sum", **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        if reduction not in REDUCTIONS:
-            raise unknown_name("reduction of pcgrad", reduction, REDUCTIONS)
+    def _setup(self, *, reduction: Literal["sum", "mean"] = "sum") -> None:
         self.reduction = reduction
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:

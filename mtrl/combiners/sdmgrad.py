@@ -1,16 +1,18 @@
 """Stochastic direction-oriented multi-objective gradient descent (Xiao, Ban & Ji, 2023)."""
 
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.checks import check_count, check_interval
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array
+from mtrl.ranges import Count, NotNegative, Positive, Within
 
 
+@register("sdmgrad")
 class SDMGrad(GramianCombiner):
     """SDMGrad (Xiao et al., 2023, algorithm 1): MGDA regularised towards the mean gradient, solved inexactly.
 
@@ -22,40 +24,28 @@ class SDMGrad(GramianCombiner):
     lambda / T``, the paper's scale, where the code divides by ``1 + lambda``. If all gradients are 0, ``a`` stays.
 
     Args:
-        num_tasks: the number of tasks T.
         lambda_: the pull towards the mean gradient, at least 0; 0.3 as in the authors' runs (0.6 in the signature).
         iterations: SGD steps per call; 20 as in their code.
         learning_rate: of these steps, above 0; 10 as in their code.
         momentum: of these steps, in [0, 1); 0.5 as in their code.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     weights_specific = True
     simplex: Tensor
 
-    def __init__(
+    def _setup(
         self,
-        num_tasks: int,
         *,
-        lambda_: float = 0.3,
-        iterations: int = 20,
-        learning_rate: float = 10.0,
-        momentum: float = 0.5,
-        **common: Any,
+        lambda_: NotNegative = 0.3,
+        iterations: Count = 20,
+        learning_rate: Positive = 10.0,
+        momentum: Annotated[float, Within("[0, 1)")] = 0.5,
     ) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("sdmgrad", "lambda_", lambda_, "[0, inf)")
-        check_count("sdmgrad", "iterations", iterations)
-        check_interval("sdmgrad", "learning_rate", learning_rate, "(0, inf)")
-        check_interval("sdmgrad", "momentum", momentum, "[0, 1)")
         self.lambda_ = lambda_
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.momentum = momentum
-        self.register_buffer("simplex", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
+        self.register_buffer("simplex", torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         point, pull = self.simplex.cpu().numpy().copy(), self.lambda_ / self.num_tasks

@@ -1,15 +1,17 @@
 """Sign-agnostic gradient masking (Kurin et al., 2022, appendix D.3): GradDrop without the signs."""
 
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from mtrl.combiners import register
 from mtrl.combiners.base import Combiner
-from mtrl.combiners.checks import check_interval
 from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
+from mtrl.ranges import Within
 
 
+@register("sign_agnostic_drop")
 class SignAgnosticDrop(Combiner):
     """Drops every entry of J on its own with the same probability (Kurin et al., 2022, appendix D.3).
 
@@ -17,21 +19,14 @@ class SignAgnosticDrop(Combiner):
     On an accelerator the mask is drawn there, by a generator that this combiner's seeds.
 
     Args:
-        num_tasks: the number of tasks T.
         drop: the probability of dropping an entry, in [0, 1), rounded down to a multiple of 2^-16; 0.75 as
             in the paper's code.
         renormalize: stretch to the norm of the plain sum, as in the paper's code.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if ``drop`` is out of range.
     """
 
     needs = "jacobian"
 
-    def __init__(self, num_tasks: int, *, drop: float = 0.75, renormalize: bool = True, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("sign_agnostic_drop", "drop", drop, "[0, 1)")
+    def _setup(self, *, drop: Annotated[float, Within("[0, 1)")] = 0.75, renormalize: bool = True) -> None:
         self.drop = drop
         self.renormalize = renormalize
 

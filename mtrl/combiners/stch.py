@@ -1,14 +1,13 @@
 """Smooth Tchebycheff scalarization (Lin et al., 2024)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.checks import check_count, check_interval
+from mtrl.combiners import Combiner, register
+from mtrl.ranges import Count, Positive
 
 
+@register("stch")
 class STCH(Combiner):
     """Smooth Tchebycheff scalarization of log-losses (Lin et al., 2024, and the authors' multi-task code).
 
@@ -18,14 +17,9 @@ class STCH(Combiner):
     averaged into ``z``, after the authors' 4 epochs of warm-up with the average taken over the fifth.
 
     Args:
-        num_tasks: the number of tasks T.
         mu: the smoothing, above 0; 1 as in the authors' code, towards 0 only the worst task counts.
         warmup: the number of calls before ``z`` is fixed, at least 1. The default is ours: reinforcement
             learning has no epochs.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"
@@ -34,13 +28,10 @@ class STCH(Combiner):
     reference: Tensor
     calls: Tensor
 
-    def __init__(self, num_tasks: int, *, mu: float = 1.0, warmup: int = 5000, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("stch", "mu", mu, "(0, inf)")
-        check_count("stch", "warmup", warmup)
+    def _setup(self, *, mu: Positive = 1.0, warmup: Count = 5000) -> None:
         self.mu = mu
         self.warmup = warmup
-        self.register_buffer("reference", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("reference", torch.zeros(self.num_tasks, dtype=torch.float64))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:

@@ -1,15 +1,14 @@
 """Homoscedastic uncertainty weighting (Kendall, Gal & Cipolla, 2018)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from mtrl.combiners import Combiner, register
 from mtrl.combiners.adam import AdamVector
-from mtrl.combiners.base import Combiner
-from mtrl.combiners.checks import check_interval
+from mtrl.ranges import Finite, Positive
 
 
+@register("uncertainty")
 class Uncertainty(Combiner):
     """Uncertainty weighting (Kendall et al., 2018, equation 7, in log-variances ``s_i = log sigma_i^2``).
 
@@ -18,23 +17,15 @@ class Uncertainty(Combiner):
     L_i)``; a loss that stays negative has none, and its weight grows without bound.
 
     Args:
-        num_tasks: the number of tasks T.
         learning_rate: Adam's, above 0; 0.025 as in the code of Nash-MTL (Navon et al., 2022).
         initial: where every ``s_i`` starts; 0 as there, LibMTL has -0.5.
-        **common: see `Combiner`.
-
-    Raises:
-        InputError: if an option is out of range.
     """
 
     needs = "losses"
     weights_specific = True
 
-    def __init__(self, num_tasks: int, *, learning_rate: float = 0.025, initial: float = 0.0, **common: Any) -> None:
-        super().__init__(num_tasks, **common)
-        check_interval("uncertainty", "learning_rate", learning_rate, "(0, inf)")
-        check_interval("uncertainty", "initial", initial, "(-inf, inf)")
-        self.log_variance = AdamVector(torch.full((num_tasks,), initial), learning_rate)
+    def _setup(self, *, learning_rate: Positive = 0.025, initial: Finite = 0.0) -> None:
+        self.log_variance = AdamVector(torch.full((self.num_tasks,), initial), learning_rate)
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         s = self.log_variance

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from mtrl.combiners.base import Combiner
+from mtrl.combiners import Combiner, register
 
 
+@register("unitary")
 class Unitary(Combiner):
     """Sums the losses (Kurin et al., 2022, equation 1): ``w_i = 1``, one plain backward pass."""
 

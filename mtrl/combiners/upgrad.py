@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from mtrl.combiners import register
 from mtrl.combiners.gramian import GramianCombiner
 from mtrl.combiners.solvers import Array, dual_cone
 
 
+@register("upgrad")
 class UPGrad(GramianCombiner):
     """UPGrad (Quinton & Rey, 2024, section 3): the mean of the gradients, each made non-conflicting first.
 

@@ -14,7 +14,7 @@ from mtrl.errors import InputError, unknown_name
 from mtrl.run.directory import flatten
 
 _SPEED_ONLY = ("device", "num_workers", "threads")
-_NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", *_SPEED_ONLY)
+_NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", "plugins", *_SPEED_ONLY)
 _METHOD_KEYS = ("combiner", "method", "agent", "optimizer", "wrt", "weights_from", "weights_how")
 _LONGEST_NAME = 48
 

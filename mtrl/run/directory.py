@@ -16,7 +16,7 @@ from mtrl.run.member_report import report
 from mtrl.run.metrics import log_outcome
 
 # What may differ between the parts of one run: where and how it is computed, not what.
-_FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb")
+_FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb", "plugins")
 
 
 class RunDirectory:

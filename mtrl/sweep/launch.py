@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig
 
 from mtrl.errors import InputError
+from mtrl.run.machine import cores, gpus
 from mtrl.sweep.member import STOP, Member, run_member
 from mtrl.sweep.place import taking_place
 from mtrl.sweep.supervision import FOLDER, QUIET, SIZE, sweep_directory
@@ -109,8 +110,7 @@ class _Task:
             return
         overrides = [str(override) for override in settings.overrides.task]
         member = Member(settings.job.num, " ".join(o for o in overrides if _key(o) in self.swept))
-        cores = len(os.sched_getaffinity(0))
-        with taking_place(settings, self.folder, self.size, cores, os.environ, self.threads) as place:
+        with taking_place(settings, self.folder, self.size, cores(), gpus(), self.threads) as place:
             if self.directory is not None:
                 run_dir = run_dir_of(self.directory, overrides, self.swept - self.named)
                 overrides = [*overrides, f"run_dir={quoted(run_dir)}"]

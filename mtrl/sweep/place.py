@@ -1,8 +1,9 @@
 """Where a member of a sweep is computed: how many cores are its own, and which GPU."""
 
 import fcntl
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Place:
 
 @contextmanager
 def taking_place(
-    settings: Any, folder: Path, size: int | None, cores: int, environment: Mapping[str, str], threads: str | None
+    settings: Any, folder: Path, size: int | None, cores: int, gpus: Sequence[str], threads: str | None
 ) -> Iterator[Place]:
     """Waits until there is a place for one more member, which is taken until the end of the context.
 
@@ -52,7 +53,7 @@ def taking_place(
         folder: of the sweep.
         size: how many members there are; None where that is unknown.
         cores: of this machine.
-        environment: of the launcher's process that waits for the member.
+        gpus: of this machine, as ``CUDA_VISIBLE_DEVICES`` names them.
         threads: ``OMP_NUM_THREADS`` where the sweep began; launchers have their own in their processes.
     """
     launcher = settings.launcher
@@ -63,7 +64,6 @@ def taking_place(
             follow_parent()  # joblib's workers do not on their own
             at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(cores + 1 + launcher.n_jobs, 1)
             at_once = min(at_once, size or at_once)
-            gpus = visible_gpus(environment)
             with _taking_slot(folder, at_once) as slot:
                 gpu = gpus[slot % len(gpus)] if gpus else None
                 yield Place(max(cores // at_once, 1), gpu=gpu, threads=threads)
@@ -73,7 +73,7 @@ def taking_place(
             at_once = min(size or cores, settings.sweeper.get("max_batch_size") or size or cores)
             yield Place(launcher.cpus_per_task or max(cores // at_once, 1))
         case _:  # the scheduler's allocation
-            yield Place(int(environment.get("SLURM_CPUS_PER_TASK", cores)))
+            yield Place(int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
 
 
 @contextmanager
@@ -89,10 +89,3 @@ def _taking_slot(folder: Path, count: int) -> Iterator[int]:
                 yield number
                 return
         time.sleep(_POLL)
-
-
-def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """The names of the GPUs that a process may use: what ``CUDA_VISIBLE_DEVICES`` leaves, or all of this machine's."""
-    if "CUDA_VISIBLE_DEVICES" in environment:
-        return [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    return [str(number) for number, _ in enumerate(devices.glob("nvidia[0-9]*"))]

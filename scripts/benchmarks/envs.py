@@ -1,89 +1,72 @@
 """Vector steps per second beside gymnasium's, and a step's cost beside the bare physics."""
 
 import argparse
-import statistics
-import time
+import itertools
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import partial
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from envs.metaworld import TaskVector, benchmark_tasks
-from scripts.benchmarks.timing import cpu_seconds, tracked
+from envs.metaworld import ACTION_SIZE, TaskVector, benchmark_tasks
+from scripts.benchmarks.timing import Lines, Row, interleaved, interleaved_steps, seconds, table
 
-Vectors = dict[str, tuple[Callable[[NDArray[np.float32]], object], list[psutil.Process]]]
+RIVAL = "gymnasium AsyncVectorEnv"
 ROUND_STEPS = 50
 
 
-def envs(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def envs(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times vector steps with random actions, in rounds over all kinds of vectors, then single tasks."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name in arguments.benchmarks:
         rows += _vectors(name, arguments)
         rows.append(_physics(name, arguments))
     return rows
 
 
-def _vectors(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _vectors(name: str, arguments: argparse.Namespace) -> list[Row]:
     import gymnasium
     import metaworld  # noqa: F401  # it registers its environments
 
     tasks = benchmark_tasks(name)
     actions = _actions(len(tasks))
     makers: dict[str, Callable[[], Any]] = {
-        "gymnasium AsyncVectorEnv": lambda: gymnasium.make_vec(f"Meta-World/{name.upper()}", vector_strategy="async"),
+        RIVAL: lambda: gymnasium.make_vec(f"Meta-World/{name.upper()}", vector_strategy="async"),
         "fast": lambda: TaskVector(tasks, seed=0, num_workers=arguments.workers),
         "plain": lambda: TaskVector(tasks, seed=0, num_workers=arguments.workers, fast=False),
     }
-    own = psutil.Process()
-    opened: list[Any] = []
-    vectors: Vectors = {}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gymnasium's remarks on Meta-World's spaces
-            for kind, make in makers.items():
-                before = set(own.children())
-                vector = make()
-                opened.append(vector)
-                vector.reset()
-                vectors[kind] = vector.step, [own, *(child for child in own.children() if child not in before)]
-            wall: dict[str, list[float]] = {kind: [] for kind in vectors}
-            cpu: dict[str, list[float]] = {kind: [] for kind in vectors}
-            for round_ in tracked(range(1 + arguments.repeats), f"{name}: vector steps"):
-                for kind, (step, processes) in vectors.items():
-                    used, start = cpu_seconds(processes), time.perf_counter()
-                    for action in actions:
-                        step(action)
-                    if round_ > 0:  # the first one warms up
-                        wall[kind].append((time.perf_counter() - start) / len(actions))
-                        cpu[kind].append((cpu_seconds(processes) - used) / len(actions))
-    finally:
-        for vector in opened:
-            vector.close()
-    rival = next(iter(makers))
+
+    with ExitStack() as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gymnasium's remarks on Meta-World's spaces
+        steps = {}
+        for kind, make in makers.items():
+            vector = opened.enter_context(closing(make()))
+            vector.reset()
+            steps[kind] = partial(_step, vector, itertools.cycle(actions))
+        wall, processor = interleaved_steps(steps, ROUND_STEPS, arguments.repeats, f"{name}: vector steps")
     return [
         {
             "benchmark": name,
             "kind": kind,
             "seconds": wall[kind],
-            "cpu_seconds": cpu[kind],
-            "steps_per_second": 1 / statistics.median(wall[kind]),
-            "ratio": statistics.median(a / b for a, b in zip(wall[rival], wall[kind], strict=True)),
-            "cpu_ratio": statistics.median(a / b for a, b in zip(cpu[rival], cpu[kind], strict=True)),
+            "cpu_seconds": processor[kind],
+            "steps_per_second": 1 / median(wall[kind]),
+            "ratio": _ratio(wall[RIVAL], wall[kind]),
+            "cpu_ratio": _ratio(processor[RIVAL], processor[kind]),
         }
         for kind in makers
     ]
 
 
-def _physics(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def _physics(name: str, arguments: argparse.Namespace) -> Row:
     """Each task's step, and the physics alone along the same actions, in this process."""
     import mujoco
 
@@ -94,56 +77,65 @@ def _physics(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     tasks = benchmark_tasks(name)
     options = Options(seed=0, horizon=500, reward_version="v2", terminate_on_success=False, goals="fixed", fast=True)
     actions = _actions(len(tasks))
-    steps: list[float] = []
-    bare: list[float] = []
+
     with ExitStack() as replaced:
         for owner, attribute, value in replacements():
             replaced.enter_context(patch.object(owner, attribute, value))
         made = [TaskEnv(task, options) for task in tasks]
-        for round_ in tracked(range(1 + arguments.repeats), f"{name}: physics alone"):
-            totals = [0.0, 0.0]
+
+        def round_() -> tuple[float, float]:
+            stepping = simulating = 0.0
             for index, task in enumerate(made):
                 task.reset()
-                start = time.perf_counter()
-                for action in actions[:, index]:
-                    task.step(action)
-                totals[0] += time.perf_counter() - start
+                actions_left = iter(actions[:, index])
+                stepping += sum(seconds(partial(_step, task, actions_left)) for _ in actions)
                 task.reset()
-                model, data = task.env.model, task.env.data
                 for action in actions[:, index]:
                     task.env.set_xyz_action(action[:3])
-                    data.ctrl[:] = action[3], -action[3]
-                    start = time.perf_counter()
-                    mujoco.mj_step(model, data, nstep=task.env.frame_skip)
-                    totals[1] += time.perf_counter() - start
-            if round_ > 0:
-                steps.append(totals[0] / actions[:, :, 0].size)
-                bare.append(totals[1] / actions[:, :, 0].size)
+                    task.env.data.ctrl[:] = action[3], -action[3]
+                    step = partial(mujoco.mj_step, task.env.model, task.env.data, nstep=task.env.frame_skip)
+                    simulating += seconds(step)
+            return stepping / actions[:, :, 0].size, simulating / actions[:, :, 0].size
+
+        rounds = interleaved({name: round_}, arguments.repeats, f"{name}: physics alone")[name]
+    step, mj_step = map(list, zip(*rounds, strict=True))
     return {
         "benchmark": name,
         "kind": "one task's step beside mj_step",
         "options": asdict(options),
-        "seconds": steps,
-        "mj_step_seconds": bare,
-        "ratio": statistics.median(a / b for a, b in zip(steps, bare, strict=True)),
+        "seconds": step,
+        "mj_step_seconds": mj_step,
+        "ratio": _ratio(step, mj_step),
     }
 
 
+def _step(environment: Any, actions: Iterator[NDArray[np.float32]]) -> None:
+    environment.step(next(actions))
+
+
 def _actions(num_tasks: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).uniform(-1, 1, (ROUND_STEPS, num_tasks, 4)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-1, 1, (ROUND_STEPS, num_tasks, ACTION_SIZE)).astype(np.float32)
 
 
-def envs_table(rows: list[dict[str, Any]]) -> Table:
+def _ratio(those: list[float], these: list[float]) -> float:
+    return median(a / b for a, b in zip(those, these, strict=True))
+
+
+def envs_table(rows: list[Row]) -> Table:
     """One line a kind of vector, and one for the physics."""
-    table = Table(title="stepping with random actions")
-    for column in ("benchmark", "what", "per second", "CPU ms a vector step", "times faster", "CPU times less"):
-        table.add_column(column, justify="left" if column in ("benchmark", "what") else "right")
+    lines: Lines = {}
     for row in rows:
         if "mj_step_seconds" in row:
-            step, bare = (1e6 * statistics.median(row[key]) for key in ("seconds", "mj_step_seconds"))
-            what = f"one task: {step:.0f} µs a step, {bare:.0f} of them mj_step"
-            table.add_row(row["benchmark"], what, f"{1e6 / step:.0f}", "", f"{row['ratio']:.2f} x mj_step", "")
-            continue
-        cells = (row["steps_per_second"], 1e3 * statistics.median(row["cpu_seconds"]), row["ratio"], row["cpu_ratio"])
-        table.add_row(row["benchmark"], row["kind"], *(f"{cell:.2f}" for cell in cells))
-    return table
+            step, bare = (1e6 * median(row[key]) for key in ("seconds", "mj_step_seconds"))
+            kind = f"one task: {step:.0f} µs a step, {bare:.0f} of them mj_step"
+            numbers = {"per second": f"{1e6 / step:.0f}", "times faster": f"{row['ratio']:.2f} x mj_step"}
+        else:
+            kind = row["kind"]
+            numbers = {
+                "per second": f"{row['steps_per_second']:.2f}",
+                "CPU ms a vector step": f"{1e3 * median(row['cpu_seconds']):.2f}",
+                "times faster": f"{row['ratio']:.2f}",
+                "CPU times less": f"{row['cpu_ratio']:.2f}",
+            }
+        lines[row["benchmark"], kind] = numbers
+    return table("stepping with random actions", ("benchmark", "what"), lines)

@@ -1,18 +1,19 @@
 """What a full SAC update is measured against: its own matrix products, and a plain implementation."""
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from agents.networks import NUM_CRITICS, Actor
-from agents.sac import MultiTaskSAC
-from scripts.benchmarks.timing import Update
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
+from agents.networks import NUM_CRITICS, Actor, TwinCritic, with_task_id
+from agents.sac import MultiTaskSAC, actor_losses, critic_losses, critic_targets, temperature_loss
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
+from scripts.benchmarks.timing import Work
 
 
-def matrix_products(agent: MultiTaskSAC) -> Update:
+def matrix_products(agent: MultiTaskSAC) -> Work:
     """The matrix products of one update with a plain backward pass, and nothing else: the least that it can take.
 
     Every product has the shapes that the update has, over the batches of all tasks together, and writes into
@@ -52,8 +53,25 @@ def matrix_products(agent: MultiTaskSAC) -> Update:
     return update
 
 
+class LinearTwinCritic(TwinCritic):
+    """Two critics of ordinary layers."""
+
+    def __init__(self, observation_size: int, hidden_sizes: Sequence[int], num_tasks: int) -> None:
+        nn.Module.__init__(self)
+        self.num_tasks, self.members = num_tasks, nn.ModuleList()
+        for _ in range(NUM_CRITICS):
+            sizes = pairwise([observation_size + num_tasks + ACTION_SIZE, *hidden_sizes, 1])
+            layers = [layer for before, after in sizes for layer in (nn.Linear(before, after), nn.ReLU())]
+            self.members.append(nn.Sequential(*layers[:-1]))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """As `agents.networks.TwinCritic`."""
+        x = torch.cat([with_task_id(observations, self.num_tasks), actions], -1)
+        return torch.stack([member(x).squeeze(-1) for member in self.members])
+
+
 class PlainSAC:
-    """SAC for the sum of the losses as its equations are usually written, on an agent's replay buffer.
+    """SAC for the mean of the losses as it is usually written, on an agent's replay buffer.
 
     Two critics of ordinary layers, one backward pass for each loss, one step after the other.
 
@@ -63,53 +81,29 @@ class PlainSAC:
 
     def __init__(self, agent: MultiTaskSAC) -> None:
         self.agent = agent
-        size, hidden = OBSERVATION_SIZE + len(agent.tasks), agent.config.hidden_sizes
-        self.actor = Actor(size, ACTION_SIZE, hidden).to(agent.device)
-        self.critics = nn.ModuleList(_mlp([size + ACTION_SIZE, *hidden, 1]) for _ in range(2)).to(agent.device)
+        num_tasks, hidden = len(agent.tasks), agent.config.hidden_sizes
+        self.actor = Actor(OBSERVATION_SIZE, ACTION_SIZE, hidden, num_tasks=num_tasks).to(agent.device)
+        self.critics = LinearTwinCritic(OBSERVATION_SIZE, hidden, num_tasks).to(agent.device)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = torch.zeros(1, device=agent.device, requires_grad=True)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), agent.config.learning_rate)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), agent.config.learning_rate)
-        self.temperature_optimizer = torch.optim.Adam([self.log_alpha], agent.config.learning_rate)
+        learned = (self.critics.parameters(), self.actor.parameters(), [self.log_alpha])
+        self.optimizers = [torch.optim.Adam(parameters, agent.config.learning_rate) for parameters in learned]
 
     def update(self) -> None:
         """One step of critics, actor and temperature, and of the target critics."""
         config, generator = self.agent.config, self.agent.generator
-        batch = self.agent.sample()
-        observations, next_observations = batch.observations.flatten(0, 1), batch.next_observations.flatten(0, 1)
-        alpha = self.log_alpha.exp().detach()
-        with torch.no_grad():
-            next_actions, log_prob = self.actor.sample(next_observations, generator)
-            next_values = torch.minimum(*_values(self.target_critics, next_observations, next_actions))
-            bootstrap = (1 - batch.terminated.flatten()) * (next_values - alpha * log_prob)
-            targets = batch.rewards.flatten() + config.discount * bootstrap
-        values = _values(self.critics, observations, batch.actions.flatten(0, 1))
-        critic_loss = sum(nn.functional.mse_loss(value, targets) for value in values)
-        assert isinstance(critic_loss, Tensor)
-        _step(self.critic_optimizer, critic_loss)
-
-        actions, log_prob = self.actor.sample(observations, generator)
-        actor_loss = (alpha * log_prob - torch.minimum(*_values(self.critics, observations, actions))).mean()
-        _step(self.actor_optimizer, actor_loss)
-
-        entropy_gap = log_prob.detach() + self.agent.target_entropy
-        _step(self.temperature_optimizer, -(self.log_alpha.exp() * entropy_gap).mean())
+        batch = self.agent.replay.sample(self.agent.batch_size, generator)
+        alpha = self.log_alpha.detach().exp().unsqueeze(-1)
+        targets = critic_targets(self.actor, self.target_critics, batch, alpha, config.discount, generator)
+        self._step(0, critic_losses(self.critics, batch, targets).mean())
+        losses, log_prob = actor_losses(self.actor, self.critics, batch, alpha, generator)
+        self._step(1, losses.mean())
+        self._step(2, temperature_loss(self.log_alpha, log_prob, self.agent.target_entropy))
         with torch.no_grad():
             for target, parameter in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
                 target.lerp_(parameter, config.target_update_rate)
 
-
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    layers = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
-def _values(critics: nn.ModuleList, observations: Tensor, actions: Tensor) -> list[Tensor]:
-    x = torch.cat([observations, actions], -1)
-    return [critic(x).squeeze(-1) for critic in critics]
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    optimizer.step()
+    def _step(self, which: int, loss: Tensor) -> None:
+        self.optimizers[which].zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizers[which].step()

@@ -1,24 +1,25 @@
 """A full SAC update under every combiner, and what it is measured against."""
 
 import argparse
-import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
 from agents.sac import MultiTaskSAC
+from envs.metaworld import OBSERVATION_SIZE
 from mtrl import combiners
-from mtrl.combiners import Combiner
-from mtrl.gradients import Combination, TaskBatched
-from scripts.benchmarks.limits import PlainSAC, matrix_products
-from scripts.benchmarks.timing import Update, seconds, tracked
+from mtrl.gradients import TaskBatched
+from mtrl.gradients.pipeline import Gradients, Source
+from mtrl.gradients.shared_input import ByParameters
+from scripts.benchmarks.limits import LinearTwinCritic, PlainSAC, matrix_products
+from scripts.benchmarks.timing import Lines, Row, Work, interleaved, seconds, table
 from scripts.benchmarks.updates import chosen, make_agent, make_update
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
 
 try:
     from torchjd.aggregation import PCGrad, PCGradWeighting
@@ -34,28 +35,31 @@ RIVAL_REPEATS = 2
 class RetainGraphLoop(TaskBatched):
     """The usual way to per-task gradients: one backward pass per task through the joint graph."""
 
-    def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """As `TaskBatched.backward`."""
-        rows = [torch.autograd.grad(loss, self.parameters, retain_graph=True) for loss in losses]
-        jacobian = torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
-        update = combiner.combine(losses, jacobian) * scale
-        pieces = torch.split(update, [parameter.numel() for parameter in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-        return Combination(losses.detach(), None, None, None, update.norm())
+    def source(self, losses: Tensor) -> Source:
+        """As `TaskBatched.source`."""
+        return ByParameters(list(losses), self.parameters, (), False, self.memory_limit)
 
 
 class TorchJDJacobian(TaskBatched):
     """TorchJD's ``autojac`` with its own PCGrad."""
 
-    def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """As `TaskBatched.backward`; the combiner is TorchJD's."""
-        backward(losses * scale, inputs=self.parameters)
+    def gramian(self) -> Tensor:
+        """Anything: TorchJD weighs by itself."""
+        return torch.eye(self.num_tasks, device=self.parameters[0].device)
+
+    @torch.enable_grad()
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """The gradients that TorchJD combines."""
+        assert self._losses is not None
+        backward(self._losses * scale, inputs=self.parameters)
         jac_to_grad(self.parameters, PCGrad())
-        return Combination(losses.detach(), None, None, None, torch.zeros(()))
+        found = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return found
 
 
-class TorchJDGramian(TaskBatched):
+class TorchJDGramian(TorchJDJacobian):
     """TorchJD's ``autogram``, told that tasks are the batch dimension, with its own PCGrad."""
 
     def __init__(self, network: nn.Module, num_tasks: int) -> None:
@@ -75,38 +79,12 @@ class TorchJDGramian(TaskBatched):
             yield
         paused.value = True
 
-    def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """As `TaskBatched.backward`; the combiner is TorchJD's."""
-        weights = PCGradWeighting()(self.engine.compute_gramian(losses))
-        gradients = torch.autograd.grad(losses, self.parameters, weights * scale, retain_graph=True)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return Combination(losses.detach(), weights, None, None, torch.zeros(()))
-
-
-class LinearTwinCritic(nn.Module):
-    """Two critics of plain layers, for ``autogram``, whose batch dimension has to come first in every layer."""
-
-    def __init__(self, observation_size: int, hidden_sizes: Sequence[int]) -> None:
-        super().__init__()
-        sizes = [observation_size + ACTION_SIZE, *hidden_sizes, 1]
-        self.members = nn.ModuleList()
-        for _ in range(2):
-            layers = [(nn.Linear(i, o), nn.ReLU()) for i, o in itertools.pairwise(sizes)]
-            self.members.append(nn.Sequential(*[layer for pair in layers for layer in pair][:-1]))
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """As `agents.networks.TwinCritic`."""
-        x = torch.cat([observations, actions], -1)
-        return torch.stack([member(x).squeeze(-1) for member in self.members])
-
-
-def use_linear_critics(agent: MultiTaskSAC, hidden_sizes: Sequence[int]) -> None:
-    """Gives an agent critics that ``autogram`` can read."""
-    size = OBSERVATION_SIZE + len(agent.tasks)
-    for name in ("critic", "target_critic"):
-        setattr(agent, name, LinearTwinCritic(size, hidden_sizes).to(agent.device))
-    agent.optimizers["critic"] = torch.optim.Adam(agent.critic.parameters(), fused=True)
+    @torch.enable_grad()
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        """The gradients in TorchJD's weights."""
+        assert self._losses is not None
+        weights = PCGradWeighting()(self.engine.compute_gramian(self._losses))
+        return list(torch.autograd.grad(self._losses, self.parameters, weights * scale, retain_graph=True))
 
 
 # All with PCGrad
@@ -115,19 +93,24 @@ RIVALS: dict[str, type[TaskBatched]] = {
     "torchjd_autojac": TorchJDJacobian,
     "torchjd_autogram": TorchJDGramian,
 }
-
-
-def make_rival(agent: MultiTaskSAC, name: str) -> Update:
-    """The agent's full update with PCGrad by a rival's way to per-task gradients."""
-    num_tasks = len(agent.tasks)
-    batched = RIVALS[name](agent.critic, num_tasks), RIVALS[name](agent.actor, num_tasks)
-    return make_update(agent, "pcgrad", batched)
-
-
-YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Update]] = {
+YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Work]] = {
     "matrix_products": matrix_products,
     "plain_sac": lambda agent: PlainSAC(agent).update,
 }
+
+
+def use_linear_critics(agent: MultiTaskSAC) -> None:
+    """Gives an agent critics that ``autogram`` can read: its batch dimension has to come first in every layer."""
+    agent.critic, agent.target_critic = (
+        LinearTwinCritic(OBSERVATION_SIZE, agent.config.hidden_sizes, len(agent.tasks)).to(agent.device)
+        for _ in range(2)
+    )
+    agent.optimizers["critic"] = torch.optim.Adam(agent.critic.parameters(), fused=True)
+
+
+def installed(name: str) -> bool:
+    """Whether a row of the table can be measured here."""
+    return Engine is not None or not name.startswith("torchjd")
 
 
 def needs_of(name: str) -> str:
@@ -137,37 +120,23 @@ def needs_of(name: str) -> str:
     return "rival" if name in RIVALS else combiners.get(name).needs
 
 
-def overhead(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def overhead(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times the full SAC update under every method, each right after unitary's, in rounds over all methods."""
     names = chosen(arguments.methods, [*combiners.names(), *RIVALS, *YARDSTICKS])
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for num_tasks, batch_size in arguments.cases:
-        agent = make_agent(num_tasks, batch_size, arguments.hidden_sizes, device)
+        make = partial(make_agent, num_tasks, batch_size, arguments.hidden_sizes, device)
+        agent = make()
         unitary = make_update(agent, "unitary")
-        updates: dict[str, Update] = {}
-        for name in names:
-            if name.startswith("torchjd") and Engine is None:
-                continue
-            if name in YARDSTICKS:
-                updates[name] = YARDSTICKS[name](agent)
-                continue
-            own = agent
-            if name == "torchjd_autogram":
-                own = make_agent(num_tasks, batch_size, arguments.hidden_sizes, device)
-                use_linear_critics(own, arguments.hidden_sizes)
-            updates[name] = (make_rival if name in RIVALS else make_update)(own, name)
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in updates}
+
+        def pair(update: Work, unitary: Work = unitary) -> tuple[float, float]:
+            return seconds(unitary, device), seconds(update, device)
+
+        costs = {name: partial(pair, _update(name, agent, make)) for name in names if installed(name)}
         title = f"{num_tasks} tasks x {batch_size} samples"
-        for round_ in tracked(range(1 + arguments.repeats), title):
-            for name, update in updates.items():
-                if name in RIVALS and not 0 < round_ <= RIVAL_REPEATS:
-                    continue
-                pair = seconds(unitary, device), seconds(update, device)
-                if round_ > 0:  # the first one warms up
-                    times[name].append(pair)
+        times = interleaved(costs, arguments.repeats, title, rarely=dict.fromkeys(RIVALS, RIVAL_REPEATS))
         for name in names:
-            row = {"tasks": num_tasks, "batch_size": batch_size, "method": name}
-            row["needs"] = needs_of(name)
+            row: Row = {"tasks": num_tasks, "batch_size": batch_size, "method": name, "needs": needs_of(name)}
             if name in times:
                 row["unitary_seconds"], row["seconds"] = zip(*times[name], strict=True)
                 row["median"] = statistics.median(row["seconds"])
@@ -176,18 +145,25 @@ def overhead(arguments: argparse.Namespace, device: torch.device) -> list[dict[s
     return rows
 
 
-def overhead_table(rows: list[dict[str, Any]]) -> Table:
+def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) -> Work:
+    """What a row of the table measures, on the agent that all share where that is possible."""
+    if name in YARDSTICKS:
+        return YARDSTICKS[name](agent)
+    if name not in RIVALS:
+        return make_update(agent, name)
+    if name == "torchjd_autogram":
+        agent = make()
+        use_linear_critics(agent)
+    networks = {"critic": agent.critic, "actor": agent.actor}
+    return make_update(agent, "pcgrad", {key: RIVALS[name](own, len(agent.tasks)) for key, own in networks.items()})
+
+
+def overhead_table(rows: list[Row]) -> Table:
     """One line a method, one column a case."""
-    table = Table(title="full SAC update: time relative to unitary scalarization's (and in milliseconds)")
-    table.add_column("method", no_wrap=True)
-    table.add_column("needs")
-    lines: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        cell = f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})" if "ratio" in row else "not installed"
-        lines.setdefault((row["method"], row["needs"]), []).append(cell)
-    for case in dict.fromkeys(f"{row['tasks']} x {row['batch_size']}" for row in rows):
-        table.add_column(case, justify="right")
     order = ["losses", "gramian", "jacobian", "yardstick", "rival"]
-    for method, needs in sorted(lines, key=lambda line: (order.index(line[1]), line[0])):
-        table.add_row(method, needs, *lines[method, needs])
-    return table
+    lines: Lines = defaultdict(dict)
+    for row in sorted(rows, key=lambda row: (order.index(row["needs"]), row["method"])):
+        cell = f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})" if "ratio" in row else "not installed"
+        lines[row["method"], row["needs"]][f"{row['tasks']} x {row['batch_size']}"] = cell
+    title = "full SAC update: time relative to unitary scalarization's (and in milliseconds)"
+    return table(title, ("method", "needs"), lines)

@@ -2,16 +2,15 @@
 
 import argparse
 import statistics
-from typing import Any
+from collections import defaultdict
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from mtrl import combiners
-from mtrl.combiners import Combiner
 from mtrl.errors import RunError
-from scripts.benchmarks.timing import seconds, tracked
+from scripts.benchmarks.timing import Lines, Row, seconds, table, tracked
 from scripts.benchmarks.updates import chosen, make_combiner
 
 
@@ -44,42 +43,34 @@ def spread(num_tasks: int, generator: torch.Generator) -> Tensor:
 FAMILIES = (random, aligned, conflicting, rank_deficient, spread)
 
 
-def solvers(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def solvers(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times the weights of every method that needs the Gramian alone."""
     valid = [name for name in combiners.names() if combiners.get(name).needs == "gramian"]
-    rows: list[dict[str, Any]] = []
-    for num_tasks in arguments.tasks:
-        for name in tracked(chosen(arguments.methods, valid), f"{num_tasks} tasks"):
-            for family in FAMILIES:
-                jacobian = family(num_tasks, torch.Generator().manual_seed(0))
-                gramian = (jacobian @ jacobian.T).float().to(device)
-                losses = torch.linspace(0.5, 2, num_tasks, device=device)
-                combiner = make_combiner(name, num_tasks).to(device)
-
-                def solve(combiner: Combiner = combiner, losses: Tensor = losses, gramian: Tensor = gramian) -> Tensor:
-                    return combiner.weights(losses, gramian)
-
-                row: dict[str, Any] = {"tasks": num_tasks, "method": name, "family": family.__name__}
-                try:
-                    row["seconds"] = [seconds(solve, device) for _ in range(1 + arguments.repeats)][1:]
-                    row["median"] = statistics.median(row["seconds"])
-                except RunError as error:
-                    row["no_solution"] = str(error)
-                rows.append(row)
-    return rows
+    names = chosen(arguments.methods, valid)
+    return [
+        {"tasks": num_tasks, "method": name, "family": family.__name__}
+        | _solve(name, family(num_tasks, torch.Generator().manual_seed(0)), arguments.repeats, device)
+        for num_tasks in arguments.tasks
+        for name in tracked(names, f"{num_tasks} tasks")
+        for family in FAMILIES
+    ]
 
 
-def solvers_table(rows: list[dict[str, Any]]) -> Table:
+def _solve(name: str, jacobian: Tensor, repeats: int, device: torch.device) -> Row:
+    gramian = (jacobian @ jacobian.T).float().to(device)
+    losses = torch.linspace(0.5, 2, len(jacobian), device=device)
+    combiner = make_combiner(name, len(jacobian)).to(device)
+    try:
+        times = [seconds(lambda: combiner.weights(losses, gramian), device) for _ in range(1 + repeats)][1:]
+    except RunError as error:
+        return {"no_solution": str(error)}
+    return {"seconds": times, "median": statistics.median(times)}
+
+
+def solvers_table(rows: list[Row]) -> Table:
     """One line a method and number of tasks, one column a family."""
-    table = Table(title="from the Gramian to the weights: milliseconds")
-    table.add_column("tasks", justify="right")
-    table.add_column("method", no_wrap=True)
-    for family in FAMILIES:
-        table.add_column(family.__name__.replace("_", " "), justify="right")
-    lines: dict[tuple[int, str], list[str]] = {}
+    lines: Lines = defaultdict(dict)
     for row in rows:
         cell = f"{1e3 * row['median']:.2f}" if "median" in row else "no solution"
-        lines.setdefault((row["tasks"], row["method"]), []).append(cell)
-    for (num_tasks, method), cells in lines.items():
-        table.add_row(str(num_tasks), method, *cells)
-    return table
+        lines[str(row["tasks"]), row["method"]][row["family"].replace("_", " ")] = cell
+    return table("from the Gramian to the weights: milliseconds", ("tasks", "method"), lines)

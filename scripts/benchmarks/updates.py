@@ -1,18 +1,18 @@
 """Agents to time, with something to learn from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from agents.graphs import CapturedUpdate
+from agents.objectives import Objectives
 from agents.sac import MultiTaskSAC, SACConfig
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import unknown_name
 from mtrl.gradients import TaskBatched
-from scripts.benchmarks.timing import Update
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
+from scripts.benchmarks.timing import Work
 
 
 def make_combiner(name: str, num_tasks: int) -> Combiner:
@@ -21,7 +21,9 @@ def make_combiner(name: str, num_tasks: int) -> Combiner:
     return combiners.make(name, num_tasks, rescale=True, **options)
 
 
-def make_agent(num_tasks: int, batch_size: int, hidden_sizes: list[int], device: torch.device) -> MultiTaskSAC:
+def make_agent(
+    num_tasks: int, batch_size: int, hidden_sizes: list[int], device: torch.device, *, capacity: int = 300
+) -> MultiTaskSAC:
     """An agent with random transitions to learn from."""
     agent = MultiTaskSAC(
         [f"task {task}" for task in range(num_tasks)],
@@ -31,7 +33,7 @@ def make_agent(num_tasks: int, batch_size: int, hidden_sizes: list[int], device:
         make_combiner("unitary", num_tasks),
         SACConfig(hidden_sizes=hidden_sizes),
         batch_size=batch_size,
-        capacity=300,
+        capacity=capacity,
         seed=0,
         device=device,
     )
@@ -44,33 +46,31 @@ def make_agent(num_tasks: int, batch_size: int, hidden_sizes: list[int], device:
     return agent
 
 
-def make_update(agent: MultiTaskSAC, name: str, gradients: tuple[TaskBatched, TaskBatched] | None = None) -> Update:
+def make_update(agent: MultiTaskSAC, name: str, networks: Mapping[str, TaskBatched] | None = None) -> Work:
     """The agent's full update under one method; all methods share the agent and its memory for Jacobians.
 
     Args:
         agent: whose update.
         name: the method.
-        gradients: the critics' and the actor's; by default the agent's own.
+        networks: the gradients of critics and actor; by default the agent's own.
     """
-    num_tasks = len(agent.tasks)
-    critic = make_combiner(name, num_tasks)
+    critic = make_combiner(name, len(agent.tasks))
     # As in training: a method that needs positive losses serves the critic alone.
-    actor = make_combiner("unitary" if critic.positive_losses else name, num_tasks)
-    pair = {"critic": critic, "actor": actor}
-    for combiner in pair.values():
-        combiner.to(agent.device if combiner.needs == "jacobian" else "cpu")  # as in the agent
-    batched = gradients or (agent.critic_gradients, agent.actor_gradients)
-    # A rival has its own backward pass, which no graph knows.
-    captured: CapturedUpdate | None = None
-    capture_next = agent.capture_next and gradients is None
+    actor = make_combiner("unitary" if critic.positive_losses else name, len(agent.tasks))
+    objectives = Objectives(
+        agent.tasks,
+        networks or agent.objectives.networks,
+        {"critic": critic, "actor": actor},
+        max_norm=agent.config.max_gradient_norm,
+        device=agent.device,
+    )
+    agent.objectives = objectives
+    # A rival has its own backward pass, which no graph can hold.
+    pieces = (agent.differentiate, objectives.apply, agent.step) if networks else agent.make_pieces()
 
     def update() -> None:
-        nonlocal captured, capture_next
-        agent.combiners = pair
-        agent.critic_gradients, agent.actor_gradients = batched
-        agent.captured, agent.capture_next = captured, capture_next
+        agent.objectives, agent.pieces = objectives, pieces
         agent.update()
-        captured, capture_next = agent.captured, agent.capture_next
 
     return update
 

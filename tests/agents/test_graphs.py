@@ -115,7 +115,7 @@ class NoHostCopies(TorchFunctionMode):
 def same_versions(calls: list[tuple[Any, Any, Any, Any]]) -> AbstractContextManager[None]:
     """Autograd sees nothing of what a graph does to its memory."""
     tensors = {id(leaf): leaf for _, *rest in calls for leaf in tree_leaves(rest) if isinstance(leaf, torch.Tensor)}
-    return torch.autograd._unsafe_preserve_version_counter(tuple(tensors.values()))
+    return torch.autograd._unsafe_preserve_version_counter(tuple(tensors.values()))  # type: ignore[attr-defined]
 
 
 class GraphOnCPU(NoHostReads):

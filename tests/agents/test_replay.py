@@ -72,8 +72,8 @@ def test_raw_rewards_are_stored_and_normalised_when_sampled() -> None:
     std = torch.stack(history[-50:], 1).double().std(1, correction=0)
     raw = torch.stack(history[-50:], 1)
     for task in range(TASKS):
-        expected = set((raw[task] / std[task].float()).tolist())
-        assert set(batch.rewards[task].unique().tolist()) <= expected
+        stored = set((raw[task] / std[task].float()).tolist())
+        assert set(batch.rewards[task].unique().tolist()) <= stored
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])

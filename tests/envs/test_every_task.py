@@ -29,7 +29,8 @@ def random_actions(steps: int) -> np.ndarray:
 
 def expert_actions(task: TaskEnv) -> np.ndarray:
     """What the scripted expert does in this task's next episode, with some noise."""
-    policy, noise = ENV_POLICY_MAP[task.name](), np.random.default_rng(1)
+    policies: dict[str, Any] = ENV_POLICY_MAP
+    policy, noise = policies[task.name](), np.random.default_rng(1)
     observation, actions = task.reset(), []
     for _ in range(STEPS):
         with warnings.catch_warnings():
@@ -42,7 +43,7 @@ def expert_actions(task: TaskEnv) -> np.ndarray:
 
 def episode(task: TaskEnv, actions: np.ndarray) -> list[Any]:
     """Everything that Meta-World's environment returns in the first episode, as bytes."""
-    recorded = [task.reset(restart_goals=True).tobytes()]
+    recorded: list[Any] = [task.reset(restart_goals=True).tobytes()]
     for action in actions:
         observation, reward, terminated, truncated, info = task.env.step(action)
         numbers = np.array([reward, *info.values()], np.float64)

@@ -1,6 +1,7 @@
 """Meta-World's scripted experts drive all tasks through the vector and succeed as on the plain environments."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
@@ -10,9 +11,10 @@ from envs.metaworld.shared import Options
 from envs.metaworld.task import TaskEnv
 
 SEED = 2
+POLICIES: dict[str, Any] = ENV_POLICY_MAP
 
 
-def expert_action(policy: object, observation: np.ndarray) -> np.ndarray:
+def expert_action(policy: Any, observation: np.ndarray) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "environments clip": some experts ask for more than 1
         action = policy.get_action(observation.astype(np.float64))
@@ -21,7 +23,7 @@ def expert_action(policy: object, observation: np.ndarray) -> np.ndarray:
 
 def plain_episode(name: str) -> tuple[bool, int, float]:
     """Success, length and return of one episode on Meta-World's own environment, until it succeeds."""
-    task, policy = TaskEnv(name, Options(SEED, 500, "v2", True, "fixed", fast=False)), ENV_POLICY_MAP[name]()
+    task, policy = TaskEnv(name, Options(SEED, 500, "v2", True, "fixed", fast=False)), POLICIES[name]()
     observation = task.reset()
     total = 0.0
     for length in range(1, 501):
@@ -35,7 +37,7 @@ def plain_episode(name: str) -> tuple[bool, int, float]:
 
 def test_experts_succeed_as_on_the_plain_environments() -> None:
     tasks = benchmark_tasks("mt50")
-    policies = [ENV_POLICY_MAP[task]() for task in tasks]
+    policies = [POLICIES[task]() for task in tasks]
     outcomes: dict[str, tuple[bool, int, float]] = {}
     with TaskVector(tasks, seed=SEED, terminate_on_success=True, goals="fixed") as vector:
         observations = vector.reset()
@@ -61,7 +63,7 @@ def test_experts_succeed_as_on_the_plain_environments() -> None:
 def test_actions_are_clipped() -> None:
     """Near the object, v1 rewards closing the gripper, without a limit of its own."""
     with TaskVector(["pick-place-v3"], seed=SEED, reward_version="v1") as vector:
-        policy, observations = ENV_POLICY_MAP["pick-place-v3"](), vector.reset()
+        policy, observations = POLICIES["pick-place-v3"](), vector.reset()
         for _ in range(25):
             observations = vector.step(expert_action(policy, observations[0])[None]).observations
         state, rewards = vector.state_dict(), []

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from envs.metaworld import StepResult, TaskVector, benchmark_tasks
-from envs.metaworld.shared import Options
+from envs.metaworld.shared import Options, RewardVersion
 from envs.metaworld.task import TaskEnv
 from envs.metaworld.tasks import balanced_groups
 from mtrl.errors import InputError, RunError
@@ -36,7 +36,7 @@ def rows(results: list[StepResult], index: int) -> list[bytes]:
 
 
 def plain_task(name: str, **options: Any) -> TaskEnv:
-    defaults = {"seed": 0, "horizon": 500, "reward_version": "v2", "terminate_on_success": False}
+    defaults: dict[str, Any] = {"seed": 0, "horizon": 500, "reward_version": "v2", "terminate_on_success": False}
     return TaskEnv(name, Options(**defaults | {"goals": "random", "fast": False} | options))
 
 
@@ -64,21 +64,21 @@ def test_groups_hold_every_task_once_and_weigh_alike(num_groups: int) -> None:
         ({"tasks": ["reach-v3", "reach-v3"]}, "'reach-v3' is listed twice"),
         ({"tasks": []}, "at least one task"),
         ({"tasks": "reach-v3"}, "must be a list"),
-        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
-        ({"horizon": 0}, "horizon must be an integer of at least 1"),
-        ({"num_workers": 0}, "num_workers must be an integer of at least 1"),
+        ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
+        ({"horizon": 0}, "horizon: expected an integer of at least 1"),
+        ({"num_workers": 0}, "num_workers: expected an integer of at least 1"),
         ({"goals": "fixt"}, "unknown goals 'fixt': did you mean 'fixed'"),
         ({"reward_version": "v3"}, "unknown reward_version 'v3'"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        TaskVector(**{"tasks": ["reach-v3"], "seed": 0} | arguments)
+        TaskVector(**dict[str, Any](tasks=["reach-v3"], seed=0) | arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_workers_order_and_other_tasks_do_not_change_a_task() -> None:
-    results = {}
+    results: dict[str, list[list[bytes]]] = {}
     for tasks, num_workers in ((TASKS, 1), (TASKS, 3), (TASKS[::-1], 2), (TASKS[2:], 1)):
         with TaskVector(tasks, seed=5, num_workers=num_workers, horizon=6) as vector:
             first = vector.reset()
@@ -139,7 +139,7 @@ def play_from_reset(vector: TaskVector, steps: int) -> list[StepResult]:
 
 
 @pytest.mark.parametrize("reward_version", ["v1", "v2"])
-def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version: str) -> None:
+def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version: RewardVersion) -> None:
     """Against the untouched environment, stepped by hand."""
     horizon, actions = 5, actions_for(TASKS[:2], 12)
     with TaskVector(TASKS[:2], seed=0, num_workers=1, horizon=horizon, reward_version=reward_version) as vector:
@@ -167,10 +167,11 @@ def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version:
 
 def test_reward_versions_differ() -> None:
     rewards = []
-    for version in ("v1", "v2"):
+    versions: tuple[RewardVersion, ...] = ("v1", "v2")
+    for version in versions:
         with TaskVector(TASKS[:1], seed=0, reward_version=version) as vector:
             rewards.append([result.rewards[0] for result in play_from_reset(vector, 5)])
-    assert np.all(np.not_equal(*rewards))
+    assert np.all(np.not_equal(rewards[0], rewards[1]))
 
 
 def test_fast_path_and_remembered_starts_change_nothing() -> None:

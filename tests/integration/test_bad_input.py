@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from mtrl.sweep.command_line import run
-from scripts import evaluate, train
-from scripts.options import CONFIGS
+from scripts import benchmark, compare, evaluate, linear_mtl, supervised, train
+from scripts.entry import message_of, run
+from tests.configured import configured
 
 
 def fails(
@@ -36,7 +36,7 @@ def fails(
         (["agent.learnin_rate=3"], "did you mean 'agent.learning_rate'?"),
         (["steps=many"], "steps: expected an integer, got 'many'"),
         (["agent.discount=high"], "agent.discount: expected a number, got 'high'"),
-        (["agent.learning_rate=-1"], "agent.learning_rate: expected a positive number, got -1.0"),
+        (["agent.learning_rate=-1"], "agent.learning_rate: expected a number in (0, inf), got -1.0"),
         (["eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
         (["combiner=pcgrod"], "unknown combiner 'pcgrod': did you mean 'pcgrad'?"),
         (["+combiner.strength=3"], "unknown option of unitary 'strength'"),
@@ -77,12 +77,34 @@ def test_evaluation_refuses(
     assert expected in fails(evaluate, overrides, monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("script", "overrides", "expected"),
+    [
+        (compare, ["last_c=3"], "unknown key 'last_c': did you mean 'last_k'?"),
+        (supervised, ["epochz=3"], "unknown key 'epochz': did you mean 'epochs'?"),
+        (linear_mtl, ["rang=3"], "unknown key 'rang': did you mean 'rank'?"),
+        (benchmark, ["solvers", "--methods", "mgdda"], "unknown method 'mgdda': did you mean 'mgda'?"),
+    ],
+)
+def test_so_do_the_other_scripts(
+    script: object,
+    overrides: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert expected in fails(script, overrides, monkeypatch, capsys)
+
+
+def test_a_launcher_that_is_not_installed_is_named() -> None:
+    error = MissingConfigException("", "hydra/launcher/ray", ["basic"])
+    assert message_of(error) == (2, "hydra/launcher=ray is not installed: pip install -e '.[ray]'")
+
+
 def test_a_run_without_a_checkpoint_cannot_be_evaluated_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        OmegaConf.save(compose("train"), tmp_path / "config.yaml")
+    OmegaConf.save(OmegaConf.structured(configured()), tmp_path / "config.yaml")
     assert "has no checkpoint yet" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
     (tmp_path / "config.yaml").write_text("seed: many\n")
     assert "is not a training run's" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
@@ -93,4 +115,4 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     GlobalHydra.instance().clear()
     with pytest.raises(Exception, match=r"agent\.discount") as raised:
         run(train.main)
-    assert raised.type is not SystemExit
+    assert not issubclass(raised.type, SystemExit)

@@ -6,27 +6,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from agents.sac import MultiTaskSAC
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl import combiners
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE, TrainConfig, make_agent, make_combiners
-from scripts.options import CONFIGS
+from scripts.build import make_agent, make_combiners
+from scripts.configuration import TrainConfig
+from tests.configured import configured
 
 TASKS = ["reach-v3", "push-v3", "door-open-v3", "drawer-close-v3"]
 
 
 def configuration(name: str) -> TrainConfig:
-    GlobalHydra.instance().clear()
     overrides = [f"combiner={name}", "agent.hidden_sizes=[32,32]", "batch_size=8"]
     if name == "fixed":
         overrides.append("combiner.weights=[1,2,3,4]")
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", overrides))
-    assert isinstance(config, TrainConfig)
-    return config
+    return configured(*overrides)
 
 
 def filled_agent(config: TrainConfig) -> MultiTaskSAC:

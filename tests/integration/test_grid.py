@@ -13,7 +13,7 @@ import pytest
 from hydra import initialize_config_dir
 
 from mtrl.errors import InputError, RunError
-from scripts import grid
+from scripts.entry import SUPERVISED_CONFIGS
 from scripts.grid import Axes, Tried, best, cells, configuration, configured, open_axes
 
 TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.every=0", "seeds=2")
@@ -21,7 +21,7 @@ TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.eve
 
 @pytest.fixture
 def composing():
-    with initialize_config_dir(grid.CONFIGS, version_base="1.3"):
+    with initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"):
         yield
 
 
@@ -129,7 +129,7 @@ def test_the_command_line_is_split_between_grid_and_training(composing):
         configured(["workers=0"])
 
 
-@pytest.mark.parametrize("name", [file.stem for file in Path(grid.CONFIGS, "grid").glob("*.yaml")])
+@pytest.mark.parametrize("name", [file.stem for file in Path(SUPERVISED_CONFIGS, "grid").glob("*.yaml")])
 def test_shipped_grids_set_existing_keys(composing, name):
     options, _ = configured([f"grid={name}"])
     for method, further in [("fixed" if name == "weights" else "unitary", {}), *options.grid.methods.items()]:

@@ -6,10 +6,11 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from mtrl.linear import data as regression_data
 from mtrl.linear import linear
@@ -185,7 +186,7 @@ def test_points_beyond_the_surface_do_not_squeeze_the_figure():
     surface = linear.feasible(problem.gramian, 1, 50)
     points = [Point("surface", None, explained) for explained in surface]
     points += [Point("mgda", 1, surface[0]), Point("nash_mtl", 1, surface[1]), Point("nash_mtl", 2, surface[1] - 1e6)]
-    axes = picture(points, problem, [1, 2, 3], "").axes[0]
+    axes: Any = picture(points, problem, [1, 2, 3], "").axes[0]
     assert axes.get_legend_handles_labels()[1] == ["surface", "mgda", "nash_mtl (1 of 2 outside)"]
     for limits in (axes.get_xlim(), axes.get_ylim(), axes.get_zlim()):
         assert -1 < limits[0] < limits[1] < 2

@@ -16,10 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.metrics import read_metrics
-from mtrl.sweep.command_line import run
 from mtrl.sweep.launch import launch
 from scripts import train
-from scripts.options import CONFIGS
+from scripts.entry import CONFIGS, run
 
 ROOT = Path(__file__).parents[2]
 TINY = [

@@ -4,16 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from mtrl.errors import InputError
 from mtrl.run.directory import read_config
 from mtrl.run.metrics import read_metrics
-from scripts.composition import TrainConfig, load_config, make_combiners
-from scripts.options import CONFIGS
+from scripts.build import make_combiners
+from scripts.configuration import TrainConfig, load_config
 from scripts.train import train
+from tests.configured import configured
 
 TASKS = ["reach-v3", "drawer-close-v3"]
 SMALL = [
@@ -34,12 +32,8 @@ SMALL = [
 ]
 
 
-def configured(*overrides: str) -> TrainConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", [*SMALL, *overrides]))
-    assert isinstance(config, TrainConfig)
-    return config
+def small(*overrides: str) -> TrainConfig:
+    return configured(*SMALL, *overrides)
 
 
 def logged(directory: Path, objective: str) -> list[list[float]]:
@@ -51,9 +45,9 @@ def logged(directory: Path, objective: str) -> list[list[float]]:
 def test_weights_of_critic_and_actor_serve_critic_and_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     source = tmp_path / "source"
-    train(configured("combiner=mgda", f"run_dir={source}"))
+    train(small("combiner=mgda", f"run_dir={source}"))
     fixed = ["combiner=fixed", f"weights_from={source}", "weights_how=last", f"run_dir={tmp_path / 'fixed'}"]
-    train(configured(*fixed))
+    train(small(*fixed))
     weights = {objective: logged(source, objective)[-1] for objective in ("critic", "actor")}
     assert weights["critic"] != weights["actor"]
     assert read_config(tmp_path / "fixed")["combiner"] == {"name": "fixed", "weights": weights}
@@ -69,8 +63,8 @@ def test_a_method_of_the_critic_alone_leaves_the_actor_unweighted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    train(configured("combiner=stch", f"run_dir={tmp_path / 'source'}"))
-    config = configured("combiner=fixed", f"weights_from={tmp_path / 'source'}", f"run_dir={tmp_path / 'fixed'}")
+    train(small("combiner=stch", f"run_dir={tmp_path / 'source'}"))
+    config = small("combiner=fixed", f"weights_from={tmp_path / 'source'}", f"run_dir={tmp_path / 'fixed'}")
     train(config)
     assert config.combiner["weights"]["actor"] == [1.0, 1.0]
     assert config.combiner["weights"]["critic"] != [1.0, 1.0]
@@ -86,5 +80,5 @@ def test_a_method_of_the_critic_alone_leaves_the_actor_unweighted(
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        train(configured(*overrides, f"weights_from={tmp_path}", f"run_dir={tmp_path / 'run'}"))
+        train(small(*overrides, f"weights_from={tmp_path}", f"run_dir={tmp_path / 'run'}"))
     assert not (tmp_path / "run").exists()

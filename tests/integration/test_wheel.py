@@ -56,7 +56,7 @@ def test_it_works_in_an_environment_with_only_its_requirements(wheel: Path, tmp_
         files = distribution(name).files or ()
         for top in {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}:
             if not (site / top).exists():
-                (site / top).symlink_to(Path(distribution(name).locate_file(top)))
+                (site / top).symlink_to(Path(str(distribution(name).locate_file(top))))
     code = """
 import importlib.util
 for name in ("gymnasium", "metaworld", "mujoco", "hydra", "tensorboard", "rich", "scipy", "agents", "envs"):

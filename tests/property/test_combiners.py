@@ -1,30 +1,32 @@
 """What every combiner in the registry has to do, on every family of Jacobians.
 
 A new method needs no entry here: `Promise`'s defaults apply. An entry in ``PROMISES`` says where a method promises
-more, and where it promises less and why.
+more, and where it promises less and why. Methods in files elsewhere are tested by
+``MTRL_PLUGINS=mine.py python -m pytest tests/property -k NAME``.
 """
 
 import io
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from scipy.optimize import nnls
 from torch import Tensor
 
-from mtrl import combiners
+from mtrl import combiners, ranges
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, RunError
+from mtrl.plugins import load_file
 from tests.property.matrices import FAMILIES, TASKS, P, problem
 
+for file in filter(None, os.environ.get("MTRL_PLUGINS", "").split(os.pathsep)):
+    load_file("MTRL_PLUGINS", file)
 NAMES = combiners.names()
-CONFIGS = Path(__file__).parents[2] / "configs" / "combiner"
 
 
 def never(jacobian: Tensor) -> bool:
@@ -336,11 +338,24 @@ def test_no_gradient_flows(name: str) -> None:
     assert not make(name, 3).combine(losses, jacobian).requires_grad
 
 
-def test_every_method_has_a_config() -> None:
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == NAMES
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_declared_with_a_default_that_they_allow(name: str) -> None:
+    for option, parameter in combiners.get(name).options().items():
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert parameter.annotation is not parameter.empty, option
+        ranges.check(option, parameter.default, parameter.annotation)
+
+
+@pytest.mark.parametrize("value", [float("nan"), True, "half"])
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_not_words(name: str, value: Any) -> None:
+    for option, default in combiners.options(name).items():
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            with pytest.raises(InputError, match=rf"^{option} of {name}: expected [^\n]*, got {value!r}$"):
+                combiners.make(name, 3, **{option: value})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_holds_the_defaults(name: str) -> None:
-    own = {option: value for option, value in combiners.options(name).items() if option != "rescale"}
-    assert OmegaConf.load(CONFIGS / f"{name}.yaml") == {"name": name, **own}
+def test_an_unknown_option_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^unknown option of {name} 'recale': did you mean 'rescale'\?$"):
+        make(name, 3, recale=True)

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.metrics import read_metrics
-from mtrl.sweep.command_line import message_of
+from scripts.entry import message_of
 
 ROOT = Path(__file__).parents[2]
 SOAK = settings.get_current_profile_name() == "soak"

@@ -25,14 +25,14 @@ import torch
 from matplotlib.figure import Figure
 
 from agents.replay import ReplayBuffer
-from agents.sac import MultiTaskSAC, SACConfig
+from agents.sac import SACConfig
 from envs.metaworld import TaskVector, benchmark_tasks
-from mtrl import combiners
 from mtrl.errors import RunError
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.files import write_json
-from mtrl.sweep.command_line import machine, run
-from scripts.composition import ACTION_SIZE, OBSERVATION_SIZE
+from mtrl.run.machine import machine
+from scripts.benchmarks.updates import make_agent
+from scripts.entry import run
 
 ROOT = Path(__file__).parents[2]
 TRAINING = [
@@ -228,18 +228,7 @@ def checkpoint_pause(directory: Path, checkpoints: int = 9) -> dict[str, Any]:
         over to the background took in all, and the ``buffer_mib`` that all of them write only once.
     """
     tasks = benchmark_tasks("mt50")
-    agent = MultiTaskSAC(
-        tasks,
-        OBSERVATION_SIZE,
-        ACTION_SIZE,
-        combiners.make("unitary", 50),
-        combiners.make("unitary", 50),
-        SACConfig(),
-        batch_size=26,
-        capacity=80_000,
-        seed=0,
-        device=torch.device("cpu"),
-    )
+    agent = make_agent(len(tasks), 26, SACConfig().hidden_sizes, torch.device("cpu"), capacity=80_000)
     for name in ReplayBuffer.FIELDS:
         field = getattr(agent.replay, name)
         field.copy_(torch.randn(field.shape) > 0 if field.dtype == torch.bool else torch.randn(field.shape))

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from mtrl.run.directory import flatten
-from scripts.composition import TrainConfig, make_combiners, replay_capacity, task_names
-from scripts.options import CONFIGS, device_of
+from mtrl.run.machine import device_of
+from scripts.build import make_combiners, replay_capacity, task_names
+from scripts.configuration import TrainConfig
+from scripts.entry import CONFIGS
 from tests.reliability.runs import SOAK, fuzzed, refused
 
 KEYS = [

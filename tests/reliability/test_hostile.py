@@ -111,10 +111,10 @@ def test_a_broken_summary_is_one_line(tmp_path: Path) -> None:
 
 
 def make_trainer(directory: RunDirectory, environments: TaskVector) -> Trainer:
-    made = [combiners.make("unitary", 1) for _ in range(2)]
+    critic, actor = (combiners.make("unitary", 1) for _ in range(2))
     device = torch.device("cpu")
     config = SACConfig(hidden_sizes=[8])
-    agent = MultiTaskSAC(TASK, 39, 4, *made, config, batch_size=4, capacity=20, seed=0, device=device)
+    agent = MultiTaskSAC(TASK, 39, 4, critic, actor, config, batch_size=4, capacity=20, seed=0, device=device)
     schedule = Schedule(8, 4, 2, 8, 4, 8, 0, 1, eval_beside=False)
     return Trainer(agent, environments, lambda: environments, directory, schedule, show_progress=False)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from mtrl.combiners.checks import check_interval
+from mtrl.ranges import Positive, check
 from mtrl.supervised.problem import MultiTaskModel, Task
 from mtrl.supervised.updates import Batch, OptimizerOptions, named, set_learning_rate, task_losses
 
@@ -41,8 +41,8 @@ class AutoLambdaUpdate:
         initial_weight: float = 0.1,
         learning_rate: float = 1e-4,
     ) -> None:
-        check_interval("auto_lambda", "initial_weight", initial_weight, "(0, inf)")
-        check_interval("auto_lambda", "learning_rate", learning_rate, "(0, inf)")
+        check("initial_weight of auto_lambda", initial_weight, Positive)
+        check("learning_rate of auto_lambda", learning_rate, Positive)
         self.model, self.tasks = model, tasks
         self.optimizer = optimizer.make(list(model.parameters()))
         like = next(model.parameters())

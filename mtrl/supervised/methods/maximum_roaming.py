@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from mtrl.combiners import Combiner
-from mtrl.combiners.checks import check_count, check_interval
 from mtrl.errors import InputError
+from mtrl.ranges import Count, Within, check
 from mtrl.supervised.problem import MultiTaskModel, Task
 from mtrl.supervised.updates import Batch, CombinedUpdate, OptimizerOptions, Wrt
 
@@ -32,7 +32,7 @@ class RoamingModel(MultiTaskModel):
     """
 
     def __init__(self, model: MultiTaskModel, *, share: float, seed: int) -> None:
-        check_interval("maximum_roaming", "share", share, "(0, 1]")
+        check("share of maximum_roaming", share, Annotated[float, Within("(0, 1]")])
         super().__init__(model.encoder, dict(model.heads.items()))
         self.generator = torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
@@ -98,7 +98,7 @@ class MaximumRoamingUpdate(CombinedUpdate):
         *,
         roaming_updates: int,
     ) -> None:
-        check_count("maximum_roaming", "roaming_updates", roaming_updates)
+        check("roaming_updates of maximum_roaming", roaming_updates, Count)
         if wrt == "representation":
             raise InputError("wrt=representation: with maximum_roaming every task has its own; use shared or last")
         super().__init__(model, tasks, combiner, optimizer, wrt)

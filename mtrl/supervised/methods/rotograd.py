@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from mtrl.combiners import Combiner
-from mtrl.combiners.checks import check_interval
 from mtrl.errors import InputError
+from mtrl.ranges import NotNegative, check
 from mtrl.supervised.problem import MultiTaskModel, Task
 from mtrl.supervised.updates import CombinedUpdate, OptimizerOptions, Wrt, named, set_learning_rate
 
@@ -52,8 +52,8 @@ class RotoGradUpdate(CombinedUpdate):
         homogenize: bool = True,
         burn_in: int = 20,
     ) -> None:
-        check_interval("rotograd", "learning_rate_scale", learning_rate_scale, "[0, inf)")
-        check_interval("rotograd", "burn_in", burn_in, "[0, inf)")
+        check("learning_rate_scale of rotograd", learning_rate_scale, NotNegative)
+        check("burn_in of rotograd", burn_in, NotNegative)
         super().__init__(model, tasks, Homogenized(combiner, burn_in) if homogenize else combiner, optimizer, wrt)
         self._scale = learning_rate_scale
         self.rotations = _rotations(model, inputs)

@@ -46,12 +46,12 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_agrees_with_torchjd(name: str, seed: int) -> None:
     jacobian = gradients(4, seed)
-    options = {"max_norm": math.inf} if name == "fairgrad" else {}
+    options: dict[str, Any] = {"max_norm": math.inf} if name == "fairgrad" else {}
     close(weights(name, jacobian, **options) @ jacobian, METHODS[name](jacobian), 1e-6)
 
 
 @pytest.mark.parametrize("scale", ["median", "rmse"])
-def test_aligned_mtl_scales_agree_with_torchjd(scale: str) -> None:
+def test_aligned_mtl_scales_agree_with_torchjd(scale: Any) -> None:
     jacobian = gradients(5)
     expected = jd.AlignedMTL(scale_mode=scale)(jacobian)
     close(weights("aligned_mtl", jacobian, scale=scale) @ jacobian / 5, expected)

@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -190,12 +191,12 @@ def test_memory_follows_the_state_dict(name: str) -> None:
         ("excess_mtl", "warmup", 0),
     ],
 )
-def test_options_out_of_range(name: str, option: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"^{name}: {option} must be [^\n]*{value!r}$"):
+def test_options_out_of_range(name: str, option: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{option} of {name}: expected [^\n]*, got {value!r}$"):
         combiners.make(name, T, **{option: value})
 
 
 @pytest.mark.parametrize(("option", "value"), [("normalize", "los"), ("projection", "simplx")])
-def test_moco_offers_the_nearest_choice(option: str, value: str) -> None:
+def test_moco_offers_the_nearest_choice(option: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"unknown {option} of moco '{value}': did you mean"):
         combiners.make("moco", T, **{option: value})

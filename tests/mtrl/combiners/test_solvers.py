@@ -88,7 +88,7 @@ def test_nonnegative_qp_is_optimal(kind: str, size: int) -> None:
 @pytest.mark.parametrize("size", SIZES[1:])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_min_norm_meets_its_conditions(kind: str, size: int, dtype: type) -> None:
-    rows = jacobian(kind, size).astype(dtype)
+    rows: np.ndarray = jacobian(kind, size).astype(dtype)
     norms, cosines = unit(rows)
     w = solvers.min_norm(norms, cosines)
     assert (w >= 0).all()
@@ -211,7 +211,7 @@ def test_power_balance_agrees_with_least_squares(power: float) -> None:
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("size", [2, 3, 50])
 def test_power_balance_says_that_there_is_no_solution(size: int, dtype: type) -> None:
-    rows = jacobian("stationary", size).astype(dtype)
+    rows: np.ndarray = jacobian("stationary", size).astype(dtype)
     with pytest.raises(RunError, match="no positive solution"):
         solvers.power_balance(*unit(rows), 1.0, float(np.finfo(dtype).eps))
 

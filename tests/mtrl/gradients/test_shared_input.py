@@ -1,5 +1,6 @@
 """Several losses on one input, against a plain loop of `torch.autograd.grad`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -86,12 +87,12 @@ def rows(losses: list[Tensor], inputs: list[Tensor]) -> Tensor:
     return torch.stack([torch.cat([g.flatten() for g in gradients_]) for gradients_ in found])
 
 
-def weighted(losses: list[Tensor], inputs: list[Tensor], weights: Tensor) -> tuple[Tensor | None, ...]:
+def weighted(losses: list[Tensor], inputs: Sequence[Tensor], weights: Tensor) -> tuple[Tensor | None, ...]:
     objective = (weights * torch.stack(losses)).sum()
     return torch.autograd.grad(objective, inputs, retain_graph=True, allow_unused=True)
 
 
-def assert_grad(parameters: list[Tensor], expected: tuple[Tensor | None, ...], factor: float = 1.0) -> None:
+def assert_grad(parameters: Sequence[Tensor], expected: tuple[Tensor | None, ...], factor: float = 1.0) -> None:
     for parameter, gradient in zip(parameters, expected, strict=True):
         if gradient is None:
             assert parameter.grad is None
@@ -235,9 +236,10 @@ def test_every_combiner_fills_every_gradient(name: str) -> None:
         model = Model()
         z = model.encode()
         given = gradients.fan_out(z, T) if by == "aliases" else z
+        options: dict[str, Any] = {"weights": [1.0, 2.0, 3.0]} if name == "fixed" else {}
         gradients.backward(
             model.losses(given),
-            combiners.make(name, T, **({"weights": [1.0, 2.0, 3.0]} if name == "fixed" else {})),
+            combiners.make(name, T, **options),
             shared=model.shared,
             specific=model.heads,
             representation=None if by == "parameters" else given,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def task_losses(network: nn.Module, x: Tensor) -> Tensor:
+def task_losses(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     y = network(x).flatten(1)
     return (y.sin() + 0.3 * y.square()).mean(1) * torch.logspace(-2, 2, len(x), dtype=x.dtype)
 
@@ -167,7 +168,7 @@ def jacobian_of(rows: list[list[Tensor | None]], parameters: Sequence[Tensor]) -
     )
 
 
-def assert_gradients(network: nn.Module, rows: list[list[Tensor | None]], weights: Tensor, **tolerance: float) -> None:
+def assert_gradients(network: nn.Module, rows: list[list[Tensor | None]], weights: Tensor, **tolerance: Any) -> None:
     """``.grad`` is the weighted sum of the rows, and None where no loss reaches the parameter."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     for parameter, gradients in zip(parameters, zip(*rows, strict=True), strict=True):
@@ -194,7 +195,9 @@ def test_equals_a_loop_over_tasks(name: str, needs: Needs, memory_limit: int, dt
     jacobian = jacobian_of(rows, batched.parameters)
     combination = batched.backward(losses, combiner, scale=0.25, insight=True)
 
-    tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    tolerance: dict[str, Any] = (
+        {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    )
     weights = combiner.fixed(losses)
     assert_gradients(network, rows, 0.25 * weights, **tolerance)
     if needs == "gramian":
@@ -639,6 +642,7 @@ def test_non_finite_values_stop_before_anything_is_written(
     assert (caught.value.quantity, caught.value.task) == (quantity, task)
     for old, parameter in zip(before, batched.parameters, strict=True):
         assert (old is None) == (parameter.grad is None)
-        assert old is None or torch.equal(old, parameter.grad)
+        if old is not None and parameter.grad is not None:
+            assert torch.equal(old, parameter.grad)
     if quantity == "loss" or (task == 3 and needs != "losses"):
         assert combiner.calls == 0

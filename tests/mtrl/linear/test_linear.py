@@ -54,6 +54,7 @@ def test_sign_flips_agree_with_trying_all_of_them(k):
             signs[list(flips)] = -1
             assert (matrix * np.outer(signs, signs) >= 0).all()
         else:
+            assert cycle is not None
             edges = list(zip(cycle, (*cycle[1:], cycle[0]), strict=True))
             assert len(set(cycle)) == len(cycle) >= 3
             assert np.prod([np.sign(matrix[edge]) for edge in edges]) == -1
@@ -65,6 +66,7 @@ def test_verdicts_by_width():
     assert verdict(FULLY, 1).flips == (2,)
     found = verdict(NOT_FULLY, 1)
     assert found.fully is False
+    assert found.cycle is not None
     assert sorted(found.cycle) == [0, 1, 2]
     assert verdict(NOT_FULLY, 3).fully is True
     assert verdict(NOT_FULLY, 4).fully is True

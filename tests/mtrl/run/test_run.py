@@ -19,7 +19,7 @@ from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, directory_of, read_config, read_summary
 from mtrl.run.files import write_atomically, write_json
 from mtrl.run.metrics import MetricsWriter, check_wandb, heat_map, read_metrics
-from mtrl.sweep.command_line import message_of
+from scripts.entry import message_of
 
 CONFIG = {"seed": 1, "agent": {"learning_rate": 3e-4}, "tasks": ["a", "b"], "device": "cpu"}
 

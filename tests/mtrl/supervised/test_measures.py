@@ -65,6 +65,7 @@ def test_shared_gradients_by_hand():
     batch = torch.ones(1, 1), {"a": torch.tensor([[-0.5]]), "b": torch.tensor([[-1.0]])}
     found = shared_gradients(model, {"a": regression(), "b": regression()}, batch)
     # Gradients: 2 (1 + 0.5) = 3 along the first axis, 2 (1 + 1) = 4 along the second.
+    assert found.gramian is not None
     assert torch.allclose(found.gramian, torch.tensor([[9.0, 0.0], [0.0, 16.0]]))
     assert found.update_norm == pytest.approx(5.0)
     assert found.alignment.tolist() == pytest.approx([0.6, 0.8])

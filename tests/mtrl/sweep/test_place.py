@@ -1,7 +1,7 @@
 """What a member of a sweep gets of a machine."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from mtrl.sweep.place import Place, taking_place, visible_gpus
+from mtrl.sweep.place import Place, taking_place
 
 
 def settings(name: str, max_batch_size: int | None = None, **options: Any) -> Any:
@@ -18,15 +18,10 @@ def settings(name: str, max_batch_size: int | None = None, **options: Any) -> An
 
 
 def taking(
-    folder: Path,
-    of_launcher: Any,
-    size: int | None = None,
-    environment: Mapping[str, str] | None = None,
-    threads: str | None = None,
+    folder: Path, of_launcher: Any, size: int | None = None, gpus: Sequence[str] = (), threads: str | None = None
 ) -> AbstractContextManager[Place]:
-    """A place on a machine of 8 cores without GPUs."""
-    given = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "of the launcher"} | dict(environment or {})
-    return taking_place(of_launcher, folder, size, 8, given, threads)
+    """A place on a machine of 8 cores."""
+    return taking_place(of_launcher, folder, size, 8, gpus, threads)
 
 
 @pytest.mark.parametrize(
@@ -39,9 +34,9 @@ def test_members_side_by_side_share_the_cores(tmp_path: Path, n_jobs: int, size:
 
 
 def test_slots_get_gpus_in_turn(tmp_path: Path) -> None:
-    joblib, environment = settings("JoblibLauncher", n_jobs=4), {"CUDA_VISIBLE_DEVICES": "4,GPU-5"}
+    joblib = settings("JoblibLauncher", n_jobs=4)
     with ExitStack() as members:
-        places = [members.enter_context(taking(tmp_path, joblib, 9, environment)) for _ in range(4)]
+        places = [members.enter_context(taking(tmp_path, joblib, 9, ["4", "GPU-5"])) for _ in range(4)]
     assert places == [Place(2, gpu=gpu) for gpu in ("4", "GPU-5", "4", "GPU-5")]
 
 
@@ -60,14 +55,6 @@ def test_a_member_waits_for_a_slot(tmp_path: Path) -> None:
     with taking(tmp_path, alone):
         assert release.is_set()
     holder.join()
-
-
-def test_gpus_are_those_that_are_visible(tmp_path: Path) -> None:
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2,GPU-3"}, tmp_path) == ["2", "GPU-3"]
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == []
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    assert visible_gpus({}, tmp_path) == ["0", "1"]
 
 
 def test_threads_asked_for_are_what_joblib_gives(tmp_path: Path) -> None:
@@ -101,6 +88,9 @@ def test_a_place_is_told_by_the_environment() -> None:
         (settings("SlurmLauncher"), Place(12)),
     ],
 )
-def test_every_launcher_says_what_a_member_gets(tmp_path: Path, of_launcher: Any, place: Place) -> None:
-    with taking(tmp_path, of_launcher, 4, {"SLURM_CPUS_PER_TASK": "12"}) as taken:
+def test_every_launcher_says_what_a_member_gets(
+    tmp_path: Path, of_launcher: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    with taking(tmp_path, of_launcher, 4) as taken:
         assert taken == place

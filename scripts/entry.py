@@ -1,17 +1,16 @@
-"""What every script does around its work: errors in one line, exit codes, summaries of the machine."""
+"""What every script does around its work: the configuration checked, errors in one line, exit codes."""
 
 import os
-import platform
 import re
-import resource
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import hydra
 import torch
 from hydra.errors import (
     ConfigCompositionException,
@@ -19,14 +18,48 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
 from mtrl.run.member_report import report
 from mtrl.sweep.supervision import follow_parent, requested
 
+CONFIGS = str(Path(__file__).parents[1] / "configs")
+SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
+Configuration = TypeVar("Configuration")
+_LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Which extra installs each of Hydra's launchers."""
 _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
-_PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
+
+
+def hydra_main(
+    schema: type[Configuration],
+    name: str,
+    work: Callable[[Configuration], object],
+    configs: str = CONFIGS,
+    **required: str,
+) -> Callable[[], Any]:
+    """A script's main: composes and checks the configuration of the command line, and does the work with it.
+
+    Args:
+        schema: the configuration's dataclass, which refuses values out of range.
+        name: of the configuration's file.
+        work: what the script does.
+        configs: the folder of the configuration's files.
+        required: what to say, by key, where a value is missing.
+    """
+
+    def main(config: DictConfig) -> None:
+        with one_line_errors(debug=config.debug):  # here too: Hydra would have a line of its own to say
+            for key, message in required.items():
+                if OmegaConf.is_missing(config, key):
+                    raise InputError(message)
+            checked = OmegaConf.to_object(config)
+            assert isinstance(checked, schema)
+            work(checked)
+
+    return hydra.main(version_base="1.3", config_path=configs, config_name=name)(main)  # type: ignore[no-any-return]
 
 
 def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:
@@ -121,6 +154,8 @@ def _line(text: str) -> str:
 def _configuration_message(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and name in _LAUNCHERS:
+            return f"{group}={name} is not installed: pip install -e '.[{_LAUNCHERS[name]}]'"
         return str(unknown_name(group, name, [option.removeprefix("_") for option in error.options]))
     if isinstance(error, OverrideParseException):
         return f"override '{error.override}' cannot be parsed: {error.message.splitlines()[0]}"
@@ -134,35 +169,3 @@ def _configuration_message(error: BaseException) -> str:
         value, kind = conversion.groups()
         return f"{key}: expected {_KINDS.get(kind, kind)}, got {value}"
     return f"{key}: {first}" if key and key not in first else first
-
-
-def machine() -> dict[str, Any]:
-    """Versions and hardware, for ``summary.json``."""
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def peak_memory() -> dict[str, float]:
-    """The largest memory so far, in GiB, of this process and on the GPU."""
-    peak = {"process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    if torch.cuda.is_available():
-        peak["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return peak

@@ -1,138 +1,24 @@
-"""What the scripts put together: the configuration's schema, and agents and environments made from it."""
+"""What a configuration asks for: tasks, run directory, combiners, agent and environments."""
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from agents.sac import MultiTaskSAC, SACConfig
-from envs.metaworld import TaskVector, benchmark_tasks, check_tasks
+from agents.sac import MultiTaskSAC
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector, benchmark_tasks, check_tasks
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
-from mtrl.rl.loop import Schedule
-from mtrl.run.directory import directory_of, read_config
+from mtrl.run.directory import directory_of
 from mtrl.run.extracted_weights import weights_of_run
-from mtrl.run.metrics import check_wandb
-from scripts.options import EveryConfig, check_integers, device_of
-
-OBSERVATION_SIZE, ACTION_SIZE = 39, 4
-
-
-@dataclass
-class BenchmarkConfig:
-    """Which tasks, and how they are played."""
-
-    name: str = MISSING
-    horizon: int = 500
-    reward_version: str = "v2"
-    terminate_on_success: bool = False
-    goals: str = "random"
-    """``random`` draws one of 50 goals at every reset; ``fixed`` keeps one per task for the whole run."""
-    fast: bool = True
-
-
-@dataclass
-class EvalConfig:
-    """When and how long to evaluate."""
-
-    every: int = 10_000
-    episodes: int = 50
-    beside: bool | None = None
-    """Play it while training goes on; null does so where the updates are computed on a GPU."""
-
-
-@dataclass
-class TrainConfig:
-    """The configuration of ``scripts/train.py``; ``configs/train.yaml`` holds the defaults."""
-
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    task: str | None = None
-    tasks: list[str] | None = None
-    combiner: dict[str, Any] = field(default_factory=dict)
-    weights_from: str | None = None
-    weights_how: str = "ema"
-    agent: SACConfig = field(default_factory=SACConfig)
-    seed: int = MISSING
-    steps: int = MISSING
-    warmup_steps: int = MISSING
-    catch_up_updates: int | None = None
-    batch_size: int = MISSING
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: EveryConfig = field(default_factory=EveryConfig)
-    log: EveryConfig = field(default_factory=EveryConfig)
-    insight: EveryConfig = field(default_factory=EveryConfig)
-    run_dir: str | None = None
-    device: str = "auto"
-    num_workers: int | None = None
-    threads: int | None = None
-    progress: bool = True
-    wandb: str = "disabled"
-    debug: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        if not isinstance(self.combiner.get("name"), str):
-            raise InputError("combiner: expected the name of one, e.g. combiner=unitary")
-        smallest = {
-            "seed": (self.seed, 0),
-            "steps": (self.steps, 1),
-            "warmup_steps": (self.warmup_steps, 1),
-            "catch_up_updates": (self.catch_up_updates, 0),
-            "batch_size": (self.batch_size, 1),
-            "eval.every": (self.eval.every, 1),
-            "eval.episodes": (self.eval.episodes, 1),
-            "checkpoint.every": (self.checkpoint.every, 1),
-            "log.every": (self.log.every, 1),
-            "insight.every": (self.insight.every, 0),
-            "num_workers": (self.num_workers, 1),
-            "threads": (self.threads, 1),
-        }
-        check_integers(smallest)
-        check_wandb(self.wandb)
-
-    @property
-    def schedule(self) -> Schedule:
-        """What happens when."""
-        return Schedule(
-            steps=self.steps,
-            warmup_steps=self.warmup_steps,
-            catch_up_updates=self.warmup_steps if self.catch_up_updates is None else self.catch_up_updates,
-            eval_every=self.eval.every,
-            checkpoint_every=self.checkpoint.every,
-            log_every=self.log.every,
-            insight_every=self.insight.every,
-            eval_episodes=self.eval.episodes,
-            eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
-        )
-
+from scripts.configuration import TrainConfig
+from scripts.methods import load_plugins
 
 EVALUATION_SEED = 1_000_003
 """Every run of every seed is evaluated on the same held-out goals."""
-
-ConfigStore.instance().store("train_schema", TrainConfig)
-
-
-def load_config(directory: Path) -> TrainConfig:
-    """The configuration of a training run's directory.
-
-    Raises:
-        InputError: if it is not a training run's.
-    """
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), read_config(directory)))
-    except OmegaConfBaseException as error:
-        raise InputError(
-            f"{directory / 'config.yaml'} is not a training run's: {str(error).splitlines()[0]}"
-        ) from error
-    assert isinstance(config, TrainConfig)
-    return config
 
 
 def task_names(config: TrainConfig) -> list[str]:
@@ -170,6 +56,7 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
 
     A method that needs positive losses serves the critic alone: the actor's losses are negative action values.
     """
+    load_plugins(config.plugins)
     options = dict(config.combiner)
     name = options.pop("name")
 

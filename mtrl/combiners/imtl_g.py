@@ -1,0 +1,44 @@
+"""The gradient balance of impartial multi-task learning (Liu, Li, Kuang, Xue, Chen, Yang, Liao & Zhang, 2021)."""
+
+import numpy as np
+
+from mtrl.combiners import register
+from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners.solvers import Array, eigen, on_nonzero
+from mtrl.errors import RunError
+
+
+@register("imtl_g")
+class ImtlG(GramianCombiner):
+    """IMTL-G (Liu et al., 2021; Kurin et al., 2022, equation 4): equal projections on all unit gradients.
+
+    Finds ``w`` with ``sum_i w_i = 1`` for which ``d = J^T w`` has the same ``d^T g_i / |g_i|`` for all tasks. With the
+    matrix of cosines ``C`` this is ``w_i = c x_i / |g_i|``, where ``C x = 1`` and ``c`` makes the sum 1. If no ``x`` is
+    a solution (0 is in the affine hull of the unit gradients), all projections are 0: ``C x = 0``. (Kurin et al.
+    add a ridge of 1e-6, and their code solves the transposed system, which is the same for two tasks only.)
+
+    The weights can be negative and have no bound. Where ``sum_i x_i / |g_i|`` is negative, ``d`` increases every
+    loss, as it must by the equation; `EDM` never does. A zero gradient gets weight 0.
+
+    Raises:
+        RunError: from ``weights``, if the equations have no solution.
+    """
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        return on_nonzero(norms, cosines, lambda n, c: _impartial_weights(n, c, precision))
+
+
+def _impartial_weights(norms: Array, cosines: Array, precision: float) -> Array:
+    size = len(norms)
+    values, vectors = eigen(cosines, precision)
+    ones = vectors.sum(0)
+    x = vectors @ (ones / values)
+    remainder = 1 - vectors @ ones
+    if remainder @ remainder > size**2 * precision:
+        x = remainder
+    weights: Array = x / norms
+    total = weights.sum()
+    if abs(total) <= size * precision * np.abs(weights).sum():
+        raise RunError("IMTL-G's equations have no solution: equal projections force the weights' sum to 0")
+    weights /= total
+    return weights

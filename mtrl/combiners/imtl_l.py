@@ -1,0 +1,32 @@
+"""The loss balance of impartial multi-task learning (Liu, Li, Kuang, Xue, Chen, Yang, Liao & Zhang, 2021)."""
+
+import torch
+from torch import Tensor
+
+from mtrl.combiners import Combiner, register
+from mtrl.combiners.adam import AdamVector
+from mtrl.ranges import Positive
+
+
+@register("imtl_l")
+class ImtlL(Combiner):
+    """IMTL-L (Liu et al., 2021; Kurin et al., 2022, section 3): scaled losses that are all driven to 1.
+
+    The network and ``s`` minimise ``sum_i (exp(s_i) L_i - s_i)``, so ``w_i = exp(s_i)``, and ``s``, which starts at
+    0, takes an Adam step on ``L_i exp(s_i) - 1`` at every call. The optimum is ``w_i = 1 / L_i``.
+
+    Args:
+        learning_rate: Adam's, above 0. Published code trains ``s`` with the network's; 0.001 is Adam's own default.
+    """
+
+    needs = "losses"
+    positive_losses = True
+    weights_specific = True
+
+    def _setup(self, *, learning_rate: Positive = 0.001) -> None:
+        self.log_scale = AdamVector(torch.zeros(self.num_tasks), learning_rate)
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        scale = self.log_scale.value.exp()
+        self.log_scale.step(losses.to(scale) * scale - 1)
+        return scale

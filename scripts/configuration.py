@@ -1,0 +1,126 @@
+"""The configuration of training, with every key's range; `configs/train.yaml` holds the defaults."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agents.sac import SACConfig
+from mtrl.errors import InputError
+from mtrl.ranges import Count, Index, OneOf, Seed, check_fields
+from mtrl.rl.loop import Schedule
+from mtrl.run.directory import read_config
+from mtrl.run.extracted_weights import WAYS
+from mtrl.run.machine import device_of
+from mtrl.run.metrics import check_wandb
+
+
+@dataclass
+class EveryConfig:
+    """How often something is done, in vector steps (of `scripts/train.py`) or epochs (of `scripts/supervised.py`)."""
+
+    every: Count = MISSING
+
+
+@dataclass
+class InsightConfig:
+    """How often gradient conflict is measured, as for `EveryConfig`; 0 is never."""
+
+    every: Index = MISSING
+
+
+@dataclass
+class BenchmarkConfig:
+    """Which tasks, and how they are played."""
+
+    name: str = MISSING
+    horizon: Count = 500
+    reward_version: Annotated[str, OneOf("v1", "v2")] = "v2"
+    terminate_on_success: bool = False
+    goals: Annotated[str, OneOf("random", "fixed", "evaluation")] = "random"
+    """``random`` draws one of 50 goals at every reset; ``fixed`` keeps one per task for the whole run."""
+    fast: bool = True
+
+
+@dataclass
+class EvalConfig:
+    """When and how long to evaluate."""
+
+    every: Count = 10_000
+    episodes: Count = 50
+    beside: bool | None = None
+    """Play it while training goes on; null does so where the updates are computed on a GPU."""
+
+
+@dataclass
+class TrainConfig:
+    """The configuration of ``scripts/train.py``; ``configs/train.yaml`` holds the defaults."""
+
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    task: str | None = None
+    tasks: list[str] | None = None
+    combiner: dict[str, Any] = field(default_factory=dict)
+    weights_from: str | None = None
+    weights_how: Annotated[str, OneOf(*WAYS)] = "ema"
+    agent: SACConfig = field(default_factory=SACConfig)
+    seed: Seed = MISSING
+    steps: Count = MISSING
+    warmup_steps: Count = MISSING
+    catch_up_updates: Index | None = None
+    batch_size: Count = MISSING
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: EveryConfig = field(default_factory=EveryConfig)
+    log: EveryConfig = field(default_factory=EveryConfig)
+    insight: InsightConfig = field(default_factory=InsightConfig)
+    run_dir: str | None = None
+    device: str = "auto"
+    num_workers: Count | None = None
+    threads: Count | None = None
+    progress: bool = True
+    wandb: str = "disabled"
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        if not isinstance(self.combiner.get("name"), str):
+            raise InputError("combiner: expected the name of one, e.g. combiner=unitary")
+        check_fields(self)
+        check_wandb(self.wandb)
+        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
+
+    @property
+    def schedule(self) -> Schedule:
+        """What happens when."""
+        return Schedule(
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            catch_up_updates=self.warmup_steps if self.catch_up_updates is None else self.catch_up_updates,
+            eval_every=self.eval.every,
+            checkpoint_every=self.checkpoint.every,
+            log_every=self.log.every,
+            insight_every=self.insight.every,
+            eval_episodes=self.eval.episodes,
+            eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
+        )
+
+
+ConfigStore.instance().store("train_schema", TrainConfig)
+
+
+def load_config(directory: Path) -> TrainConfig:
+    """The configuration of a training run's directory.
+
+    Raises:
+        InputError: if it is not a training run's.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), read_config(directory)))
+    except OmegaConfBaseException as error:
+        raise InputError(
+            f"{directory / 'config.yaml'} is not a training run's: {str(error).splitlines()[0]}"
+        ) from error
+    assert isinstance(config, TrainConfig)
+    return config

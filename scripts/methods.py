@@ -1,0 +1,103 @@
+"""The methods on the command line: the choices of ``combiner=NAME``, files in ``plugins=[...]``, and ``--methods``."""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import MISSING
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mtrl import combiners
+from mtrl.errors import InputError
+from mtrl.plugins import load_file
+from mtrl.ranges import described
+from scripts.entry import one_line_errors
+
+_NEEDS = {"losses": "losses", "gramian": "Gramian", "jacobian": "Jacobian"}
+
+
+def load_plugins(files: Iterable[str]) -> None:
+    """Loads Python files, and makes every combiner that is registered a choice of Hydra's group ``combiner``.
+
+    Raises:
+        InputError: if a file is missing or fails.
+    """
+    for file in files:
+        load_file("plugins", file)
+    for name in combiners.names():
+        # No types: what a method refuses, it refuses in its own words, wherever it is made.
+        own = {
+            option: MISSING if parameter.default is parameter.empty else parameter.default
+            for option, parameter in combiners.get(name).options().items()
+        }
+        ConfigStore.instance().store(name, {"name": name, **own}, group="combiner")
+
+
+load_plugins([])
+
+
+def with_plugins(function: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that composes configurations, after the files of the command line's ``plugins=[...]`` are loaded."""
+
+    def after_loading() -> Any:
+        load_plugins(plugins_in(sys.argv[1:]))
+        return function()
+
+    return after_loading
+
+
+def plugins_in(arguments: Sequence[str]) -> list[str]:
+    """The files that ``plugins=[...]`` names in a command line.
+
+    Raises:
+        InputError: if it is not a list.
+    """
+    given = [argument for argument in arguments if argument.lstrip("+").startswith("plugins=")]
+    files: list[str] = []
+    for override in OverridesParser.create().parse_overrides(given):
+        value = override.value()
+        if not isinstance(value, list):
+            got = override.get_value_string()
+            raise InputError(f"plugins: expected a list of Python files, e.g. plugins=[mine.py], got {got}")
+        files += map(str, value)
+    return files
+
+
+def show_methods() -> None:
+    """Where the command line asks for ``--methods``, prints them, those of its ``plugins=[...]`` too, and ends."""
+    if "--methods" in sys.argv:
+        with one_line_errors(debug="debug=true" in sys.argv):
+            load_plugins(plugins_in(sys.argv[1:]))
+            console = Console()
+            if not console.is_terminal:
+                console.width = 100
+            console.print(methods_table())
+        sys.exit()
+
+
+def methods_table() -> Table:
+    """Every combiner: what it needs, whether the losses have to be positive, what it does, and its options."""
+    table = Table("combiner", "needs", "what it does, and its options with their defaults", box=SIMPLE)
+    for name in sorted(combiners.names(), key=lambda name: (list(_NEEDS).index(combiners.get(name).needs), name)):
+        method = combiners.get(name)
+        needs = f"{_NEEDS[method.needs]}, > 0" if method.positive_losses else _NEEDS[method.needs]
+        summary = (method.__doc__ or "").partition("\n")[0].replace("``", "")
+        table.add_row(name, needs, Text("\n".join([summary, *map(_option, method.options().values()), ""])))
+    table.caption = "> 0: the losses have to be positive. Set an option by combiner.OPTION=VALUE."
+    return table
+
+
+def _option(option: inspect.Parameter) -> str:
+    default = option.default
+    if default is option.empty:
+        default = ""
+    elif default is None or isinstance(default, bool):
+        default = json.dumps(default)
+    return f"    {option.name}={default}    {described(option.annotation)}".rstrip()

@@ -1,0 +1,145 @@
+"""The methods on the command line: Hydra's group, files of one's own in runs, sweeps and grids, and the list."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from mtrl import combiners
+from mtrl.errors import InputError
+from mtrl.run.directory import read_config
+from mtrl.sweep import command_line
+from scripts import composition, supervised, train
+from scripts.entry import CONFIGS
+from scripts.methods import plugins_in, with_plugins
+
+ROOT = Path(__file__).parents[2]
+MINE = """
+from mtrl.combiners import Combiner, register
+from mtrl.ranges import Positive
+
+@register("mine")
+class Mine(Combiner):
+    \"\"\"Every loss weighs the same.\"\"\"
+
+    needs = "losses"
+
+    def _setup(self, *, weight: Positive, noise: bool = False) -> None:
+        self.weight = weight
+
+    def _weights(self, losses, gramian):
+        return losses.new_full((self.num_tasks,), self.weight)
+"""
+TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=1", "progress=false", "plugins=[mine.py]")
+
+
+def run(folder: Path, script: str, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One with a file that registers a method."""
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("script", "schema"), [("train", composition.TrainConfig), ("supervised", supervised.SupervisedConfig)]
+)
+def test_every_method_is_a_choice_with_its_defaults(script: str, schema: type) -> None:
+    GlobalHydra.instance().clear()
+    folder = CONFIGS if script == "train" else str(Path(CONFIGS) / script)
+    with initialize_config_dir(folder, version_base="1.3"):
+        assert isinstance(OmegaConf.to_object(compose(script)), schema)
+        choices = GlobalHydra.instance().config_loader().get_group_options("combiner")
+        assert sorted(choices) == combiners.names()  # what combiner=glob(*) sweeps over
+        for name in combiners.names():
+            own = {option: value for option, value in combiners.options(name).items() if option != "rescale"}
+            composed = OmegaConf.to_container(compose(script, [f"combiner={name}"]).combiner)
+            assert composed == {"name": name} | own
+        assert compose(script, ["combiner=cagrad", "combiner.c=0.7"]).combiner.c == 0.7
+
+
+def test_the_list_tells_what_there_is_to_know(folder: Path) -> None:
+    printed = run(folder, "train.py", "--methods", "plugins=[mine.py]")
+    assert max(map(len, printed.splitlines())) <= 100
+    words = " ".join(printed.split())
+    for name in combiners.names():
+        assert f" {name} " in words
+        for option in combiners.get(name).options():
+            assert f" {option}=" in words
+    assert "mine losses Every loss weighs the same. weight= (0, inf) noise=false true or false" in words
+    assert "famo losses, > 0 FAMO (Liu et al., 2023, equation 11): all losses fall" in words
+    assert "shrink=quadratic quadratic or linear or none" in words
+    assert "period=25 at least 1" in words
+
+
+def test_a_method_of_ones_own_in_sweeps_and_grids(folder: Path) -> None:
+    own = ("combiner=mine", *TINY)
+    sweep = ("-m", *own, "combiner.weight=1,2", "hydra.sweep.dir=runs", "hydra/launcher=joblib")
+    run(folder, "supervised.py", *sweep)
+    member = folder / "runs" / "multi_digits-CL-RR-mine-seed1-combiner.weight_2"
+    assert read_config(member)["combiner"] == {"name": "mine", "weight": 2, "noise": False}
+    assert "is finished: nothing to do" in run(folder, "supervised.py", *own, "combiner.weight=2", f"run_dir={member}")
+    grid = ("grid=kurin", "seeds=1", "workers=2", "combiner.weight=1.5", "out=grid")
+    assert "chosen" in run(folder, "grid.py", *grid, *own)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("combiner=mine",), "unknown combiner 'mine': did you mean "),
+        (("combiner=mine", "plugins=[your.py]"), "plugins: there is no Python file 'your.py'"),
+        (("combiner=mine", "plugins=[broken.py]"), "plugins: line 2 of 'broken.py' fails: NameError: name 'x'"),
+        (("combiner=mime", "plugins=[mine.py]"), "unknown combiner 'mime': did you mean 'mine'?"),
+        (("combiner=mine", "plugins=[mine.py]"), "combiner.weight"),
+        (("combiner=mine", "plugins=[mine.py]", "combiner.weigth=1"), "did you mean 'combiner.weight'?"),
+        (("combiner=mine", "plugins=[mine.py]", "combiner.weight=0"), "weight of mine: expected a number in (0, inf)"),
+        (("combiner=mine", "plugins=mine.py"), "plugins: expected a list of Python files, e.g. plugins=[mine.py]"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    folder: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "broken.py").write_text("\nprint(x)\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(combiners.register, "_entries", dict(combiners.register._entries))
+    monkeypatch.setitem(ConfigStore.instance().repo, "combiner", dict(ConfigStore.instance().repo["combiner"]))
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "run_dir=run"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(with_plugins(train.main))
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert message in told
+    assert not Path("run").exists()
+
+
+def test_plugins_are_read_from_the_command_line() -> None:
+    given = ["-m", "seed=1,2", "plugins=['a b.py',/x/c.py]", "+plugins=[d.py]", "other.plugins=[e.py]", "plugins=[]"]
+    assert plugins_in(given) == ["a b.py", "/x/c.py", "d.py"]
+    for wrong in ("plugins=a.py", "plugins=[a.py],[b.py]", "plugins={a: b}", "plugins=null"):
+        with pytest.raises(InputError, match=r"^plugins: expected a list of Python files"):
+            plugins_in([wrong])
