@@ -1,9 +1,9 @@
 """Compares the methods of a set of runs: ``python scripts/compare.py runs=runs/sweep out=report``."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mtrl.errors import InputError
-from mtrl.report.comparison import Comparison, TrainingComparison, compare
-from mtrl.report.page import verdicts, write_report
+from mtrl.ranges import Count, Seed, check_fields
+from mtrl.report.page import write_report
 from mtrl.report.runs import load_runs
-from mtrl.report.supervised import compare_supervised
-from mtrl.report.tables import tables, text_of
+from mtrl.report.section import Section
+from mtrl.report.supervised import compare_supervised, supervised_section
+from mtrl.report.tables import text_of
+from mtrl.report.training import compare_training, training_section
 from scripts.entry import hydra_main, run
 
 
@@ -29,67 +31,53 @@ class CompareConfig:
     baseline: str = "unitary"
     metric: str = "eval/success_mean"
     task_metric: str = "eval/success/"
-    last_k: int = 5
-    seed: int = 0
+    last_k: Count = 5
+    seed: Seed = 0
     debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
-        for key, value, least in (("last_k", self.last_k, 1), ("seed", self.seed, 0)):
-            if value < least:
-                raise InputError(f"{key}: expected an integer of at least {least}, got {value}")
+        check_fields(self)
 
 
 ConfigStore.instance().store("compare_schema", CompareConfig)
 
 
 def compare_runs(options: CompareConfig) -> None:
-    """Writes the report, and prints its verdicts and its first table."""
-    runs, left_out = load_runs(Path(options.runs), options.metric, options.task_metric)
-    comparisons: Sequence[Comparison]
-    if runs[0].supervised:
-        for key in ("metric", "task_metric", "last_k"):
-            if getattr(options, key) != getattr(CompareConfig, key):
-                raise InputError(
-                    f"{key} is for runs of reinforcement learning: supervised runs are compared by their test metrics"
-                )
-        comparisons = compare_supervised(runs, baseline=options.baseline, seed=options.seed, left_out=left_out)
-    else:
-        trained = compare(
-            runs,
-            metric=options.metric,
-            baseline=options.baseline,
-            seed=options.seed,
-            last_k=options.last_k,
-            left_out=left_out,
-        )
-        comparisons = [trained]
-    page = write_report(comparisons, Path(options.out), sys.argv)
+    """Writes the report, and prints the headline of each section."""
+    reported = sections(options)
+    page = write_report(reported, Path(options.out), sys.argv)
     console = Console()
-    for comparison in comparisons:
-        show(comparison, console)
+    for section in reported:
+        show(section, console)
     console.print(f"report   {page}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show(comparison: Comparison, console: Console) -> None:
-    """Prints a comparison's first table, verdicts and warnings."""
-    numbers = tables(comparison)[0]
-    if isinstance(comparison, TrainingComparison):
-        title = f"{comparison.benchmark} at step {comparison.step:,}: {comparison.metric}"
-        columns = ["method", "seeds", f"last {comparison.last_k}", "best"]
-    else:
-        title = f"{comparison.benchmark} ({', '.join(comparison.tasks)}): {comparison.score}"
-        columns = ["method", "seeds", "gain, %", "mean rank"]
-    shown = [numbers.header.index(name) for name in columns]
-    table = Table(title=Text(title))
-    for index in shown:
-        table.add_column(Text(numbers.header[index]), justify="right" if index else "left")
-    for row in numbers.rows:
-        table.add_row(*(Text(text_of(row[index])) for index in shown))
+def sections(options: CompareConfig) -> list[Section]:
+    """The report for the kind of runs that there are."""
+    runs, left_out = load_runs(Path(options.runs), options.metric, options.task_metric)
+    given: dict[str, Any] = {"baseline": options.baseline, "seed": options.seed, "left_out": left_out}
+    if runs[0].kind == "rl":
+        return [training_section(compare_training(runs, metric=options.metric, last_k=options.last_k, **given))]
+    for key in ("metric", "task_metric", "last_k"):
+        if getattr(options, key) != getattr(CompareConfig, key):
+            raise InputError(
+                f"{key} is for runs of reinforcement learning: supervised runs are compared by their test metrics"
+            )
+    return [supervised_section(comparison) for comparison in compare_supervised(runs, **given)]
+
+
+def show(section: Section, console: Console) -> None:
+    """Prints the headline, verdicts and warnings."""
+    table = Table(title=Text(section.headline.title))
+    for index, name in enumerate(section.headline.header):
+        table.add_column(Text(name), justify="right" if index else "left")
+    for row in section.headline.rows:
+        table.add_row(*(Text(text_of(cell)) for cell in row))
     console.print(table)
-    for line in verdicts(comparison):
+    for line in section.comparison.verdicts():
         console.print(Text(line))
-    for line in comparison.warnings:
+    for line in section.comparison.warnings:
         console.print(Text(f"note: {line}", style="yellow"))
 
 

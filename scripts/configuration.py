@@ -65,6 +65,7 @@ class TrainConfig:
     combiner: dict[str, Any] = field(default_factory=dict)
     weights_from: str | None = None
     weights_how: Annotated[str, OneOf(*WAYS)] = "ema"
+    plugins: list[str] = field(default_factory=list)
     agent: SACConfig = field(default_factory=SACConfig)
     seed: Seed = MISSING
     steps: Count = MISSING

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from agents.replay import ReplayBuffer
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
-from mtrl.report.learning_curve import report
+from mtrl.report.learning_curve import print_outcome
 from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory
 from mtrl.run.machine import device_of, machine, peak_memory
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> None:
             )
             trainer.train()
         directory.finish(trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
-        report(directory.path, Console())
+        print_outcome(directory.path, Console())
     finally:
         directory.close()
 

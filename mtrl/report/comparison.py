@@ -1,22 +1,32 @@
-"""Methods side by side: which runs are compared, at which step, and what differs between them besides the method."""
+"""Methods side by side: which runs are compared, what may be said of them, and what else differs between them."""
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from mtrl.errors import unknown_name
 from mtrl.report.runs import Run
-from mtrl.report.statistics import Floats, PairedComparison, compare_with_baseline
-from mtrl.errors import InputError, unknown_name
+from mtrl.report.statistics import (
+    SIGNIFICANCE,
+    Array,
+    Estimate,
+    PairedComparison,
+    compare_with_baseline,
+    mean_over_seeds,
+)
 from mtrl.run.directory import flatten
+from mtrl.run.record import Machine
 
 _SPEED_ONLY = ("device", "num_workers", "threads")
 _NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", "plugins", *_SPEED_ONLY)
 _METHOD_KEYS = ("combiner", "method", "agent", "optimizer", "wrt", "weights_from", "weights_how")
 _LONGEST_NAME = 48
+_MOST_SENTENCES = 8
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,17 @@ class Method:
     name: str
     runs: list[Run]
     seeds: list[int]
-    scores: Floats
+    scores: Array
+
+    @property
+    def durations(self) -> Array:
+        """`Metrics.durations` of all runs."""
+        return np.concatenate([np.empty(0), *(run.metrics.durations for run in self.runs)])
+
+    def peak_memory(self, key: str) -> float | None:
+        """The largest peak memory in GiB of any finished run; None where there is none."""
+        found = (run.summary.memory.get(key) for run in self.runs if run.summary)
+        return max((memory for memory in found if memory is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -43,23 +63,18 @@ class Comparison:
     """What a report is made of.
 
     Attributes:
-        benchmark: its name.
-        tasks: ``[T]`` names.
         score: what `Method.scores` are, in words.
         progress: what `Metrics.steps` count, in words.
         interval: what `Metrics.durations` are the seconds of, in words.
         seed: of the resamples.
         baseline: the name of the method that the others are compared with.
         methods: the baseline first, the others by name.
-        runs: every run, those without an evaluation too.
+        runs: every run, those without an evaluation too; one of all tasks first.
         compared: the runs that the scores are of.
-        paired: each other method against the baseline.
         configuration: for each key in which runs differ (seed apart), its values by method.
         warnings: what a reader has to know, one line each.
     """
 
-    benchmark: str
-    tasks: list[str]
     score: str
     progress: str
     interval: str
@@ -68,105 +83,58 @@ class Comparison:
     methods: Sequence[Method]
     runs: list[Run]
     compared: list[Run]
-    paired: list[PairedComparison]
     configuration: dict[str, dict[str, str]]
     warnings: list[str]
 
+    @property
+    def benchmark(self) -> str:
+        """The benchmark's name."""
+        return self.runs[0].benchmark
 
-@dataclass(frozen=True)
-class TrainedMethod(Method):
-    """The runs of one way of training an agent; `scores` are means over the last evaluations up to the common step.
+    @property
+    def tasks(self) -> list[str]:
+        """``[T]`` names."""
+        return self.runs[0].tasks
 
-    Attributes:
-        final: ``[n, T]``, scores at the step of comparison.
-        best: ``[n, T]``, scores at the evaluation, up to that step, with the best mean over tasks.
-    """
+    @cached_property
+    def paired(self) -> list[PairedComparison]:
+        """Each other method that has scores against the baseline."""
+        scored = {method.name: (method.seeds, method.scores) for method in self.scored}
+        return compare_with_baseline(scored, self.baseline, self.seed) if self.baseline in scored else []
 
-    final: Floats
-    best: Floats
+    @property
+    def scored(self) -> Sequence[Method]:
+        """The methods that have scores."""
+        return [method for method in self.methods if method.seeds]
 
+    @property
+    def machines(self) -> list[Machine]:
+        """Where the finished runs were computed."""
+        return machines_of(self.runs)
 
-@dataclass(frozen=True)
-class TrainingComparison(Comparison):
-    """A comparison of runs of reinforcement learning.
+    def estimate(self, values: Array, how: Callable[..., Estimate] = mean_over_seeds) -> Estimate:
+        """An estimate with its interval; every one is of the same resamples of seeds."""
+        return how(values, np.random.default_rng(self.seed))
 
-    Attributes:
-        metric: the key of the metric.
-        step: where the methods are compared: the last evaluation that every compared run reached.
-        last_k: over how many evaluations `Method.scores` are taken.
-        evaluations: of how many evaluations the best is taken; the most of any run.
-    """
-
-    methods: Sequence[TrainedMethod]
-    metric: str
-    step: int
-    last_k: int
-    evaluations: int
-
-
-def compare(
-    runs: Sequence[Run],
-    *,
-    metric: str,
-    baseline: str,
-    seed: int,
-    last_k: int,
-    left_out: Sequence[str] = (),
-) -> TrainingComparison:
-    """Compares the methods of a set of runs of reinforcement learning.
-
-    Where any run is finished, finished runs alone are scored; otherwise every run is. All are scored at the last
-    evaluation that each of them reached, so that a longer run has no advantage.
-
-    Args:
-        runs: of one benchmark.
-        metric: what `Metrics.scores` holds.
-        baseline: the name of the method that the others are compared with.
-        seed: of the resamples.
-        last_k: how many evaluations count as the last.
-        left_out: lines about what could not be read, for the reader.
-
-    Raises:
-        InputError: if no run has an evaluation, or there is no such baseline.
-    """
-    evaluated = [run for run in runs if len(run.metrics.steps)]
-    if not evaluated:
-        raise InputError(f"none of the {len(runs)} runs has an evaluation ('{metric}') yet")
-    compared = [run for run in evaluated if run.summary is not None] or evaluated
-    step = min(run.metrics.steps[-1] for run in compared)
-    by_name = runs_by_method(runs, baseline)
-    methods = [_method(name, own, compared, step, last_k, len(runs[0].tasks)) for name, own in by_name.items()]
-    configuration = differences(by_name)
-    return TrainingComparison(
-        benchmark=runs[0].benchmark,
-        tasks=runs[0].tasks,
-        score=f"{metric_label(metric)}, mean of the last {last_k} evaluations",
-        progress="vector steps (one environment step in every task)",
-        interval="10,000 updates",
-        metric=metric,
-        step=int(step),
-        last_k=last_k,
-        evaluations=max(int((run.metrics.steps <= step).sum()) for run in compared),
-        seed=seed,
-        baseline=baseline,
-        methods=methods,
-        runs=list(runs),
-        compared=compared,
-        paired=pair(methods, baseline, seed),
-        configuration=configuration,
-        warnings=[
-            *_run_warnings(runs, compared, int(step)),
-            *method_warnings(methods, baseline),
-            *configuration_warnings(configuration),
-            *machine_warnings(runs),
-            *left_out,
-        ],
-    )
-
-
-def metric_label(metric: str) -> str:
-    """What an axis calls a metric."""
-    return "success rate" if metric == "eval/success_mean" else metric
+    def verdicts(self) -> list[str]:
+        """What it says: a sentence for each method other than the baseline, and how to read them."""
+        if len(self.methods) == 1:
+            return [f"Only {self.baseline} was run: there is nothing to compare it with."]
+        sentences = [paired.sentence() for paired in self.paired]
+        if len(sentences) > _MOST_SENTENCES:
+            by_verdict: dict[str, list[str]] = {}
+            for paired in sorted(self.paired, key=lambda paired: paired.verdict):
+                by_verdict.setdefault(paired.verdict, []).append(paired.method)
+            sentences = [f"Against {self.baseline}, {said}: {', '.join(names)}." for said, names in by_verdict.items()]
+        count = max((paired.comparisons for paired in self.paired), default=0)
+        adjusted = f", adjusted for {count} comparisons (Holm, 1979)" if count > 1 else ""
+        if any(paired.seeds for paired in self.paired):
+            sentences.append(
+                f"Differences are means over all tasks ({self.score}), with 95% intervals; p is that of a two-sided "
+                f"sign-flip test over seeds{adjusted}; significant is p of at most {SIGNIFICANCE}. No significant "
+                "difference is not evidence of equality: the interval says what is still possible."
+            )
+        return sentences
 
 
 def runs_by_method(runs: Sequence[Run], baseline: str) -> dict[str, list[Run]]:
@@ -181,12 +149,6 @@ def runs_by_method(runs: Sequence[Run], baseline: str) -> dict[str, list[Run]]:
     if baseline not in by_name:
         raise unknown_name("baseline", baseline, by_name)
     return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, name))}
-
-
-def pair(methods: Sequence[Method], baseline: str, seed: int) -> list[PairedComparison]:
-    """Each method that has scores against the baseline."""
-    scored = {method.name: (method.seeds, method.scores) for method in methods if method.seeds}
-    return compare_with_baseline(scored, baseline, seed) if baseline in scored else []
 
 
 def method_names(runs: Sequence[Run]) -> list[str]:
@@ -218,39 +180,22 @@ def _shortened(names: list[str]) -> list[str]:
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     """A configuration as one level of dotted keys, its values as text."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(config).items()}
-
-
-def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int, tasks: int) -> TrainedMethod:
-    rows: dict[int, list[Floats]] = defaultdict(list)
-    directories = {run.directory for run in compared}
-    for run in runs:
-        if run.directory in directories:
-            until = int((run.metrics.steps <= step).sum())
-            means, scores = run.metrics.scores[:until], run.metrics.task_scores[:until]
-            rows[run.seed].append(np.stack([scores[-1], scores[-last_k:].mean(0), scores[means.argmax()]]))
-    seeds = sorted(rows)
-    empty = np.zeros((3, 0, tasks))
-    final, last, best = np.stack([np.mean(rows[seed], 0) for seed in seeds], 1) if seeds else empty
-    evaluated = [run for run in runs if len(run.metrics.steps)]
-    return TrainedMethod(name, evaluated, seeds, scores=last, final=final, best=best)
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, default=str)
+        for key, value in flatten(config).items()
+    }
 
 
 def differences(methods: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, str]]:
     """The values by method of each key in which runs differ, other than the seed and where they were computed."""
-    values: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     flat = {name: [_texts(run.config) for run in runs] for name, runs in methods.items()}
-    keys = dict.fromkeys(key for configs in flat.values() for config in configs for key in config)
-    for key in keys:
+    differing = {}
+    for key in dict.fromkeys(key for configs in flat.values() for config in configs for key in config):
         if key != "seed" and key.split(".")[0] not in _NO_INFLUENCE:
-            for name, configs in flat.items():
-                for config in configs:
-                    values[key][name][config.get(key, "absent")] += 1
-    return {
-        key: {name: _value(found) for name, found in by_method.items()}
-        for key, by_method in values.items()
-        if len({value for found in by_method.values() for value in found}) > 1
-    }
+            found = {name: Counter(own.get(key, "absent") for own in configs) for name, configs in flat.items()}
+            if len(set[str]().union(*found.values())) > 1:
+                differing[key] = {name: _value(values) for name, values in found.items()}
+    return differing
 
 
 def _value(found: Mapping[str, int]) -> str:
@@ -262,26 +207,6 @@ def _value(found: Mapping[str, int]) -> str:
 # ------------------------------------------------------------------------------------------------------ warnings
 
 
-def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> list[str]:
-    warnings = []
-    unfinished = [run for run in runs if run.summary is None]
-    unevaluated = [run for run in runs if not len(run.metrics.steps)]
-    if len(compared) < len(runs) and len(unfinished) < len(runs):
-        warnings.append(unscored_warning(runs))
-    elif unfinished:
-        warnings.append(f"No run is finished: all are scored at step {step:,}, the last that each of them reached.")
-        if unevaluated:
-            warnings.append(f"Runs without an evaluation yet: {named(unevaluated)}.")
-    longest = max(run.metrics.steps[-1] for run in compared)
-    if step < longest:
-        shortest = [run for run in compared if run.metrics.steps[-1] == step]
-        warnings.append(
-            f"Compared runs have different lengths: all are scored at step {step:,}, the end of {named(shortest)}; "
-            f"the longest goes on to {int(longest):,}."
-        )
-    return warnings
-
-
 def unscored_warning(runs: Sequence[Run]) -> str:
     """Names the unfinished among the runs."""
     unfinished = [run for run in runs if run.summary is None]
@@ -291,8 +216,18 @@ def unscored_warning(runs: Sequence[Run]) -> str:
     )
 
 
-def method_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
-    """What is to be known of the methods' seeds."""
+def shared_warnings(
+    methods: Sequence[Method], baseline: str, configuration: Mapping[str, Mapping[str, str]], runs: Sequence[Run]
+) -> list[str]:
+    """What is to be known of seeds, configurations and machines, whatever kind the runs are of."""
+    return [
+        *_seed_warnings(methods, baseline),
+        *_configuration_warnings(configuration),
+        *_machine_warnings(runs),
+    ]
+
+
+def _seed_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
     warnings = []
     seeds = {tuple(method.seeds) for method in methods if method.seeds}
     for method in methods:
@@ -308,8 +243,7 @@ def method_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
     return warnings
 
 
-def configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Says where runs differ in more than combiner (or method) and seed."""
+def _configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> list[str]:
     others = {key: values for key, values in configuration.items() if key.split(".")[0] not in ("combiner", "method")}
     if len(others) > 3:
         keys = _cut(", ".join(others))
@@ -325,29 +259,26 @@ def configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> li
     return warnings
 
 
-def machine_warnings(runs: Sequence[Run]) -> list[str]:
-    """Says where runs were made on different machines, or with different versions."""
-    machines = [run.summary["machine"] for run in runs if run.summary and "machine" in run.summary]
+def _machine_warnings(runs: Sequence[Run]) -> list[str]:
+    machines = machines_of(runs)
     warnings = []
-    packages = dict.fromkeys(package for machine in machines for package in machine["versions"])
-    for package in packages:
-        versions = dict.fromkeys(machine["versions"].get(package, "none") for machine in machines)
+    for package in dict.fromkeys(package for machine in machines for package in machine.versions):
+        versions = dict.fromkeys(machine.versions.get(package, "none") for machine in machines)
         if len(versions) > 1:
             warnings.append(f"Runs were made with different versions of {package}: {', '.join(versions)}.")
-    hardware = dict.fromkeys(hardware_of(machine) for machine in machines)
+    hardware = dict.fromkeys(machine.hardware for machine in machines)
     if len(hardware) > 1:
         warnings.append(f"Runs were made on different hardware, so that their times differ: {'; '.join(hardware)}.")
     for key in _SPEED_ONLY:
-        values = dict.fromkeys(json.dumps(run.config.get(key)) for run in runs)
+        values = dict.fromkeys(json.dumps(run.config.get(key), default=str) for run in runs)
         if len(values) > 1:
             warnings.append(f"Runs differ in {key}, so that their times differ: {', '.join(values)}.")
     return warnings
 
 
-def hardware_of(machine: Mapping[str, Any]) -> str:
-    """A machine of a ``summary.json`` in words."""
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    return f"{machine['processor']}, {machine['cores']} cores{gpu}"
+def machines_of(runs: Sequence[Run]) -> list[Machine]:
+    """Where runs were computed, as far as they say so."""
+    return [run.summary.machine for run in runs if run.summary and run.summary.machine]
 
 
 def named(runs: Sequence[Run]) -> str:

@@ -1,25 +1,17 @@
 """Figures of how the tasks' gradients got on: their cosines, whom the update serves, and the tasks' weights."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from mtrl.report import drawing
 from mtrl.report.comparison import Comparison, Method
-from mtrl.report.drawing import (
-    MOST,
-    Picture,
-    aligned,
-    curve_of,
-    draw_curve,
-    legend_above,
-    look,
-    over_training,
-    selected,
-    selection,
-)
+from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import THIRDS
-from mtrl.report.statistics import Floats, mean_of_present
-from mtrl.report.supervised import SupervisedComparison
+from mtrl.report.statistics import Array, mean_of_present
 
 _WINDOWS = 25
 _MOST_NUMBERS = 300
@@ -29,88 +21,81 @@ _MEASURES = {
     "conflicting_pairs": "share of conflicting pairs",
     "magnitude_similarity": "magnitude similarity",
 }
+_ALIGNMENT = {
+    "update": (
+        "Which tasks the update serves",
+        "the combined update, mean over seeds and training. Blue: the update helps the task; red: it works against it.",
+    ),
+    "average": (
+        "Which tasks agree with the others",
+        "the average of all tasks' gradients of the shared parameters, mean over seeds and training. Blue: the plain "
+        "sum would help the task; red: it would work against it.",
+    ),
+}
 
 
 def conflict_pictures(comparison: Comparison) -> list[Picture | None]:
-    """Every figure of conflict for which the runs hold data."""
+    """Every figure of conflict; None for those that the runs hold no data for."""
     logged = (run.metrics.conflict for method in comparison.methods for run in method.runs)
     objectives = list(dict.fromkeys(key.split("/")[0] for conflict in logged for key in conflict))
-    if not objectives:
-        return []
     return [
-        _conflict_curves(comparison, objectives),
-        _agreement(comparison) if isinstance(comparison, SupervisedComparison) else None,
+        _conflict_curves(comparison, objectives) if objectives else None,
+        _agreement(comparison),
         _cosines(comparison),
-        _alignment(comparison, objectives),
+        *(_alignment(comparison, objectives, target) for target in _ALIGNMENT),
         _weights(comparison, objectives),
     ]
 
 
-def _conflict_curves(comparison: Comparison, objectives: list[str]) -> Picture | None:
+def _conflict_curves(comparison: Comparison, objectives: Sequence[str]) -> Picture | None:
     figure = Figure(figsize=(3.2 * len(_MEASURES), 2.6 * len(objectives) + 0.6))
     grid = figure.subplots(len(objectives), len(_MEASURES), sharex=True, sharey="col", squeeze=False)
-    labelled: set[str] = set()
     for objective, row in zip(objectives, grid, strict=True):
         for (measure, title), axes in zip(_MEASURES.items(), row, strict=True):
-            for method in selected(comparison):
-                if series := _conflict_series(method, f"{objective}/{measure}"):
-                    curve = curve_of(*_smoothed(*aligned(series)), comparison.seed)
-                    label = None if method.name in labelled else method.name
-                    labelled.add(method.name)
-                    draw_curve(axes, curve, *look(comparison, method.name), label=label)
-            axes.set_title(f"{objective}: {title}", fontsize=9)
-    if not labelled:
+            _draw(axes, comparison, f"{objective}: {title}", f"{objective}/{measure}")
+    if not any(axes.lines for axes in figure.axes):
         return None
-    legend_above(over_training(figure, comparison))
+    drawing.legend_above(drawing.over_training(figure, comparison))
     return Picture(
         "conflict",
         "Conflict between the tasks' gradients",
         "Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. Cosines are "
         "between per-task gradients of one update; a pair conflicts where its cosine is negative; magnitude "
         "similarity is 1 where two gradients are equally long and near 0 where one drowns the other. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
 
-def _agreement(comparison: SupervisedComparison) -> Picture | None:
+def _agreement(comparison: Comparison) -> Picture | None:
     """How well the tasks' gradients agree on a direction, and how long their sum is, for each method."""
     cosines = [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
-    norm = "shared/summed_gradient_norm"
     figure = Figure(figsize=(8, 3.4))
     left, right = figure.subplots(1, 2)
-    for method in selected(comparison):
-        runs = [run.metrics for run in method.runs if {norm, *cosines} <= set(run.metrics.conflict)]
-        if runs:
-            means = [(run.conflict_steps, np.mean([run.conflict[key] for key in cosines], 0)) for run in runs]
-            norms = [(run.conflict_steps, run.conflict[norm]) for run in runs]
-            colours = look(comparison, method.name)
-            draw_curve(left, curve_of(*_smoothed(*aligned(means)), comparison.seed), *colours, label=method.name)
-            draw_curve(right, curve_of(*_smoothed(*aligned(norms)), comparison.seed), *colours)
+    _draw(left, comparison, "mean cosine to the average direction", *cosines)
+    _draw(right, comparison, "norm of the summed gradient", "shared/summed_gradient_norm")
     if not left.lines:
         return None
-    left.set_title("mean cosine to the average direction", fontsize=9)
-    right.set_title("norm of the summed gradient", fontsize=9)
     right.set_yscale("log")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
-    legend_above(over_training(figure, comparison))
+    drawing.legend_above(drawing.over_training(figure, comparison))
     return Picture(
         "agreement",
         "Do the tasks' gradients agree?",
         "Left: the cosine between each task's gradient of the shared parameters and the average of all, mean over "
         "tasks (Gama and Grassi, 2025, figures 3a and 7). Right: the norm of their sum (Kurin et al., 2022, section "
         "5.3). Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
 
 def _cosines(comparison: Comparison) -> Picture | None:
     """Heat maps of tasks against tasks, a row for each method, three columns for each objective."""
-    maps: dict[tuple[str, str], Floats] = {}
-    for method in selected(comparison):
+    maps: dict[tuple[str, str], Array] = {}
+    for method in drawing.selected(comparison):
         for objective in dict.fromkeys(objective for run in method.runs for objective in run.metrics.cosines):
             found = [run.metrics.cosines[objective] for run in method.runs if objective in run.metrics.cosines]
             maps[method.name, objective] = mean_of_present(np.stack(found))
@@ -145,15 +130,14 @@ def _cosines(comparison: Comparison) -> Picture | None:
         "Which tasks pull together",
         "Cosine between the gradients of each pair of tasks in the early, middle and late third of training, mean over "
         "seeds and at most five updates of each third. Blue: the two tasks agree; red: they are in conflict. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
 
-def _alignment(comparison: Comparison, objectives: list[str]) -> Picture | None:
+def _alignment(comparison: Comparison, objectives: Sequence[str], target: str) -> Picture | None:
     """A heat map of tasks against methods for each objective."""
-    target = "average" if isinstance(comparison, SupervisedComparison) else "update"
-    panels: dict[str, dict[str, Floats]] = {}
+    panels: dict[str, dict[str, Array]] = {}
     for objective in objectives:
         for method in comparison.methods:
             found = _by_task(comparison, method, f"{objective}/cosine_to_{target}")
@@ -163,7 +147,7 @@ def _alignment(comparison: Comparison, objectives: list[str]) -> Picture | None:
         return None
     most = max(len(columns) for columns in panels.values())
     tasks = comparison.tasks
-    beside, above = (1, len(panels)) if most > MOST else (len(panels), 1)
+    beside, above = (1, len(panels)) if most > drawing.MOST else (len(panels), 1)
     size = beside * max(2.0, 0.3 * most) + 2.6, above * (max(0.22 * len(tasks), 1.6) + 1.2) + 0.6
     figure = Figure(figsize=size)
     grid = figure.subplots(above, beside, sharey=True, squeeze=False).ravel()
@@ -174,22 +158,14 @@ def _alignment(comparison: Comparison, objectives: list[str]) -> Picture | None:
         axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
         axes.grid(visible=False)
     figure.colorbar(image, ax=grid, label=f"cosine to the {target}", aspect=5 * size[1])
-    titles = {"update": "Which tasks the update serves", "average": "Which tasks agree with the others"}
-    captions = {
-        "update": "the combined update, mean over seeds and training. Blue: the update helps the task; red: it works "
-        "against it.",
-        "average": "the average of all tasks' gradients of the shared parameters, mean over seeds and training. Blue: "
-        "the plain sum would help the task; red: it would work against it.",
-    }
-    return Picture(
-        "alignment", titles[target], f"Cosine between each task's own gradient and {captions[target]}", figure
-    )
+    title, meaning = _ALIGNMENT[target]
+    return Picture("alignment", title, f"Cosine between each task's own gradient and {meaning}", figure)
 
 
-def _weights(comparison: Comparison, objectives: list[str]) -> Picture | None:
+def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | None:
     """A heat map of tasks against training for each method and objective."""
-    maps: dict[tuple[str, str], tuple[Floats, Floats]] = {}
-    for method in selected(comparison):
+    maps: dict[tuple[str, str], tuple[Array, Array]] = {}
+    for method in drawing.selected(comparison):
         for objective in objectives:
             found = _by_task(comparison, method, f"{objective}/weight")
             if found is not None:
@@ -217,34 +193,42 @@ def _weights(comparison: Comparison, objectives: list[str]) -> Picture | None:
                 where, values = maps[objective, name]
                 image = axes.pcolormesh(where, range(len(tasks)), values, cmap="viridis", vmin=smallest, vmax=largest)
     grid[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
-    over_training(figure, comparison)
+    drawing.over_training(figure, comparison)
     figure.colorbar(image, ax=grid, label="weight / mean weight", extend="both", extendfrac=0.03, aspect=5 * size[1])
     return Picture(
         "weights",
         "Task weights over training",
         "Means over 25 windows of training and over seeds, relative to the mean absolute weight of all tasks: 1 is an "
         f"equal share. Methods whose weights are always equal, or that have none, are not drawn. "
-        f"{selection(comparison)}",
+        f"{drawing.selection(comparison)}",
         figure,
     )
 
 
-def _by_task(comparison: Comparison, method: Method, prefix: str) -> tuple[Floats, Floats] | None:
+def _by_task(comparison: Comparison, method: Method, prefix: str) -> tuple[Array, Array] | None:
     """Where a quantity of each task was measured, and its mean over seeds ``[T, M]``; None where none was."""
-    series = [_conflict_series(method, f"{prefix}/{task}") for task in comparison.tasks]
-    if not all(series):
+    smooth = [_smooth(method, f"{prefix}/{task}") for task in comparison.tasks]
+    whole = [rows for rows in smooth if rows is not None]
+    if len(whole) < len(smooth):
         return None
-    smooth = [_smoothed(*aligned(own)) for own in series]
-    return smooth[0][0], np.stack([mean_of_present(rows) for _, rows in smooth])
+    return whole[0][0], np.stack([mean_of_present(values) for _, values in whole])
 
 
-def _smoothed(where: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Averages over windows of training: single mini-batches say little about conflict."""
+def _smooth(method: Method, *keys: str) -> Rows | None:
+    """Averages over windows of training, and over the keys: single mini-batches say little about conflict."""
+    runs = [run.metrics for run in method.runs if set(keys) <= set(run.metrics.conflict)]
+    if not runs:
+        return None
+    where, rows = drawing.aligned(
+        [(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs]
+    )
     windows = np.array_split(np.arange(len(where)), min(len(where), _WINDOWS))
     means = [mean_of_present(rows[:, window].T) for window in windows]
     return np.array([where[window].mean() for window in windows]), np.stack(means, 1)
 
 
-def _conflict_series(method: Method, key: str) -> list[tuple[Floats, Floats]]:
-    runs = [run.metrics for run in method.runs]
-    return [(run.conflict_steps, run.conflict[key]) for run in runs if key in run.conflict]
+def _draw(axes: Axes, comparison: Comparison, title: str, *keys: str) -> None:
+    """A panel with a `_smooth` curve for each method."""
+    axes.set_title(title, fontsize=9)
+    smooth = {method.name: _smooth(method, *keys) for method in drawing.selected(comparison)}
+    drawing.curves(axes, comparison, {name: rows for name, rows in smooth.items() if rows is not None})

@@ -1,7 +1,7 @@
 """What all figures of a report have in common: style, colours, curves with intervals, rows and grids of panels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
 
 from mtrl.report.comparison import Comparison, Method
-from mtrl.report.statistics import Estimate, Floats, mean_curve
+from mtrl.report.statistics import Array, Estimate, mean_curve, mean_of_present
 
 # Okabe and Ito (2008), tellable apart with any colour vision, without its yellow, which is too pale for lines. Black
 # is the baseline's. Line styles repeat the distinction for print.
@@ -41,12 +42,18 @@ class Picture:
     caption: str
     figure: Figure
 
-    def save(self, folder: Path) -> None:
-        """Writes PNG and PDF; the same figure gives the same bytes."""
+    def save(self, folder: Path, prefix: str = "") -> bytes:
+        """Writes PNG and PDF, whose names begin with the prefix; the same figure gives the same bytes.
+
+        Returns:
+            The PNG.
+        """
+        png = folder / f"{prefix}{self.name}.png"
         with style():
-            self.figure.savefig(folder / f"{self.name}.png", dpi=130)
+            self.figure.savefig(png, dpi=130)
             self.figure.set_layout_engine("none")  # it is laid out now; doing it again takes as long as drawing
-            self.figure.savefig(folder / f"{self.name}.pdf", metadata={"CreationDate": None})
+            self.figure.savefig(png.with_suffix(".pdf"), metadata={"CreationDate": None})
+        return png.read_bytes()
 
 
 @contextmanager
@@ -68,43 +75,47 @@ def style() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A mean over runs, its interval, and the share of runs that got there, each ``[S]``."""
-
-    where: Floats
-    mean: Floats
-    low: Floats
-    high: Floats
-    share: Floats
+Rows = tuple[Array, Array]
+"""Curves of several runs at the same places: these places ``[S]``, and values ``[n, S]``, NaN where a run has none."""
 
 
-def curve_of(where: Floats, rows: Floats, seed: int) -> Curve:
-    """The curve of several runs ``[n, S]``, NaN where a run has no value."""
-    return Curve(where, *mean_curve(rows, np.random.default_rng(seed)), (~np.isnan(rows)).mean(0))
+def aligned(series: Sequence[tuple[Array, Array]]) -> Rows:
+    """Curves of several runs, interpolated between a run's own places; NaN where it did not get."""
+    return at(np.unique(np.concatenate([x for x, _ in series])), series)
 
 
-def aligned(series: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    """Curves of several runs at the same places, interpolated between a run's own; NaN where it did not get."""
-    where = np.unique(np.concatenate([x for x, _ in series]))
+def at(where: Array, series: Sequence[tuple[Array, Array]]) -> Rows:
+    """Curves of several runs at given places, as `aligned`."""
     return where, np.stack([np.interp(where, x, y, np.nan, np.nan) for x, y in series])
 
 
-def draw_curve(
-    axes: Axes, curve: Curve, colour: str, style: str, *, label: str | None = None, band: bool = True
+def curve(
+    axes: Axes, rows: Rows, seed: int, colour: str, style: str, *, label: str | None = None, band: bool = True
 ) -> None:
-    """Draws a curve and its interval, dotted where not every run got."""
-    marker = "o" if np.isfinite(curve.mean).sum() < 3 else None  # else a single evaluation would not be seen
-    everyone = curve.share == 1
-    whole = np.where(everyone, curve.mean, np.nan)
-    axes.plot(curve.where, whole, color=colour, linestyle=style, lw=1.8, label=label, marker=marker)
+    """Draws the mean of several runs and its interval, dotted where not every run got."""
+    where, values = rows
+    mean = mean_of_present(values)
+    marker = "o" if np.isfinite(mean).sum() < 3 else None  # else a single evaluation would not be seen
+    everyone: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values))
+    axes.plot(
+        where, np.where(everyone, mean, np.nan), color=colour, linestyle=style, lw=1.8, label=label, marker=marker
+    )
     inside = everyone & np.append(everyone[1:], True) & np.insert(everyone[:-1], 0, True)
-    axes.plot(curve.where, np.where(inside, np.nan, curve.mean), color=colour, linestyle=":", lw=1.2)
+    axes.plot(where, np.where(inside, np.nan, mean), color=colour, linestyle=":", lw=1.2)
     if band:
-        axes.fill_between(curve.where, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
+        _, low, high = mean_curve(values, np.random.default_rng(seed))
+        axes.fill_between(where, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def draw_interval(axes: Axes, row: float, estimate: Estimate, colour: str, width: float) -> None:
+def curves(axes: Axes, comparison: Comparison, by_method: Mapping[str, Rows]) -> None:
+    """Draws each method's curve; the first panel of a figure that has a method names it for the legend."""
+    named = {label for panel in axes.figure.axes for label in panel.get_legend_handles_labels()[1]}
+    for name, rows in by_method.items():
+        label = None if name in named else name
+        curve(axes, rows, comparison.seed, *look(comparison, name), label=label)
+
+
+def interval(axes: Axes, row: float, estimate: Estimate, colour: str, width: float) -> None:
     """Draws an interval as a horizontal bar; nothing where there is none."""
     if not math.isnan(estimate.low):
         axes.plot([estimate.low, estimate.high], [row, row], color=colour, lw=width, solid_capstyle="butt", alpha=0.8)
@@ -158,10 +169,21 @@ def rows_of(methods: Sequence[Method]) -> tuple[Figure, Axes]:
     """Axes with a row for each method, the first at the top."""
     figure = Figure(figsize=(8, 0.9 + 0.36 * len(methods)))
     axes = figure.add_subplot()
+    label_rows(axes, methods)
+    return figure, axes
+
+
+def label_rows(axes: Axes, methods: Sequence[Method]) -> None:
+    """A row for each method, the first at the top."""
     axes.set_yticks(range(len(methods)), [method.name for method in methods])
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    return figure, axes
+
+
+def scores(axes: Axes, row: float, values: Array, mean: Estimate, colour: str, size: float) -> None:
+    """Draws a row's mean as a circle, and below it a tick for each seed's value."""
+    axes.plot(values, np.full(len(values), row + 0.28), "|", color=GREY, ms=size - 1)
+    axes.plot(mean.value, row, "o", color=colour, mec="white", ms=size, zorder=3)
 
 
 def grid_of(count: int) -> tuple[Figure, list[Axes]]:

@@ -8,35 +8,33 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from mtrl.run.metrics import read_metrics
-from mtrl.run.directory import read_config, read_summary
+from mtrl.run.record import RunRecord, read_record
 
 _MAX_LABELLED = 10
 
 
-def learning_curve(directory: Path, file: Path) -> None:
+def learning_curve(run: RunRecord, file: Path) -> None:
     """Draws success against vector steps, each task thin and their mean thick, into a PNG.
 
     Args:
-        directory: a run directory with at least one evaluation in its ``metrics.jsonl``.
+        run: with at least one evaluation in its ``metrics.jsonl``.
         file: the picture to write.
     """
-    entries = [e for e in read_metrics(directory / "metrics.jsonl") if "eval/success_mean" in e]
-    config = read_config(directory)
+    entries = [e for e in read_metrics(run.directory / "metrics.jsonl") if "eval/success_mean" in e]
     steps = [entry["step"] for entry in entries]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    tasks = config["tasks"]
-    for task in tasks:
-        label = task if len(tasks) <= _MAX_LABELLED else None
+    for task in run.tasks:
+        label = task if len(run.tasks) <= _MAX_LABELLED else None
         axes.plot(steps, [e[f"eval/success/{task}"] for e in entries], marker=".", lw=1, alpha=0.7, label=label)
-    if len(tasks) > 1:
+    if len(run.tasks) > 1:
         mean = [entry["eval/success_mean"] for entry in entries]
         axes.plot(steps, mean, color="black", marker="o", lw=2.5, label="mean over tasks")
     axes.set(
         xlabel="vector steps (one environment step in every task)",
-        ylabel=f"success rate over {config['eval']['episodes']} episodes",
+        ylabel=f"success rate over {run.config['eval']['episodes']} episodes",
         ylim=(-0.03, 1.03),
-        title=f"{config['benchmark']['name']}, {config['combiner']['name']}, seed {config['seed']}",
+        title=f"{run.benchmark}, {run.method}, seed {run.seed}",
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -54,18 +52,20 @@ def print_success(rates: Mapping[str, float], mean: float, episodes: int, consol
     console.print(table)
 
 
-def report(directory: Path, console: Console) -> None:
+def print_outcome(directory: Path, console: Console) -> None:
     """Prints a finished run's success rates and writes ``learning_curve.png`` into its directory."""
-    summary = read_summary(directory)
-    assert summary is not None
+    run = read_record(directory)
     picture = directory / "learning_curve.png"
-    learning_curve(directory, picture)
-    final, best = summary["final"], summary["best"]
-    print_success(final["success"], final["success_mean"], summary["episodes_per_evaluation"], console)
+    learning_curve(run, picture)
+    summary = run.summary
+    assert summary is not None
+    assert summary.final is not None
+    assert summary.best is not None
+    print_success(summary.final.success, summary.final.success_mean, summary.episodes_per_evaluation, console)
     console.print(
-        f"{summary['steps']:,} vector steps ({summary['transitions']:,} transitions, {summary['updates']:,} updates) "
-        f"in {summary['seconds'] / 60:.1f} min; best of {best['of_evaluations']} evaluations: "
-        f"{best['success_mean']:.2f} at step {best['step']:,}",
+        f"{summary.steps:,} vector steps ({summary.transitions:,} transitions, {summary.updates:,} updates) "
+        f"in {summary.seconds / 60:.1f} min; best of {summary.best.of_evaluations} evaluations: "
+        f"{summary.best.success_mean:.2f} at step {summary.best.step:,}",
         highlight=False,
         soft_wrap=True,
     )

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
@@ -45,7 +45,7 @@ class Estimate:
         return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
 
 
-def mean_over_tasks(scores: Floats, generator: Generator) -> Estimate:
+def mean_over_tasks(scores: Array, generator: Generator) -> Estimate:
     """The mean over runs and tasks, with the interval of the stratified bootstrap: seeds resampled within each task.
 
     Args:
@@ -58,29 +58,29 @@ def mean_over_tasks(scores: Floats, generator: Generator) -> Estimate:
     return _estimate(scores.mean(), resampled / scores.shape[1], len(scores))
 
 
-def mean_over_seeds(values: Floats, generator: Generator) -> Estimate:
+def mean_over_seeds(values: Array, generator: Generator) -> Estimate:
     """The mean of one value per seed ``[n]``, with whole seeds resampled."""
     return _estimate(values.mean(), values[_draw(len(values), generator)].mean(1), len(values))
 
 
-def interquartile_mean(values: Floats) -> Floats:
+def interquartile_mean(values: Array) -> Array:
     """The mean of the middle half along the last axis (Agarwal et al., 2021): a quarter is cut off at either end.
 
     As in rliable, the cut is rounded down: with fewer than four values this is their mean. On single success or
     failure scores it saturates (at a mean of 0.74 the middle half is all ones): give it means over tasks.
     """
     cut = values.shape[-1] // 4
-    middle: Floats = np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1)
+    middle: Array = np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1)
     return middle
 
 
-def interquartile_mean_over_seeds(values: Floats, generator: Generator) -> Estimate:
+def interquartile_mean_over_seeds(values: Array, generator: Generator) -> Estimate:
     """The `interquartile_mean` of one value per seed ``[n]``, with whole seeds resampled."""
     resampled = interquartile_mean(values[_draw(len(values), generator)])
     return _estimate(interquartile_mean(values), resampled, len(values))
 
 
-def probability_of_improvement(x: Floats, y: Floats, generator: Generator) -> Estimate:
+def probability_of_improvement(x: Array, y: Array, generator: Generator) -> Estimate:
     """How often a run of x beats a run of y on a task, averaged over tasks; a tie counts half (Agarwal et al., 2021).
 
     Args:
@@ -94,7 +94,7 @@ def probability_of_improvement(x: Floats, y: Floats, generator: Generator) -> Es
     return _estimate(wins.mean(), resampled, min(n, m))
 
 
-def mean_curve(curves: Floats, generator: Generator, resamples: int = 1000) -> tuple[Floats, Floats, Floats]:
+def mean_curve(curves: Array, generator: Generator, resamples: int = 1000) -> tuple[Array, Array, Array]:
     """The mean over seeds at every point of a curve, and its interval.
 
     Args:
@@ -117,15 +117,15 @@ def mean_curve(curves: Floats, generator: Generator, resamples: int = 1000) -> t
     return mean, low, high
 
 
-def mean_of_present(values: Floats) -> Floats:
+def mean_of_present(values: Array) -> Array:
     """The mean over the first axis of the values that are not NaN; NaN where there is none."""
     present = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        mean: Floats = np.where(present, values, 0).sum(0) / present.sum(0)
+        mean: Array = np.where(present, values, 0).sum(0) / present.sum(0)
     return mean
 
 
-def sign_flip_p_value(differences: Floats, generator: Generator) -> float:
+def sign_flip_p_value(differences: Array, generator: Generator) -> float:
     """The two-sided p-value of the sign-flip permutation test that paired differences are symmetric about zero.
 
     Exact up to 16 pairs: every assignment of signs is tried, and the smallest possible p-value is ``2 / 2^n`` (Fisher,
@@ -216,7 +216,7 @@ class PairedComparison:
 
 
 def compare_with_baseline(
-    methods: dict[str, tuple[list[int], Floats]], baseline: str, seed: int
+    methods: dict[str, tuple[list[int], Array]], baseline: str, seed: int
 ) -> list[PairedComparison]:
     """Compares every other method with the baseline, paired by seed.
 
@@ -247,7 +247,7 @@ def compare_with_baseline(
     ]
 
 
-def best_by_luck(rates: Floats, episodes: int, evaluations: int, generator: Generator) -> float:
+def best_by_luck(rates: Array, episodes: int, evaluations: int, generator: Generator) -> float:
     """The expected best of several evaluations at success rates that never change.
 
     An evaluation of a few episodes is a noisy measurement, and the largest of many noisy measurements lies above the
@@ -268,12 +268,12 @@ def _draw(n: int, generator: Generator) -> NDArray[np.int64]:
     return generator.integers(n, size=(RESAMPLES, n))
 
 
-def _counts(n: int, resamples: int, generator: Generator) -> Floats:
+def _counts(n: int, resamples: int, generator: Generator) -> Array:
     """How often each of n seeds is in each resample, ``[resamples, n]``."""
     drawn = generator.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
 
 
-def _estimate(value: float | Floats, resampled: Floats, n: int) -> Estimate:
+def _estimate(value: float | Array, resampled: Array, n: int) -> Estimate:
     low, high = np.quantile(resampled, [0.025, 0.975]) if n > 1 else (math.nan, math.nan)
     return Estimate(float(value), float(low), float(high))

@@ -1,27 +1,30 @@
-"""Supervised methods side by side: what each reaches on the test split, beside single-task training."""
+"""The report on supervised runs: what each method reaches on the test split, beside single-task training."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import ceil
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from mtrl.errors import InputError
+from mtrl.report import drawing, figures
 from mtrl.report.comparison import (
     Comparison,
     Method,
-    configuration_warnings,
     differences,
-    machine_warnings,
-    method_warnings,
-    pair,
     runs_by_method,
+    shared_warnings,
     unscored_warning,
 )
+from mtrl.report.conflict_figures import conflict_pictures
+from mtrl.report.drawing import Picture
 from mtrl.report.runs import Run
-from mtrl.report.statistics import Floats
-from mtrl.errors import InputError
-from mtrl.supervised.measures import relative_gain
+from mtrl.report.section import Section
+from mtrl.report.statistics import Array, mean_of_present
+from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
+from mtrl.supervised.measures import gain_statistics, mean_rank, relative_gain
 
 SINGLE = "single-task training"
 
@@ -34,7 +37,7 @@ class SupervisedMethod(Method):
         test: ``[n]`` by metric key, what the selected models reach on the test split.
     """
 
-    test: dict[str, Floats]
+    test: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ class SupervisedComparison(Comparison):
     methods: Sequence[SupervisedMethod]
     metrics: dict[str, str]
     higher_is_better: dict[str, bool]
-    single: dict[str, Floats]
+    single: dict[str, Array]
     reference_name: str
 
-    def means(self, test: Mapping[str, Floats]) -> dict[str, Floats]:
+    def means(self, test: Mapping[str, Array]) -> dict[str, Array]:
         """``[n, T]`` by metric name: what the tasks that are judged by a metric reach, where these are several."""
-        groups: dict[str, list[Floats]] = defaultdict(list)
+        groups: dict[str, list[Array]] = defaultdict(list)
         for task in self.tasks:
             groups[self.metrics[task].removeprefix(f"{task} ")].append(test[task])
         return {name: np.stack(columns, 1) for name, columns in groups.items() if len(columns) > 1}
@@ -81,30 +84,35 @@ def compare_supervised(
     Raises:
         InputError: if no run of several tasks is finished, or there is no such baseline.
     """
+    unread = {run.directory: reason for run in runs if (reason := _why_unread(run))}
+    left_out = [
+        *left_out,
+        *(f"Left out: {directory / 'summary.json'}: {reason}." for directory, reason in unread.items()),
+    ]
     singles: dict[str, list[Run]] = defaultdict(list)
     multiple: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
+        if run.directory in unread:
+            continue
         if len(run.tasks) == 1:
             singles[run.tasks[0]].append(run)
         else:
             multiple[tuple(run.tasks)].append(run)
     if not multiple:
+        reason = f"; {left_out[-1].removesuffix('.')}" if unread else ""
         raise InputError(
             f"all {len(runs)} runs are of a single task: they are what multi-task runs are measured by, and there "
-            "is none of these"
+            f"is none of these{reason}"
         )
-    left_out = [
-        *left_out,
-        *(
-            f"Single-task runs of {task} are not used: no run has it among several tasks."
-            for task in singles
-            if not any(task in tasks for tasks in multiple)
-        ),
-        *(
-            f"No run of the tasks {', '.join(tasks)} is finished: they are left out."
-            for tasks, own in multiple.items()
-            if not _finished(own)
-        ),
+    left_out += [
+        f"Single-task runs of {task} are not used: no run has it among several tasks."
+        for task in singles
+        if not any(task in tasks for tasks in multiple)
+    ]
+    left_out += [
+        f"No run of the tasks {', '.join(tasks)} is finished: they are left out."
+        for tasks, own in multiple.items()
+        if not _finished(own)
     ]
     comparisons = [
         _compare(own, {task: singles[task] for task in tasks}, baseline, seed, left_out)
@@ -121,11 +129,11 @@ def compare_supervised(
 def _compare(
     runs: list[Run], singles: Mapping[str, list[Run]], baseline: str, seed: int, left_out: list[str]
 ) -> SupervisedComparison:
-    described = _part(_finished(runs)[0], "metrics")
-    higher = {key: bool(metric["higher_is_better"]) for key, metric in described.items()}
+    described = next(run.summary.metrics for run in runs if run.summary is not None)
+    higher = {key: metric.higher_is_better for key, metric in described.items()}
     by_name = runs_by_method(runs, baseline)
     tested = {name: _tested(own, list(higher)) for name, own in by_name.items()}
-    single: dict[str, Floats] = {}
+    single: dict[str, Array] = {}
     for task, own in singles.items():
         if _finished(own):
             single |= _tested(own, [key for key in higher if key.split("/")[0] == task])[1]
@@ -151,8 +159,6 @@ def _compare(
     configuration = differences(by_name)
     every = [*runs, *(run for own in singles.values() for run in own)]
     return SupervisedComparison(
-        benchmark=runs[0].benchmark,
-        tasks=runs[0].tasks,
         score=f"relative gain over {reference_name}, %",
         progress="epochs",
         interval="epoch",
@@ -161,17 +167,14 @@ def _compare(
         methods=methods,
         runs=every,
         compared=_finished(every),
-        paired=pair(methods, baseline, seed),
         configuration=configuration,
         warnings=[
             *([unscored_warning(every)] if len(_finished(every)) < len(every) else []),
             *_reference_warnings(runs, singles, missing, baseline),
-            *method_warnings(methods, baseline),
-            *configuration_warnings(configuration),
-            *machine_warnings(every),
+            *shared_warnings(methods, baseline, configuration, every),
             *left_out,
         ],
-        metrics={key: f"{key.split('/')[0]} {metric['name']}" for key, metric in described.items()},
+        metrics={key: f"{key.split('/')[0]} {metric.name}" for key, metric in described.items()},
         higher_is_better=higher,
         single={} if missing else single,
         reference_name=reference_name,
@@ -182,29 +185,32 @@ def _finished(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.summary is not None]
 
 
-def _tested(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[int], dict[str, Floats]]:
+def _why_unread(run: Run) -> str | None:
+    """What a finished run lacks that it is compared by."""
+    if run.summary is None:
+        return None
+    described, test = run.summary.metrics, run.summary.test or {}
+    if {key.split("/")[0] for key in described} != set(run.tasks) or not set(run.tasks) <= set(described):
+        return f"'metrics' does not say what {', '.join(run.tasks)} are judged by"
+    return next((f"there is no test metric '{key}'" for key in described if key not in test), None)
+
+
+def _tested(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[int], dict[str, Array]]:
     """The seeds of finished runs and their test metrics by key; the mean over runs where a seed was run twice."""
     rows: dict[int, list[list[float]]] = defaultdict(list)
-    for run in _finished(runs):
-        test = _part(run, "test")
-        for key in keys:
-            if key not in test:
-                raise InputError(f"{run.directory / 'summary.json'}: there is no test metric '{key}'")
-        rows[run.seed].append([test[key] for key in keys])
+    for run in runs:
+        if run.summary is not None:
+            test = run.summary.test or {}
+            for key in keys:
+                if key not in test:
+                    raise InputError(f"{run.directory / 'summary.json'}: there is no test metric '{key}'")
+            rows[run.seed].append([test[key] for key in keys])
     seeds = sorted(rows)
     values = np.array([np.mean(rows[seed], 0) for seed in seeds]).reshape(len(seeds), len(keys))
     return seeds, dict(zip(keys, values.T, strict=True))
 
 
-def _part(run: Run, part: str) -> dict[str, Any]:
-    assert run.summary is not None
-    if not isinstance(run.summary.get(part), dict):
-        raise InputError(f"{run.directory / 'summary.json'} is not that of a supervised run: it has no '{part}'")
-    found: dict[str, Any] = run.summary[part]
-    return found
-
-
-def _gains(test: Mapping[str, Floats], reference: Mapping[str, float], higher: Mapping[str, bool]) -> Floats:
+def _gains(test: Mapping[str, Array], reference: Mapping[str, float], higher: Mapping[str, bool]) -> Array:
     """``[n, T]``, the relative gain of each task in per cent (Gama & Grassi, 2025, equation 1)."""
     tasks = dict.fromkeys(key.split("/")[0] for key in higher)
     rows = [dict(zip(test, row, strict=True)) for row in np.stack(list(test.values()), 1).tolist()]
@@ -227,3 +233,243 @@ def _reference_warnings(
         if own[0].config["benchmark"] != runs[0].config["benchmark"]:
             warnings.append(f"Single-task runs of {task} have other options of the benchmark than the runs of several.")
     return warnings
+
+
+# ----------------------------------------------------------------------------------------------------- the section
+
+
+def supervised_section(comparison: SupervisedComparison) -> Section:
+    """What the report says of a comparison."""
+    subject = f"{comparison.benchmark} ({', '.join(comparison.tasks)})"
+    methods, *others = supervised_tables(comparison)
+    with drawing.style():
+        pictures = [
+            _gain_intervals(comparison),
+            _test_metrics(comparison),
+            _validation_curves(comparison),
+            _distances(comparison),
+            figures.times(comparison, "epoch_time", "an epoch's updates"),
+            figures.memory(comparison),
+            *conflict_pictures(comparison),
+        ]
+    return Section(
+        comparison,
+        subject=subject,
+        compared_by=f"on the test split by {comparison.score}",
+        pictures=[picture for picture in pictures if picture is not None],
+        headline=methods.columns(f"{subject}: {comparison.score}", ["method", "seeds", "gain, %", "mean rank"]),
+        tables=[methods, *others],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
+    """Every table, that of the methods first."""
+    return [
+        _methods_table(comparison),
+        paired_table(comparison),
+        _metrics_table(comparison),
+        _gains_table(comparison),
+        _alignment_table(comparison),
+        _distance_table(comparison),
+        cost_table(comparison, "Of each epoch's updates, without validation. Memory: the largest of any finished run."),
+        configuration_table(comparison),
+        runs_table(
+            comparison,
+            {"tasks": lambda run: ", ".join(run.tasks), "method": lambda run: run.method},
+            {"last evaluation at epoch": lambda metrics: int(metrics.steps[-1])},
+        ),
+    ]
+
+
+def _methods_table(comparison: SupervisedComparison) -> Table:
+    """Each method's gain, mean rank, and means over tasks that share a metric."""
+    scored = [method for method in comparison.methods if method.seeds]
+    reached = {method.name: {key: float(values.mean()) for key, values in method.test.items()} for method in scored}
+    ranks = mean_rank(reached, comparison.higher_is_better)
+    groups = list(comparison.means(scored[0].test))
+    rows: list[list[Cell]] = []
+    for method in sorted(comparison.methods, key=lambda method: not method.seeds):
+        found: list[Cell] = [None] * (2 + len(groups))
+        if method.seeds:
+            means = comparison.means(method.test).values()
+            gain = comparison.estimate(method.scores.mean(1))
+            found = [gain, ranks[method.name], *(comparison.estimate(own.mean(1)) for own in means)]
+        rows.append([method.name, len(method.seeds), *found])
+    return Table(
+        "methods",
+        "Methods",
+        ["method", "seeds", "gain, %", "mean rank", *(f"{name}, mean over tasks" for name in groups)],
+        rows,
+        f"On the test split, with 95% intervals that resample whole seeds. gain: {comparison.score}, the mean within a "
+        "task, then over tasks (Gama and Grassi, 2025, equation 1). The reference is taken as it is, the mean over its "
+        "seeds. mean rank: of the mean metrics of all methods, 1 is best (equation 2).",
+    )
+
+
+def _metrics_table(comparison: SupervisedComparison) -> Table:
+    """Each method's test metrics, and those of single-task training."""
+    keys = list(comparison.metrics)
+    tested = {method.name: method.test for method in comparison.methods if method.seeds}
+    if comparison.single:
+        tested = {SINGLE: comparison.single} | tested
+    arrows = {key: "↑" if comparison.higher_is_better[key] else "↓" for key in keys}
+    return Table(
+        "metrics",
+        "Test metrics",
+        ["method", *(f"{comparison.metrics[key]} {arrows[key]}" for key in keys)],
+        [[name, *(comparison.estimate(test[key]) for key in keys)] for name, test in tested.items()],
+        "Of the models selected by validation; mean over seeds with 95% intervals. ↑ higher is better, ↓ lower is.",
+    )
+
+
+def _gains_table(comparison: SupervisedComparison) -> Table:
+    """Each method's gain in each task, and how evenly the tasks gain."""
+    rows: list[list[Cell]] = []
+    for method in comparison.methods:
+        if method.seeds:
+            by_task = dict(zip(comparison.tasks, method.scores.mean(0).tolist(), strict=True))
+            statistics = gain_statistics(by_task)
+            gains = [comparison.estimate(column) for column in method.scores.T]
+            rows.append([method.name, *gains, *(statistics[key] for key in ("min", "max", "median", "std"))])
+    return Table(
+        "gains",
+        "How evenly the tasks gain",
+        ["method", *comparison.tasks, "min", "max", "median", "std"],
+        rows,
+        f"{comparison.score}: of each task with 95% intervals over seeds, and over the tasks' mean gains the smallest, "
+        "the largest, the median and the (population) standard deviation (Gama and Grassi, 2025, table 5).",
+    )
+
+
+def _alignment_table(comparison: SupervisedComparison) -> Table:
+    """How well the tasks' gradients agree, and how long their sum is."""
+    norm, cosines = "shared/summed_gradient_norm", [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
+    rows: list[list[Cell]] = []
+    for method in comparison.methods:
+        logged = [run.metrics.conflict for run in method.runs if {norm, *cosines} <= set(run.metrics.conflict)]
+        if logged:
+            by_task = [np.array([mean_of_present(own[key]) for own in logged]) for key in cosines]
+            norms = np.array([mean_of_present(own[norm]) for own in logged])
+            columns = [*by_task, np.stack(by_task, 1).mean(1), norms]
+            rows.append([method.name, *(comparison.estimate(values) for values in columns)])
+    return Table(
+        "alignment",
+        "Do the tasks' gradients agree?",
+        ["method", *comparison.tasks, "mean over tasks", "norm of the summed gradient"],
+        rows,
+        "Cosine of each task's gradient of the shared parameters to the average of all (Gama and Grassi, 2025, figures "
+        "3a and 7), and the norm of their sum (Kurin et al., 2022, section 5.3): means over training, with 95% "
+        "intervals over runs.",
+    )
+
+
+def _distance_table(comparison: SupervisedComparison) -> Table:
+    """How far the shared parameters travelled."""
+    keys = ("total", "shortest", "ratio")
+    rows: list[list[Cell]] = []
+    for method in comparison.methods:
+        logged = [run.metrics.logged for run in method.runs if run.summary and "distance/ratio" in run.metrics.logged]
+        if logged:
+            ends = [np.array([own[f"distance/{key}"][-1] for own in logged]) for key in keys]
+            rows.append([method.name, *(comparison.estimate(values) for values in ends)])
+    return Table(
+        "distance",
+        "How far the shared parameters travel",
+        ["method", "total distance", "shortest distance", "ratio"],
+        rows,
+        "At the end of finished runs: the length of the path, the straight line from its start to its end, and their "
+        "quotient (Pascal et al., section 4.4), with 95% intervals over runs.",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- figures
+
+
+def _gain_intervals(comparison: SupervisedComparison) -> Picture:
+    picture = figures.intervals(
+        comparison,
+        "On the test split. The mean over tasks of the relative gain (Gama and Grassi, 2025, equation 1); dashed: "
+        f"{comparison.reference_name}.",
+    )
+    picture.figure.axes[0].axvline(0, color=drawing.GREY, ls="--", lw=1)
+    return picture
+
+
+def _test_metrics(comparison: SupervisedComparison) -> Picture:
+    """A panel for each metric, a row for each method."""
+    methods = [method for method in comparison.methods if method.seeds]
+    columns = min(len(comparison.metrics), 4)
+    rows = ceil(len(comparison.metrics) / columns)
+    figure = Figure(figsize=(2.2 + 2.1 * columns, rows * (0.9 + 0.3 * len(methods))))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(comparison.metrics) :]:
+        axes.remove()
+    for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=False)):
+        for row, method in enumerate(methods):
+            colour, mean = drawing.look(comparison, method.name)[0], comparison.estimate(method.test[key])
+            drawing.interval(axes, row, mean, colour, 3)
+            drawing.scores(axes, row, method.test[key], mean, colour, 6)
+        if comparison.single:
+            alone = comparison.estimate(comparison.single[key])
+            axes.axvline(alone.value, color=drawing.GREY, ls="--", lw=1)
+            axes.axvspan(*np.nan_to_num([alone.low, alone.high], nan=alone.value), color=drawing.GREY, alpha=0.15, lw=0)
+        axes.set_title(f"{label} {'→' if comparison.higher_is_better[key] else '←'}", fontsize=9)
+        drawing.label_rows(axes, methods)
+        axes.tick_params(labelleft=index % columns == 0, labelsize=8)
+        axes.locator_params(axis="x", nbins=4)
+    alone_too = f" Dashed and grey: {SINGLE} and its interval." if comparison.single else ""
+    return Picture(
+        "metrics",
+        "Test metrics",
+        "Of the models selected by validation: mean over seeds, 95% interval, and a tick for each seed. The arrow "
+        f"points to the better side.{alone_too}",
+        figure,
+    )
+
+
+def _validation_curves(comparison: SupervisedComparison) -> Picture | None:
+    return _logged_curves(
+        comparison,
+        {f"val/{key}": label for key, label in comparison.metrics.items()},
+        "validation",
+        "Validation over training",
+        "Mean over seeds on the validation split, with the 95% bootstrap interval over seeds.",
+    )
+
+
+def _distances(comparison: SupervisedComparison) -> Picture | None:
+    return _logged_curves(
+        comparison,
+        {"distance/total": "total distance", "distance/shortest": "shortest distance", "distance/ratio": "their ratio"},
+        "distance",
+        "How far the shared parameters travel",
+        "The length of the path so far, the straight line from its start, and their quotient: 1 is the straight way "
+        "(Pascal et al., section 4.4). Mean over seeds, with the 95% bootstrap interval over seeds.",
+    )
+
+
+def _logged_curves(
+    comparison: SupervisedComparison, keys: Mapping[str, str], name: str, title: str, caption: str
+) -> Picture | None:
+    """A panel for each logged key, a curve for each method."""
+    columns = min(len(keys), 4)
+    rows = ceil(len(keys) / columns)
+    figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.2 * rows + 0.9))
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+    for axes in grid[len(keys) :]:
+        axes.remove()
+    for (key, label), axes in zip(keys.items(), grid, strict=False):
+        curves = {}
+        for method in drawing.selected(comparison):
+            series = [(run.metrics.steps, run.metrics.logged[key]) for run in method.runs if key in run.metrics.logged]
+            if series:
+                curves[method.name] = drawing.aligned(series)
+        drawing.curves(axes, comparison, curves)
+        axes.set_title(label, fontsize=9)
+    if not any(axes.lines for axes in figure.axes):
+        return None
+    drawing.legend_above(drawing.over_training(figure, comparison))
+    return Picture(name, title, f"{caption} {drawing.READING} {drawing.selection(comparison)}", figure)

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.run.directory import read_config
-from mtrl.sweep import command_line
-from scripts import composition, supervised, train
+from scripts import configuration, entry, supervised, train
 from scripts.entry import CONFIGS
 from scripts.methods import plugins_in, with_plugins
 
@@ -60,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("script", "schema"), [("train", composition.TrainConfig), ("supervised", supervised.SupervisedConfig)]
+    ("script", "schema"), [("train", configuration.TrainConfig), ("supervised", supervised.SupervisedConfig)]
 )
 def test_every_method_is_a_choice_with_its_defaults(script: str, schema: type) -> None:
     GlobalHydra.instance().clear()
@@ -128,7 +127,7 @@ def test_what_is_wrong_is_one_line(
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "run_dir=run"])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stop:
-        command_line.run(with_plugins(train.main))
+        entry.run(with_plugins(train.main))
     assert stop.value.code == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ")

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import yaml
 
-from mtrl.gradients.conflict import conflict_metrics
 from mtrl.gradients import Combination
+from mtrl.gradients.conflict import conflict_metrics
 from mtrl.rl.evaluation import Evaluation
 
 CONFIG: dict[str, Any] = {
@@ -70,7 +70,7 @@ def write_run(
             episodes = rng.random((len(tasks), resolved["eval"]["episodes"])) < learned[:, None]
             evaluation = Evaluation(list(tasks), episodes)
             entries.append(when | evaluation.metrics())
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    write_entries(directory, entries)
     if finished:
         summary = {
             "tasks": list(tasks),
@@ -83,6 +83,20 @@ def write_run(
         }
         (directory / "summary.json").write_text(json.dumps(summary))
     return directory
+
+
+def write_entries(directory: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Writes what a run logged: numbers and matrices in a file each."""
+    lines: dict[str, list[str]] = {"metrics.jsonl": [], "matrices.jsonl": []}
+    for entry in entries:
+        when = {key: entry[key] for key in ("step", "time")}
+        matrices = {key: value for key, value in entry.items() if isinstance(value, list)}
+        numbers = {key: value for key, value in entry.items() if key not in matrices}
+        lines["metrics.jsonl"].append(json.dumps(numbers))
+        if matrices:
+            lines["matrices.jsonl"].append(json.dumps(when | matrices))
+    for name, written in lines.items():
+        (directory / name).write_text("".join(line + "\n" for line in written))
 
 
 def write_sweep(folder: Path, combiners: Mapping[str, float], seeds: Sequence[int], **options: Any) -> Path:
@@ -157,7 +171,7 @@ def write_supervised_run(
         entry |= {"distance/total": 3.0 * epoch, "distance/shortest": float(epoch**0.5)}
         entry["distance/ratio"] = entry["distance/total"] / entry["distance/shortest"]
         entries.append(entry | {"speed/epoch_seconds": float(np.exp(0.1 * rng.normal()))})
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    write_entries(directory, entries)
     if finished:
         summary = {
             "tasks": list(tasks),

@@ -8,12 +8,18 @@ from urllib.parse import unquote
 
 import pytest
 
-from mtrl.report.comparison import TrainingComparison, compare
-from mtrl.report.page import bias_of_best, verdicts, write_report
+from mtrl.combiners import names
+from mtrl.report.page import write_report
 from mtrl.report.runs import load_runs
 from mtrl.report.statistics import Estimate
-from mtrl.report.tables import Table, tables
-from mtrl.combiners import names
+from mtrl.report.tables import Table
+from mtrl.report.training import (
+    TrainingComparison,
+    bias_of_best,
+    compare_training,
+    training_section,
+    training_tables,
+)
 from tests.mtrl.report.synthetic_runs import write_run, write_sweep
 
 COMMAND = ["scripts/compare.py", "runs=some where"]
@@ -33,7 +39,9 @@ FIGURES = [
 
 def comparison(folder: Path, last_k: int = 3) -> TrainingComparison:
     runs, left_out = load_runs(folder, "eval/success_mean", "eval/success/")
-    return compare(runs, metric="eval/success_mean", baseline="unitary", seed=0, last_k=last_k, left_out=left_out)
+    return compare_training(
+        runs, metric="eval/success_mean", baseline="unitary", seed=0, last_k=last_k, left_out=left_out
+    )
 
 
 class Page(html.parser.HTMLParser):
@@ -62,7 +70,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report([comparison(sweep)], tmp_path_factory.mktemp("out"), COMMAND).parent
+    return write_report([training_section(comparison(sweep))], tmp_path_factory.mktemp("out"), COMMAND).parent
 
 
 def test_every_figure_and_table_is_written(report: Path) -> None:
@@ -119,7 +127,7 @@ def test_tables_hold_the_numbers_with_every_digit(sweep: Path, report: Path) -> 
 
 
 def test_the_same_runs_give_the_same_bytes(sweep: Path, report: Path, tmp_path: Path) -> None:
-    write_report([comparison(sweep)], tmp_path, COMMAND)
+    write_report([training_section(comparison(sweep))], tmp_path, COMMAND)
     files = [file.relative_to(report) for file in report.rglob("*") if file.is_file()]
     assert len(files) == 1 + 2 * (len(FIGURES) + 6)
     for file in files:
@@ -134,7 +142,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     (tmp_path / "runs" / "0").rename(tmp_path / "runs" / "<script>alert(2)<")
     (tmp_path / "runs" / "<script>alert(2)<" / "video-9").mkdir()
     (tmp_path / "runs" / "<script>alert(2)<" / "video-9" / "contact_sheet.png").touch()
-    page = write_report([comparison(tmp_path / "runs")], tmp_path / "out", COMMAND)
+    page = write_report([training_section(comparison(tmp_path / "runs"))], tmp_path / "out", COMMAND)
     parsed = Page(page.read_text())
     assert not any(tag == "script" for tag, _ in parsed.tags)
     for name in names:
@@ -150,18 +158,29 @@ def test_videos_are_linked(tmp_path: Path) -> None:
     sheet = write_run(tmp_path / "runs" / "a run #1", evaluations=1, seed=3) / "video-1000" / "contact_sheet.png"
     sheet.parent.mkdir()
     sheet.touch()
-    page = write_report([comparison(tmp_path / "runs")], tmp_path / "out", COMMAND)
+    page = write_report([training_section(comparison(tmp_path / "runs"))], tmp_path / "out", COMMAND)
     parsed = Page(page.read_text())
     (link,) = (attributes["href"] for tag, attributes in parsed.tags if tag == "a")
     assert (page.parent / unquote(link or "")).samefile(sheet)
     assert "unitary, seed 3, step 1000" in parsed.text
 
 
+@pytest.mark.parametrize("summary", ["{}", '{"command": null, "machine": {}, "seconds": 1}'])
+def test_a_run_that_training_did_not_finish_itself(tmp_path: Path, summary: str) -> None:
+    (write_run(tmp_path / "runs" / "a") / "summary.json").write_text(summary)
+    file = write_run(tmp_path / "runs" / "b", "pcgrad") / "config.yaml"
+    file.write_text(file.read_text() + "day: 2020-02-02\n")  # no JSON
+    page = write_report([training_section(comparison(tmp_path / "runs"))], tmp_path / "out", COMMAND)
+    text = Page(page.read_text()).text
+    assert "python scripts/train.py combiner=pcgrad seed=0" in text
+    assert "combiner=unitary" not in text
+
+
 def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, tasks=["reach-v3"], conflict=False)
     found = comparison(tmp_path / "runs", last_k=5)
-    page = write_report([found], tmp_path / "out", COMMAND)
-    assert verdicts(found) == ["Only unitary was run: there is nothing to compare it with."]
+    page = write_report([training_section(found)], tmp_path / "out", COMMAND)
+    assert found.verdicts() == ["Only unitary was run: there is nothing to compare it with."]
     written = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
     assert written == {"learning_curves", "intervals", "wall_clock", "update_time", "memory"}
     row = next(csv.DictReader((page.parent / "tables" / "methods.csv").read_text().splitlines()))
@@ -171,7 +190,7 @@ def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
 def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, finished=False, logs_per_evaluation=1)
     write_run(tmp_path / "runs" / "b", "pcgrad", evaluations=1, finished=False, logs_per_evaluation=1)
-    write_report([comparison(tmp_path / "runs")], tmp_path / "out", COMMAND)
+    write_report([training_section(comparison(tmp_path / "runs"))], tmp_path / "out", COMMAND)
     written = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
     assert written == set(FIGURES) - {"memory"}
 
@@ -179,8 +198,8 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
 def test_every_method_at_once(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", dict.fromkeys(names(), 0.7), [0], evaluations=3)
     found = comparison(tmp_path / "runs")
-    write_report([found], tmp_path / "out", COMMAND)
-    (sentence, _) = verdicts(found)
+    write_report([training_section(found)], tmp_path / "out", COMMAND)
+    (sentence, _) = found.verdicts()
     assert sentence.startswith("Against unitary, too few seeds to tell: aligned_mtl, cagrad, ")
 
 
@@ -189,9 +208,9 @@ def test_other_metrics_have_no_bias_of_episodes(tmp_path: Path) -> None:
     file = directory / "metrics.jsonl"
     file.write_text(file.read_text().replace("eval/success_mean", "test/m").replace("eval/success/", "test/m/"))
     runs, _ = load_runs(tmp_path, "test/m", "test/m/")
-    found = compare(runs, metric="test/m", baseline="unitary", seed=0, last_k=3)
+    found = compare_training(runs, metric="test/m", baseline="unitary", seed=0, last_k=3)
     assert bias_of_best(found) is None
-    assert tables(found)[0].note.startswith("test/m at step 10,000")
+    assert training_tables(found)[0].note.startswith("test/m at step 10,000")
 
 
 def test_cells() -> None:

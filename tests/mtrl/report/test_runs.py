@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtrl.report.comparison import TrainingComparison, compare
-from mtrl.report.runs import Run, load_runs
 from mtrl.errors import InputError
+from mtrl.report.runs import Run, load_runs
+from mtrl.report.training import TrainingComparison, compare_training
 from tests.mtrl.report.synthetic_runs import MACHINE, TASKS, write_run, write_sweep
 
 
@@ -19,11 +19,13 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
 
 def comparison(folder: Path, baseline: str = "unitary", last_k: int = 3) -> TrainingComparison:
     runs, left_out = load(folder)
-    return compare(runs, metric="eval/success_mean", baseline=baseline, seed=0, last_k=last_k, left_out=left_out)
+    return compare_training(
+        runs, metric="eval/success_mean", baseline=baseline, seed=0, last_k=last_k, left_out=left_out
+    )
 
 
-def entries(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def entries(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
 # --------------------------------------------------------------------------------------------------------- loading
@@ -101,7 +103,7 @@ def test_many_measurements_of_conflict_are_thinned_evenly(tmp_path: Path) -> Non
 def test_cosines_are_means_over_thirds_of_thinned_matrices(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "x", evaluations=10, logs_per_evaluation=25)
     (run,) = load(tmp_path)[0]
-    matrices = [e["conflict/actor/cosines"] for e in entries(directory) if "conflict/actor/cosines" in e]
+    matrices = [entry["conflict/actor/cosines"] for entry in entries(directory, "matrices.jsonl")]
     assert len(matrices) == 250
     kept = np.array(matrices)[np.linspace(0, 249, 15).astype(int)]
     np.testing.assert_allclose(run.metrics.cosines["actor"], kept.reshape(3, 5, 3, 3).mean(1))
@@ -111,18 +113,75 @@ def test_cosines_are_means_over_thirds_of_thinned_matrices(tmp_path: Path) -> No
 
 def test_matrices_that_are_not_whole(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "x", evaluations=1, logs_per_evaluation=1)
-    logged = entries(directory)
+    logged = entries(directory, "matrices.jsonl")
     for entry in logged:
-        if "conflict/actor/cosines" in entry:
-            entry["conflict/actor/cosines"][0][1] = None  # not finite
-            del entry["conflict/critic/cosines"]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logged))
+        entry["conflict/actor/cosines"][0][1] = None  # not finite
+        del entry["conflict/critic/cosines"]
+    (directory / "matrices.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logged))
     (run,) = load(tmp_path)[0]
     assert set(run.metrics.cosines) == {"actor"}
     early, middle, _ = run.metrics.cosines["actor"]
     assert np.isnan(early[0, 1])
     assert early[0, 0] == 1
     assert np.isnan(middle).all()
+
+
+def test_matrices_of_a_killed_run_end_in_half_a_line(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "x", evaluations=1, logs_per_evaluation=3) / "matrices.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    (run,), left_out = load(tmp_path)
+    assert left_out == []
+    assert np.isfinite(run.metrics.cosines["actor"][:2]).all()
+    assert np.isnan(run.metrics.cosines["actor"][2]).all()
+
+
+def test_a_run_of_an_older_version_lacks_the_heat_maps_alone(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "x", evaluations=4)
+    (new,), _ = load(tmp_path)
+    matrices = {entry["step"]: entry for entry in entries(directory, "matrices.jsonl")}
+    logged = [
+        entry | matrices[entry["step"]] if any(key.startswith("conflict/") for key in entry) else entry
+        for entry in entries(directory)
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logged))
+    (directory / "matrices.jsonl").unlink()
+    (old,), left_out = load(tmp_path)
+    assert old.metrics.cosines == {}
+    assert len(left_out) == 1
+    assert left_out[0].startswith("1 of 1 runs are of an older version, which kept matrices of cosines")
+    assert set(old.metrics.conflict) == set(new.metrics.conflict)
+    for key, values in new.metrics.conflict.items():
+        np.testing.assert_array_equal(old.metrics.conflict[key], values)
+    np.testing.assert_array_equal(old.metrics.task_scores, new.metrics.task_scores)
+
+
+def test_a_damaged_run_is_left_out_of_a_sweep_and_named(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"unitary": 0.5, "pcgrad": 0.9}, range(2))
+    file = tmp_path / "pcgrad-1" / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"step": 1000,', b'"step": "?",'))
+    runs, left_out = load(tmp_path)
+    assert len(runs) == 3
+    assert len(left_out) == 1
+    assert left_out[0].startswith(f"Left out: {file}, line ")
+    assert comparison(tmp_path).warnings[-1] == left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"steps": 4', "summary.json cannot be read"),
+        (b"[" * 20_000, "summary.json cannot be read"),
+        (b"[1]", "summary.json does not hold a summary"),
+        (b'{"memory": 3}', "summary.json: memory: expected an object, got 3"),
+        (b'{"final": {"success": {}}}', "summary.json: final: there is no 'success_mean'"),
+    ],
+)
+def test_a_summary_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    write_run(tmp_path / "a")
+    (write_run(tmp_path / "b") / "summary.json").write_bytes(content)
+    runs, left_out = load(tmp_path)
+    assert [run.directory.name for run in runs] == ["a"]
+    assert message in left_out[0]
 
 
 def test_a_run_that_has_just_started(tmp_path: Path) -> None:
@@ -135,15 +194,16 @@ def test_a_run_that_has_just_started(tmp_path: Path) -> None:
 
 def test_what_is_not_a_run_is_left_out_and_named(tmp_path: Path) -> None:
     write_run(tmp_path / "x")
-    for name, text in {"other": "a: 1", "broken": "{", "list": "[1]"}.items():
+    contents = {"other": "a: 1", "broken": "{", "list": "[1]", "endless": "&a [*a]", "deep": "[" * 20_000}
+    for name, text in contents.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("config.yaml")
     runs, left_out = load(tmp_path)
     assert [run.directory.name for run in runs] == ["x"]
-    assert len(left_out) == 3
-    assert all(name in line for name, line in zip(["broken", "list", "other"], left_out, strict=True))
+    assert len(left_out) == len(contents)
+    assert all(name in line and "\n" not in line for name, line in zip(sorted(contents), left_out, strict=True))
     assert comparison(tmp_path).warnings == left_out
 
 
@@ -165,7 +225,7 @@ def test_different_benchmarks_are_not_mixed(tmp_path: Path, options: dict[str, A
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", **options)
     with pytest.raises(InputError, match=message):
-        load(tmp_path)
+        comparison(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------- comparing

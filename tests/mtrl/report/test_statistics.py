@@ -8,8 +8,8 @@ import scipy.stats
 
 from mtrl.report.statistics import (
     RESAMPLES,
+    Array,
     Estimate,
-    Floats,
     PairedComparison,
     best_by_luck,
     compare_with_baseline,
@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def scores(seeds: int, tasks: int, seed: int = 1) -> Floats:
+def scores(seeds: int, tasks: int, seed: int = 1) -> Array:
     return generator(seed).binomial(20, 0.7, size=(seeds, tasks)) / 20
 
 
@@ -52,8 +52,8 @@ def test_mean_over_seeds_is_scipys_percentile_bootstrap() -> None:
 def test_mean_over_tasks_is_scipys_bootstrap_of_each_task() -> None:
     x = scores(6, 5)
 
-    def mean(*columns: Floats, axis: int) -> Floats:
-        means: Floats = np.mean([column.mean(axis) for column in columns], 0)
+    def mean(*columns: Array, axis: int) -> Array:
+        means: Array = np.mean([column.mean(axis) for column in columns], 0)
         return means
 
     theirs = scipy.stats.bootstrap(tuple(x.T), mean, n_resamples=RESAMPLES, method="percentile", rng=generator())
@@ -63,8 +63,8 @@ def test_mean_over_tasks_is_scipys_bootstrap_of_each_task() -> None:
 def test_interquartile_mean_over_seeds_is_scipys() -> None:
     values = scores(9, 4).mean(1)
 
-    def trimmed(sample: Floats, axis: int) -> Floats:
-        mean: Floats = scipy.stats.trim_mean(sample, 0.25, axis=axis)
+    def trimmed(sample: Array, axis: int) -> Array:
+        mean: Array = scipy.stats.trim_mean(sample, 0.25, axis=axis)
         return mean
 
     theirs = scipy.stats.bootstrap((values,), trimmed, n_resamples=RESAMPLES, method="percentile", rng=generator())
@@ -74,7 +74,7 @@ def test_interquartile_mean_over_seeds_is_scipys() -> None:
 def test_probability_of_improvement_is_scipys_bootstrap_of_whole_seeds() -> None:
     x, y = scores(6, 3), scores(4, 3, seed=2)
 
-    def wins(own: Floats, other: Floats) -> float:
+    def wins(own: Array, other: Array) -> float:
         a, b = x[own.astype(int)][:, None], y[other.astype(int)]
         return float(((a > b) + (a == b) / 2).mean())
 

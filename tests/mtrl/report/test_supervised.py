@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtrl.report.page import verdicts, write_report
-from mtrl.report.runs import load_runs
-from mtrl.report.supervised import SINGLE, SupervisedComparison, compare_supervised
-from mtrl.report.tables import Table, tables
 from mtrl.errors import InputError
-from tests.mtrl.report.test_page import Page
+from mtrl.report.page import write_report
+from mtrl.report.runs import load_runs
+from mtrl.report.supervised import (
+    SINGLE,
+    SupervisedComparison,
+    compare_supervised,
+    supervised_section,
+    supervised_tables,
+)
+from mtrl.report.tables import Table
 from tests.mtrl.report.synthetic_runs import write_run, write_supervised_run, write_supervised_sweep
+from tests.mtrl.report.test_page import Page
 
 FIGURES = [
     "agreement",
@@ -38,7 +44,7 @@ def comparisons(folder: Path, baseline: str = "unitary") -> list[SupervisedCompa
 
 
 def table(comparison: SupervisedComparison, name: str) -> Table:
-    return next(own for own in tables(comparison) if own.name == name)
+    return next(own for own in supervised_tables(comparison) if own.name == name)
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def test_tables_by_hand(by_hand: Path) -> None:
     assert metrics["unitary"][1].low == pytest.approx(0.76)  # type: ignore[union-attr]
     (paired,) = (own for own in found.paired if own.method == "pcgrad")
     assert paired.difference.value == pytest.approx((20 + 22.5) / 2)
-    assert verdicts(found)[0].startswith("Too few seeds to tell mgda from unitary")
+    assert found.verdicts()[0].startswith("Too few seeds to tell mgda from unitary")
 
 
 def test_tasks_with_one_metric_are_averaged(tmp_path: Path) -> None:
@@ -139,7 +145,7 @@ def test_each_set_of_tasks_is_a_section(tmp_path: Path) -> None:
     assert [own.tasks for own in found] == [["CL", "CR"], ["CL", "RR"]]
     assert [len(own.methods) for own in found] == [1, 2]
     assert "No run of the tasks CL, CR, RL, RR is finished: they are left out." in found[0].warnings
-    page = write_report(found, tmp_path / "out", ["scripts/compare.py"])
+    page = write_report([supervised_section(own) for own in found], tmp_path / "out", ["scripts/compare.py"])
     text = Page(page.read_text()).text
     assert "multi_digits (CL, CR): unitary" in text
     assert "multi_digits (CL, RR): unitary, mgda" in text
@@ -151,7 +157,7 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
     write_supervised_sweep(tmp_path / "runs", {"unitary": 0.9, "mgda": 0.97, "pcgrad": 0.9}, range(8))
     write_supervised_run(tmp_path / "runs" / "killed", combiner="mgda", seed=9, epochs=3, finished=False)
     (found,) = comparisons(tmp_path / "runs")
-    page = write_report([found], tmp_path / "out", ["scripts/compare.py"])
+    page = write_report([supervised_section(found)], tmp_path / "out", ["scripts/compare.py"])
     assert {file.stem for file in (tmp_path / "out" / "figures").iterdir()} == set(FIGURES)
     assert {file.stem for file in (tmp_path / "out" / "tables").iterdir()} == set(TABLES)
     text = Page(page.read_text()).text
@@ -179,7 +185,11 @@ def test_names_are_text(tmp_path: Path) -> None:
     folder = tmp_path / "<script>alert(1)<script>"
     write_supervised_run(folder / "<b>", tasks)
     write_supervised_run(folder / "c", tasks, "<script>alert(2)<script>")
-    page = write_report(comparisons(folder), tmp_path / "out", ["scripts/compare.py", f"runs={folder}"])
+    page = write_report(
+        [supervised_section(own) for own in comparisons(folder)],
+        tmp_path / "out",
+        ["scripts/compare.py", f"runs={folder}"],
+    )
     parsed = Page(page.read_text())
     assert {"script", "b"}.isdisjoint(tag for tag, _ in parsed.tags)
     assert all((attributes["src"] or "").startswith("data:") for tag, attributes in parsed.tags if tag == "img")
@@ -193,13 +203,14 @@ def test_what_is_read_from_a_run(tmp_path: Path) -> None:
     entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     runs, _ = load_runs(tmp_path, "eval/success_mean", "eval/success/")
     metrics = runs[0].metrics
-    assert runs[0].supervised
+    assert runs[0].kind == "supervised"
     np.testing.assert_array_equal(metrics.steps, np.arange(1, 7))
     np.testing.assert_array_equal(metrics.task_scores[:, 1], [entry["val/RR"] for entry in entries])
     np.testing.assert_array_equal(metrics.durations, [entry["speed/epoch_seconds"] for entry in entries])
     np.testing.assert_array_equal(metrics.conflict["shared/weight/CL"], [e["train/weight/CL"] for e in entries])
     np.testing.assert_array_equal(metrics.logged["distance/total"], [entry["distance/total"] for entry in entries])
-    matrices = np.array([entry["conflict/shared/cosines"] for entry in entries])
+    lines = (directory / "matrices.jsonl").read_text().splitlines()
+    matrices = np.array([json.loads(line)["conflict/shared/cosines"] for line in lines])
     np.testing.assert_allclose(metrics.cosines["shared"], matrices.reshape(3, 2, 2, 2).mean(1))
 
 
@@ -235,6 +246,19 @@ def test_what_cannot_be_compared(tmp_path: Path, write: Any, message: str) -> No
     write(tmp_path)
     with pytest.raises(InputError, match=message):
         comparisons(tmp_path)
+
+
+def test_runs_whose_test_split_was_not_read_are_left_out(by_hand: Path) -> None:
+    file = write_supervised_run(by_hand / "cell", combiner="cagrad") / "summary.json"
+    summary = json.loads(file.read_text())
+    del summary["test"]
+    file.write_text(json.dumps(summary))
+    (found,) = comparisons(by_hand)
+    assert [method.name for method in found.methods] == ["unitary", "mgda", "pcgrad"]
+    assert f"Left out: {file}: there is no test metric 'CL'." in found.warnings
+    del summary["metrics"]["RR"]
+    file.write_text(json.dumps(summary))
+    assert f"Left out: {file}: 'metrics' does not say what CL, RR are judged by." in comparisons(by_hand)[0].warnings
 
 
 def test_single_task_runs_that_differ_are_warned_about(by_hand: Path) -> None:

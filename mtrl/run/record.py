@@ -1,0 +1,202 @@
+"""What a run directory says of its run, typed: the contract between training and those who read what it came to."""
+
+import dataclasses
+import json
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mtrl.errors import InputError
+from mtrl.run.directory import read_config, read_summary
+
+Kind = Literal["rl", "supervised"]
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run was computed: hardware, and the version of each package."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    processor: str = "unknown processor"
+    cores: int | None = None
+    gpu: str | None = None
+
+    @property
+    def hardware(self) -> str:
+        """Processor, cores and GPU in words."""
+        cores = [] if self.cores is None else [f"{self.cores} cores"]
+        return ", ".join([self.processor, *cores, *([self.gpu] if self.gpu else [])])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a supervised task is judged by."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a supervised run chose its models on the validation split: each one's score, by what it was chosen for."""
+
+    by: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last evaluation of an agent: success rates in [0, 1], their mean and by task."""
+
+    success_mean: float
+    success: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of an agent, the step it is of, and of how many it is the best."""
+
+    step: int
+    success_mean: float
+    of_evaluations: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run came to; a part that a run lacks is empty, 0 or None.
+
+    Attributes:
+        seconds: of training.
+        updates: of the parameters.
+        memory: peak memory in GiB: ``process_gib`` and, where there was one, ``gpu_gib``.
+        machine: where it was computed last.
+        command: what was typed, the script first.
+        steps: vector steps; this and the next four are of reinforcement learning.
+        transitions: environment steps in all tasks together.
+        episodes_per_evaluation: of each task.
+        final: the last evaluation.
+        best: the evaluation with the highest mean.
+        epochs: this and the rest are of supervised runs.
+        metrics: what tasks are judged by, by metric key.
+        test: what the selected models reach on the test split, by metric key; None where it was not read.
+        validation: the same on the validation split.
+        selection: how these models were chosen.
+    """
+
+    seconds: float = 0.0
+    updates: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+    machine: Machine | None = None
+    command: list[str] | None = None
+    steps: int = 0
+    transitions: int = 0
+    episodes_per_evaluation: int = 0
+    final: Final | None = None
+    best: Best | None = None
+    epochs: int = 0
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    test: dict[str, float] | None = None
+    validation: dict[str, float] = field(default_factory=dict)
+    selection: Selection | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run: how it was configured and what it came to.
+
+    Attributes:
+        directory: where it is.
+        kind: ``rl`` or ``supervised``.
+        benchmark: the benchmark's name.
+        tasks: their names, in the run's order.
+        method: the combiner's name, or that of the method that does without one.
+        seed: the run's.
+        config: the whole configuration, plain data.
+        summary: None for a run that is not finished.
+    """
+
+    directory: Path
+    kind: Kind
+    benchmark: str
+    tasks: list[str]
+    method: str
+    seed: int
+    config: dict[str, Any]
+    summary: Summary | None
+
+
+def read_record(directory: Path) -> RunRecord:
+    """The record of a run, finished or not.
+
+    Raises:
+        InputError: if the directory is not a run's, or something in it cannot be read; in one line.
+    """
+    try:
+        config = read_config(directory)
+        json.dumps(config, default=str)  # plain, and of finite depth
+        summary = read_summary(directory)
+        came_to = None if summary is None else _typed(Summary, summary, f"{directory / 'summary.json'}: ")
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"'{directory}' cannot be read: something in it is nested too deeply") from error
+    except (OSError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"'{directory}' cannot be read: {' '.join(str(error).split())}") from error
+    if not _is_run(config):
+        raise InputError(f"{directory / 'config.yaml'} is not a run's configuration")
+    own = config.get("method") or {"name": "combined"}
+    return RunRecord(
+        directory,
+        kind="rl" if "agent" in config else "supervised",
+        benchmark=config["benchmark"]["name"],
+        tasks=config["tasks"],
+        method=config["combiner"]["name"] if own["name"] == "combined" else own["name"],
+        seed=config["seed"],
+        config=config,
+        summary=came_to,
+    )
+
+
+def _is_run(config: dict[str, Any]) -> bool:
+    tasks = config.get("tasks")
+    named = [config.get("benchmark"), config.get("combiner"), config.get("method") or {"name": ""}]
+    return (
+        isinstance(config.get("seed"), int)
+        and isinstance(tasks, list)
+        and all(isinstance(task, str) for task in tasks)
+        and len(set(tasks)) == len(tasks) > 0
+        and all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in named)
+    )
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """Plain data as a type says: dataclasses by field (what they do not name is left), dictionaries, lists, values."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _typed(arguments[0], value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return kind(**_fields(kind, value, where))  # type: ignore[operator]
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(arguments[1], entry, f"{where}{key}.") for key, entry in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_typed(arguments[0], entry, where) for entry in value]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    expected = _KINDS.get(origin or kind, "an object")
+    raise InputError(f"{_place(where)}: expected {expected}, got {value!r:.40}")
+
+
+def _fields(kind: Any, value: dict[str, Any], where: str) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        if one.name not in value and one.default is one.default_factory is dataclasses.MISSING:
+            raise InputError(f"{_place(where)}: there is no '{one.name}'")
+    return {name: _typed(hint, value[name], f"{where}{name}.") for name, hint in hints.items() if name in value}
+
+
+def _place(where: str) -> str:
+    return where.removesuffix(".").removesuffix(": ")
