@@ -37,7 +37,9 @@ def test_a_report_is_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (-signal.SIGSEGV, {}, "failed", "seed=1: failed: killed by SIGSEGV"),
     ],
 )
-def test_exit_code_and_report_say_what_became_of_a_member(code: int, told: dict[str, Any], status: str, line: str) -> None:
+def test_exit_code_and_report_say_what_became_of_a_member(
+    code: int, told: dict[str, Any], status: str, line: str
+) -> None:
     ended = MEMBER.ended(code, told)
     assert (ended.status, str(ended)) == (status, line)
     assert ended.completed == (status in ("finished", "skipped"))
