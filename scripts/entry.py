@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
-from mtrl.sweep import sweeps
+from mtrl.run.member_report import report
+from mtrl.sweep.supervision import follow_parent, requested
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
@@ -70,15 +71,15 @@ def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None
     """
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
-    sweeps.follow_parent()
+    follow_parent()
     try:
         with one_line_errors(debug=before == "1" or "debug=true" in sys.argv):
-            if sweep is not None and sweeps.requested(sys.argv):
+            if sweep is not None and requested(sys.argv):
                 _launch(sweep)
             else:
                 main()
     except Exception as error:
-        sweeps.report(reason=f"{type(error).__name__}: {error}")
+        report(reason=f"{type(error).__name__}: {error}")
         raise
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
@@ -110,7 +111,7 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
         if debug or known is None:
             raise
         code, message = known
-        sweeps.report(reason=message, expected=True)
+        report(reason=message, expected=True, error=type(error).__name__)
         sys.stderr.write(f"{'error: ' if code < 128 else ''}{message}\n")
         sys.stderr.flush()
         sys.exit(code)

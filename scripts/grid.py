@@ -4,14 +4,9 @@
 """
 
 import itertools
-import multiprocessing
-import os
 import shlex
 import sys
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,21 +17,28 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from omegaconf import MISSING, OmegaConf
-from rich.console import Console
 
-from mtrl.errors import InputError, Interrupted, RunError
+from mtrl.errors import InputError, RunError
+from mtrl.ranges import Count, check_fields
 from mtrl.report.statistics import Estimate, mean_over_seeds
 from mtrl.report.tables import Table
 from mtrl.run.directory import read_summary
 from mtrl.run.files import write_atomically, write_text
-from mtrl.run.signals import interruption, on_stop_request
+from mtrl.run.signals import interruption
 from mtrl.supervised.measures import mean_rank
+from mtrl.sweep.launch import quoted
+from mtrl.sweep.member import Member
+from mtrl.sweep.supervision import Supervision
 from scripts.entry import SUPERVISED_CONFIGS, one_line_errors
 from scripts.methods import load_plugins, plugins_in
-from scripts.supervised import SupervisedConfig, method_name, train
+from scripts.supervised import SupervisedConfig, method_name
 
+SCRIPT = str(Path(__file__).with_name("supervised.py"))
+_GROUPS = ("benchmark", "combiner", "method")
 Cell = Mapping[str, Any]
 """Values by key: one choice along every axis of the grid."""
+Choices = Mapping[str, Sequence[Any]]
+"""All values to try, by key."""
 
 
 @dataclass
@@ -57,16 +59,14 @@ class GridConfig:
     """What ``scripts/grid.py`` has beside the keys of ``scripts/supervised.py``; ``grid.yaml`` holds the defaults."""
 
     grid: Axes = field(default_factory=Axes)
-    seeds: int = MISSING
-    seeds_per_cell: int = MISSING
-    workers: int = MISSING
+    seeds: Count = MISSING
+    seeds_per_cell: Count = MISSING
+    workers: Count = MISSING
     out: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
-        for key in ("seeds", "seeds_per_cell", "workers"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key}: expected an integer of at least 1, got {getattr(self, key)}")
+        check_fields(self)
 
 
 ConfigStore.instance().store("grid_schema", GridConfig)
@@ -78,14 +78,14 @@ class Tried:
 
     Attributes:
         cell: its choices.
-        validation: the mean over its runs, by metric key; None where one failed.
+        validation: the mean over its runs, by metric key; empty where one failed.
         score: the mean of the models' selection scores; None where a run failed or metrics cannot be averaged.
         seconds: of all its runs.
         failure: what went wrong.
     """
 
     cell: Cell
-    validation: dict[str, float] | None
+    validation: Mapping[str, float]
     score: float | None
     seconds: float
     failure: str = ""
@@ -104,17 +104,16 @@ def keys(overrides: Sequence[str]) -> list[str]:
     return [override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))]
 
 
-def configuration(overrides: Sequence[str], cell: Cell, **values: Any) -> SupervisedConfig:
-    """The configuration of one run of a cell."""
-    config = compose("supervised", [*overrides, *(f"{key}={value}" for key, value in cell.items())])
-    config.merge_with(values)
-    checked = OmegaConf.to_object(config)
-    assert isinstance(checked, SupervisedConfig)
-    return checked
+def configuration(overrides: Sequence[str], cell: Cell) -> SupervisedConfig:
+    """The configuration of a cell's runs."""
+    chosen = [f"{key}={value}" for key, value in cell.items()]
+    config = OmegaConf.to_object(compose("supervised", [*overrides, *chosen]))
+    assert isinstance(config, SupervisedConfig)
+    return config
 
 
-def cells(axes: Axes, config: SupervisedConfig, overrides: Sequence[str]) -> list[Cell]:
-    """Every combination; a key that the command line sets has that value alone.
+def open_axes(axes: Axes, config: SupervisedConfig, overrides: Sequence[str]) -> Choices:
+    """The values to try by key, of the keys that the command line leaves open.
 
     Raises:
         InputError: if nothing is left to choose.
@@ -125,66 +124,79 @@ def cells(axes: Axes, config: SupervisedConfig, overrides: Sequence[str]) -> lis
     chosen = {key: values for key, values in chosen.items() if key not in keys(overrides)}
     if not all(chosen.values()) or not chosen:
         raise InputError("the grid has no cells: every key of it is set on the command line, or has no values")
-    return [dict(zip(chosen, values, strict=True)) for values in itertools.product(*chosen.values())]
+    return chosen
 
 
-def attempt(config: SupervisedConfig) -> str:
-    """Trains; says why it failed where it did, and nothing else."""
-    try:
-        train(config, quiet=True)
-    except RunError as error:
-        return str(error)
-    return ""
+def cells(axes: Choices) -> list[Cell]:
+    """Every combination of the axes' values, the last key's varying fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def attempt_in_worker(config: SupervisedConfig) -> str:
-    """`attempt`, ending the process where it was asked to stop."""
-    try:
-        return attempt(config)
-    except Interrupted as error:
-        os._exit(128 + error.signal_number)  # no exception ends an executor's worker
+def train(
+    out: Path, overrides: Sequence[str], axes: Choices, seeds: Sequence[int], split: str, workers: int
+) -> list[Member]:
+    """Sweeps over all combinations of the axes' values and seeds, these varying fastest, and tells how each did.
 
+    Args:
+        out: gets the run directories, ``<key>=<value>,.../seed<seed>``.
+        overrides: of all runs.
+        axes: values by key.
+        seeds: of every combination.
+        split: what is told of a run: ``validation``, and the test split is not read, or ``test``.
+        workers: how many runs train at once.
 
-def run_all(configs: Sequence[SupervisedConfig], workers: int) -> Generator[str]:
-    """Trains one after the other or several at once; yields the failures (or nothing) in order.
+    Returns:
+        The runs in order. Those that could not go on, for a loss that is not finite, say, are among them.
 
     Raises:
+        InputError: if a run could not start.
         Interrupted: on SIGINT or SIGTERM, after the runs have written checkpoints.
-        RunError: if a worker is killed.
+        RunError: if a run ended in any other way.
     """
-    if workers == 1:
-        yield from map(attempt, configs)
-        return
+    cell = ",".join(f"{key}=${{{key}{'.name' if key in _GROUPS else ''}}}" for key in axes)
+    command = [
+        *(one for one, key in zip(overrides, keys(overrides), strict=True) if key not in ("seed", "test", "run_dir")),
+        *(f"{key}={','.join(map(str, values))}" for key, values in axes.items()),
+        f"seed={','.join(map(str, seeds))}",
+        f"test={split == 'test'}",
+        f"run_dir={quoted(f'{out}/{cell}/seed${{seed}}')}",
+        f"hydra.sweep.dir={quoted(out)}",
+    ]
+    if workers > 1:
+        command += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"]
+    with Supervision([sys.executable, SCRIPT, "-m", *command], out / ".sweep", quiet=True) as sweep:
+        for member in sweep:
+            if member.error == "InputError":
+                raise InputError(member.reason)
+            told = [member.label, measured(member, split)]
+            print(sweep.count, ": ".join(filter(None, told)), flush=True)
+    if sweep.signal is not None:
+        raise interruption(sweep.signal)
+    for member in sweep.members.values():
+        if not member.completed and member.error != "RunError":
+            raise RunError(f"{sweep.told(member)}; the same command goes on from there")
+    if sweep.code:
+        raise RunError(f"the launcher gave up (exit code {sweep.code}); the same command goes on from there")
+    return [member for _, member in sorted(sweep.members.items())]
 
-    signals: list[int] = []  # looked at between waits: what a handler raises can leave an executor's lock taken
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        with on_stop_request(signals.append):
-            for future in [pool.submit(attempt_in_worker, config) for config in configs]:
-                while not (signals or future.done()):
-                    wait([future], timeout=0.1)
-                if signals:
-                    raise interruption(signals[0])
-                yield future.result()
-            if signals:
-                raise interruption(signals[0])
-    except BaseException as error:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise RunError("a worker was killed; the same command goes on from there") from error
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+def summary_of(run: Member) -> dict[str, Any] | None:
+    """The summary of a run, where it has one."""
+    return read_summary(Path(run.run_dir)) if run.completed and run.run_dir else None
 
 
-def judge(cell: Cell, directories: Sequence[Path], failures: Sequence[str]) -> Tried:
+def measured(run: Member, split: str) -> str:
+    """The metrics of a run, or what else became of it."""
+    summary = summary_of(run)
+    return " ".join(f"{key} {summary[split][key]:.4f}" for key in summary["metrics"]) if summary else run.outcome
+
+
+def judge(cell: Cell, runs: Sequence[Member]) -> Tried:
     """What a cell's runs came to."""
-    summaries = [read_summary(directory) for directory in directories]
-    found = [summary for summary in summaries if summary is not None]
+    found = [summary for summary in map(summary_of, runs) if summary is not None]
     seconds = sum(summary["seconds"] for summary in found)
-    if any(failures) or len(found) < len(directories):
-        return Tried(cell, None, None, seconds, "; ".join(failure for failure in failures if failure))
+    if len(found) < len(runs):
+        return Tried(cell, {}, None, seconds, "; ".join(run.reason for run in runs if run.reason))
     metrics = found[0]["metrics"]
     validation = {key: float(np.mean([summary["validation"][key] for summary in found])) for key in metrics}
     scores = [summary["selection"]["scores"] for summary in found]
@@ -198,51 +210,34 @@ def best(tried: Sequence[Tried], higher_is_better: Mapping[str, bool]) -> Tried:
     Raises:
         RunError: if every cell failed.
     """
-    whole = [one for one in tried if one.validation is not None]
+    whole = [one for one in tried if one.validation]
     if not whole:
         raise RunError(f"every cell failed, the first one thus: {tried[0].failure}")
     if all(one.score is not None for one in whole):
         return max(whole, key=lambda one: one.score or 0.0)
-    ranks = mean_rank({str(number): one.validation or {} for number, one in enumerate(whole)}, higher_is_better)
+    ranks = mean_rank({str(number): one.validation for number, one in enumerate(whole)}, higher_is_better)
     return whole[min(range(len(whole)), key=lambda number: ranks[str(number)])]
 
 
 def cell_table(tried: Sequence[Tried], chosen: Tried, metrics: Mapping[str, Any]) -> Table:
     """Every cell that was tried."""
-    header = [
-        *tried[0].cell,
-        *(f"validation {key} ({m['name']})" for key, m in metrics.items()),
-        "score",
-        "seconds",
-        "outcome",
-    ]
-    return Table(
-        "cells",
-        "Every cell",
-        header,
-        [
-            [
-                *(str(value) for value in one.cell.values()),
-                *((one.validation or {}).get(key) for key in metrics),
-                one.score,
-                one.seconds,
-                "chosen" if one is chosen else one.failure,
-            ]
-            for one in tried
-        ],
-        "Validation metrics are means over a cell's seeds. The test split was not read.",
-    )
+    validation = [f"validation {key} ({metric['name']})" for key, metric in metrics.items()]
+    rows: list[list[Any]] = []
+    for one in tried:
+        values = [one.validation.get(key) for key in metrics]
+        outcome = "chosen" if one is chosen else one.failure
+        rows.append([*map(str, one.cell.values()), *values, one.score, one.seconds, outcome])
+    header = [*chosen.cell, *validation, "score", "seconds", "outcome"]
+    note = "Validation metrics are means over a cell's seeds. The test split was not read."
+    return Table("cells", "Every cell", header, rows, note)
 
 
 def final_table(estimates: Mapping[str, Estimate], metrics: Mapping[str, Any], seeds: Sequence[int]) -> Table:
     """What the chosen cell reaches."""
-    return Table(
-        "test",
-        "The chosen cell on the test split",
-        ["task", "metric", "mean"],
-        [[key, metrics[key]["name"], estimate] for key, estimate in estimates.items()],
-        f"Over {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) that the grid did not use, with 95% bootstrap intervals.",
-    )
+    rows = [[key, metrics[key]["name"], estimate] for key, estimate in estimates.items()]
+    seeds_told = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
+    note = f"Over {seeds_told} that the grid did not use, with 95% bootstrap intervals."
+    return Table("test", "The chosen cell on the test split", ["task", "metric", "mean"], rows, note)
 
 
 def draw(
@@ -261,7 +256,7 @@ def draw(
         for panel, axis in zip(row, axes, strict=False):
             labels = list(dict.fromkeys(str(one.cell[axis]) for one in tried))
             for one in tried:
-                if one.validation is not None:
+                if one.validation:
                     style = {"color": "tab:red", "zorder": 3} if one is chosen else {"color": "0.5", "alpha": 0.7}
                     panel.scatter(labels.index(str(one.cell[axis])), one.validation[key], **style)
             panel.set_xticks(range(len(labels)), labels)
@@ -280,40 +275,25 @@ def draw(
 
 def search(grid: GridConfig, overrides: Sequence[str]) -> None:
     """Trains every cell, chooses one, trains it again with other seeds, and writes the report."""
-    console = Console(highlight=False, soft_wrap=True)
     base = configuration(overrides, {})
-    tried_cells = cells(grid.grid, base, overrides)
+    axes = open_axes(grid.grid, base, overrides)
+    tried_cells = cells(axes)
+    for cell in tried_cells:
+        configuration(overrides, cell)  # what cannot be is refused before anything is trained
     name = f"grid-{base.benchmark['name']}-{'-'.join(base.tasks or ['all'])}-{method_name(base)}"
     out = Path(grid.out or f"runs/{name}")
-
-    def runs(folder: str, cell: Cell, seeds: Sequence[int], test: bool) -> list[SupervisedConfig]:
-        directory = out / folder / ",".join(f"{key}={value}" for key, value in cell.items())
-        return [
-            configuration(overrides, cell, seed=seed, test=test, run_dir=f"{directory}/seed{seed}") for seed in seeds
-        ]
-
     search_seeds = range(base.seed, base.seed + grid.seeds_per_cell)
-    planned = [runs("cells", cell, search_seeds, False) for cell in tried_cells]
-    tried: list[Tried] = []
-    with closing(run_all([config for one in planned for config in one], grid.workers)) as outcomes:
-        for number, (cell, configs) in enumerate(zip(tried_cells, planned, strict=True), 1):
-            failures = [next(outcomes) for _ in configs]
-            tried.append(judge(cell, [Path(str(config.run_dir)) for config in configs], failures))
-            words = " ".join(f"{key}={value}" for key, value in cell.items())
-            values = " ".join(f"{key} {value:.4f}" for key, value in (tried[-1].validation or {}).items())
-            console.print(f"[{number}/{len(tried_cells)}] {words}: {values or tried[-1].failure}", markup=False)
-
-    finished = (read_summary(Path(str(configs[0].run_dir))) for configs in planned)
-    metrics: dict[str, Any] = next((summary["metrics"] for summary in finished if summary is not None), {})
+    runs = train(out / "cells", overrides, axes, search_seeds, "validation", grid.workers)
+    tried = [judge(cell, runs[i * len(search_seeds) :][: len(search_seeds)]) for i, cell in enumerate(tried_cells)]
+    metrics: dict[str, Any] = next((summary["metrics"] for summary in map(summary_of, runs) if summary), {})
     chosen = best(tried, {key: metric["higher_is_better"] for key, metric in metrics.items()})
+
     seeds = range(search_seeds.stop, search_seeds.stop + grid.seeds)
-    final = runs("final", chosen.cell, seeds, True)
-    with closing(run_all(final, grid.workers)) as outcomes:
-        for failure in outcomes:
-            if failure:
-                raise RunError(f"the chosen cell failed with another seed: {failure}")
-    summaries = [read_summary(Path(str(config.run_dir))) or {} for config in final]
-    test = {key: [summary["test"][key] for summary in summaries] for key in metrics}
+    chosen_axes = {key: [value] for key, value in chosen.cell.items()}
+    final = train(out / "final", overrides, chosen_axes, seeds, "test", grid.workers)
+    if failures := [run.reason for run in final if not run.completed]:
+        raise RunError(f"the chosen cell failed with another seed: {failures[0]}")
+    test = {key: [(summary_of(run) or {})["test"][key] for run in final] for key in metrics}
     random = np.random.default_rng(0)
     estimates = {key: mean_over_seeds(np.array(values), random) for key, values in test.items()}
 
@@ -324,10 +304,10 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
     text = f"# {name}\n\nChosen: `python scripts/supervised.py {command}`\n\n"
     write_text(out / "report.md", text + "\n".join(table.markdown() for table in reversed(tables)))
     draw(out / "grid.png", tried, chosen, test, estimates, metrics)
-    console.print(f"chosen   {command}", markup=False)
+    print(f"chosen   {command}")
     for key, estimate in estimates.items():
-        console.print(f"test     {key} {metrics[key]['name']} {estimate}", markup=False)
-    console.print(f"report   {out / 'report.md'}, {out / 'cells.csv'}, {out / 'grid.png'}; runs {out / 'final'}")
+        print(f"test     {key} {metrics[key]['name']} {estimate}")
+    print(f"report   {out / 'report.md'}, {out / 'cells.csv'}, {out / 'grid.png'}; runs {out / 'final'}")
 
 
 def main() -> None:

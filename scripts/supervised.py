@@ -26,7 +26,8 @@ from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
 from mtrl.supervised.options import options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
-from mtrl.sweep.sweeps import supervise, sweep
+from mtrl.sweep.launch import launch
+from mtrl.sweep.supervision import supervise
 from scripts.configuration import EveryConfig, InsightConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
 from scripts.methods import load_plugins, show_methods, with_plugins
@@ -94,14 +95,9 @@ def _node(name: str, maker: Callable[..., Any]) -> dict[str, Any]:
 store_options()
 
 
-def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
-    """Trains to the end, or goes on with an interrupted run; says so where the run is finished.
-
-    Args:
-        config: of the run.
-        quiet: print nothing.
-    """
-    console = Console(stderr=True, highlight=False, quiet=quiet)
+def train(config: SupervisedConfig) -> None:
+    """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
+    console = Console(stderr=True, highlight=False)
     device = device_of(config.device)
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)
@@ -125,7 +121,7 @@ def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
             schedule(config),
             seed=config.seed,
             device=device,
-            show_progress=config.progress and not quiet,
+            show_progress=config.progress,
         )
         console.print(
             f"{config.benchmark['name']}: {', '.join(tasks)}; {len(benchmark.train):,} training samples, "
@@ -137,7 +133,7 @@ def train(config: SupervisedConfig, *, quiet: bool = False) -> None:
         summary = trainer.summary(test=config.test)
         summary |= {"memory": peak_memory(), "machine": machine(), "command": sys.argv}
         directory.finish(summary)
-        report(summary, directory.path, Console(quiet=quiet))
+        report(summary, directory.path, Console())
     finally:
         directory.close()
 
@@ -228,4 +224,4 @@ if __name__ == "__main__":
     supervise()
     show_methods()
     named = ("benchmark", "tasks", "combiner", "method", "seed")
-    run(with_options(main), with_options(partial(sweep, SUPERVISED_CONFIGS, "supervised", named=named)))
+    run(with_options(main), with_options(partial(launch, SUPERVISED_CONFIGS, "supervised", named)))

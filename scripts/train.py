@@ -10,12 +10,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # NumPy solves problems of T x T here, which are too small to share.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from mtrl.sweep.sweeps import supervise, sweep
+from mtrl.sweep.supervision import supervise
+
+if __name__ == "__main__":
+    supervise()  # a sweep; before anything large is loaded
+
 from scripts.methods import show_methods, with_plugins
 
-if __name__ == "__main__":  # before anything large is loaded
-    supervise()
-    show_methods()
+if __name__ == "__main__":
+    show_methods()  # before the simulators are
 
 import torch
 from rich.console import Console
@@ -26,6 +29,7 @@ from mtrl.report.learning_curve import print_outcome
 from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory
 from mtrl.run.machine import device_of, machine, peak_memory
+from mtrl.sweep.launch import launch
 from scripts.build import (
     extract_weights,
     make_agent,
@@ -86,5 +90,5 @@ def train(config: TrainConfig) -> None:
 main = hydra_main(TrainConfig, "train", train)
 
 if __name__ == "__main__":
-    launch = partial(sweep, CONFIGS, "train", named=("benchmark", "task", "combiner", "seed"))
-    run(with_plugins(main), with_plugins(launch))
+    named = ("benchmark", "task", "combiner", "seed")
+    run(with_plugins(main), with_plugins(partial(launch, CONFIGS, "train", named, cores_key="num_workers")))

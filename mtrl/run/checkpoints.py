@@ -30,8 +30,13 @@ KEPT = 2
 class Stream(Protocol):
     """An append-only stream of which the last ``capacity`` entries count: what a replay buffer is to a disk."""
 
-    added: int
-    capacity: int
+    @property
+    def added(self) -> int:
+        """How many entries there ever were."""
+
+    @property
+    def capacity(self) -> int:
+        """How many of them are kept."""
 
     def slice(self, start: int, stop: int) -> dict[str, Tensor]:
         """The entries numbered ``start`` to ``stop``, on the CPU."""

@@ -1,4 +1,4 @@
-"""What a member of a sweep tells the sweep about itself."""
+"""What a member of a sweep tells its sweep: a file that an environment variable names."""
 
 import json
 import os
@@ -7,13 +7,20 @@ from typing import Any
 
 from mtrl.run.files import write_json
 
-MEMBER_REPORT = "MTRL_SWEEP_REPORT"
-"""The environment variable that names the file to tell it in."""
+VARIABLE = "MTRL_SWEEP_REPORT"
+"""The environment variable with the file's path."""
 
 
 def report(**entries: Any) -> None:
-    """Tells the sweep that this process is a member of; nothing happens outside of a sweep."""
-    if name := os.environ.get(MEMBER_REPORT):
+    """Adds to what this process told the sweep that it is a member of; nothing happens outside of a sweep."""
+    if name := os.environ.get(VARIABLE):
         path = Path(name)
-        told = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, told | entries)
+        write_json(path, read_report(path) | entries)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What a member told; nothing where it has not told anything yet."""
+    if not path.exists():
+        return {}
+    told: dict[str, Any] = json.loads(path.read_text())
+    return told

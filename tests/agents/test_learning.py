@@ -19,7 +19,7 @@ STEPS, BATCH = 800, 32
 
 
 def make_agent(observation: int = 2, action: int = 1, seed: int = 0, **options: Any) -> MultiTaskSAC:
-    defaults = {"hidden_sizes": [32, 32], "learning_rate": 3e-3}
+    defaults: dict[str, Any] = {"hidden_sizes": [32, 32], "learning_rate": 3e-3}
     return MultiTaskSAC(
         TASKS,
         observation,

@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 
 from mtrl.errors import InputError, RunError
 from scripts.entry import SUPERVISED_CONFIGS
-from scripts.grid import Axes, Tried, best, cells, configuration, configured
+from scripts.grid import Axes, Tried, best, cells, configuration, configured, open_axes
 
 TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.every=0", "seeds=2")
 
@@ -27,11 +27,11 @@ def composing():
 
 def start(*overrides):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "scripts/grid.py", *TINY, *overrides],
+        [sys.executable, "scripts/grid.py", *TINY, *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},  # its runs have them too
     )
 
 
@@ -49,6 +49,8 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
     assert first.returncode == 128 + signal.SIGTERM, output
     before = {directory: (directory / "summary.json").stat().st_mtime_ns for directory in summaries(tmp_path)}
     assert 1 <= len(before) < 4
+    assert {path.name for path in tmp_path.iterdir()} == {"cells"}
+    assert all(path.name.startswith("optimizer.") for path in (tmp_path / "cells").iterdir())
 
     second = start(f"out={tmp_path}")
     output, _ = second.communicate()
@@ -84,11 +86,12 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
     assert header == ["task", "metric", "mean", "mean low", "mean high"]
     assert float(first_row[2]) == pytest.approx(accuracy)
     assert "CL | accuracy" in (tmp_path / "report.md").read_text()
+    assert not list(tmp_path.rglob(".sweep*"))
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
 def tried(name, score=None, **validation):
-    return Tried({"x": name}, validation or None, score, 1.0, "" if validation else "non-finite loss")
+    return Tried({"x": name}, validation, score, 1.0, "" if validation else "non-finite loss")
 
 
 def test_the_best_cell_has_the_best_score():
@@ -106,23 +109,22 @@ def test_metrics_that_cannot_be_averaged_are_ranked():
 
 def test_a_grid_is_every_combination_of_what_the_command_line_leaves_open(composing):
     axes = Axes({"dropout": [0.0, 0.1], "epochs": [1, 2]}, {"cagrad": {"combiner.c": [0.2, 0.5]}})
-    assert cells(axes, configuration([], {}), []) == [
+    assert cells(open_axes(axes, configuration([], {}), [])) == [
         {"dropout": dropout, "epochs": epochs} for dropout in (0.0, 0.1) for epochs in (1, 2)
     ]
     given = ["combiner=cagrad", "epochs=3"]
-    assert cells(axes, configuration(given, {}), given) == [
+    assert cells(open_axes(axes, configuration(given, {}), given)) == [
         {"dropout": dropout, "combiner.c": c} for dropout in (0.0, 0.1) for c in (0.2, 0.5)
     ]
     with pytest.raises(InputError, match="no cells"):
-        cells(Axes({"epochs": [1]}), configuration(given, {}), given)
+        open_axes(Axes({"epochs": [1]}), configuration(given, {}), given)
 
 
 def test_the_command_line_is_split_between_grid_and_training(composing):
     options, rest = configured(["combiner=mgda", "seeds=3", "grid=kurin", "out=x", "seed=5"])
     assert (options.seeds, options.out, list(options.grid.axes)) == (3, "x", ["optimizer.weight_decay"])
-    config = configuration(rest, {"optimizer.weight_decay": 0.1}, test=False)
+    config = configuration(rest, {"optimizer.weight_decay": 0.1})
     assert (config.combiner["name"], config.seed, config.optimizer.weight_decay) == ("mgda", 5, 0.1)
-    assert not config.test
     with pytest.raises(InputError, match="workers"):
         configured(["workers=0"])
 

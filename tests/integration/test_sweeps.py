@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.metrics import read_metrics
-from mtrl.sweep import sweeps
+from mtrl.sweep.launch import launch
 from scripts import train
 from scripts.entry import CONFIGS, run
 
@@ -178,7 +178,7 @@ def test_what_no_member_could_start_with_is_one_line(
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *TINY, *arguments])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stop:
-        run(train.main, partial(sweeps.sweep, CONFIGS, "train", named=("seed", "combiner")))
+        run(train.main, partial(launch, CONFIGS, "train", named=("seed", "combiner")))
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {expected}")

@@ -24,7 +24,6 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
-from agents.replay import ReplayBuffer
 from agents.sac import SACConfig
 from envs.metaworld import TaskVector, benchmark_tasks
 from mtrl.errors import RunError
@@ -229,8 +228,7 @@ def checkpoint_pause(directory: Path, checkpoints: int = 9) -> dict[str, Any]:
     """
     tasks = benchmark_tasks("mt50")
     agent = make_agent(len(tasks), 26, SACConfig().hidden_sizes, torch.device("cpu"), capacity=80_000)
-    for name in ReplayBuffer.FIELDS:
-        field = getattr(agent.replay, name)
+    for field in agent.replay.fields:
         field.copy_(torch.randn(field.shape) > 0 if field.dtype == torch.bool else torch.randn(field.shape))
     store = Checkpoints(directory)
     seconds, written, ahead = [], [], 0.0

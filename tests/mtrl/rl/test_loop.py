@@ -189,7 +189,7 @@ class Setting:
             called("save")
             save(step, *rest)
 
-        self.run.checkpoints.save = noted  # type: ignore[method-assign]
+        self.run.checkpoints.save = noted  # type: ignore[method-assign, assignment]
         self.trainer = Trainer(
             self.agent,
             self.environments,

@@ -18,10 +18,9 @@ from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, directory_of, read_config, read_summary
 from mtrl.run.files import write_atomically, write_json
-from mtrl.run.member_report import MEMBER_REPORT
+from mtrl.run.member_report import VARIABLE
 from mtrl.run.metrics import MetricsWriter, read_metrics
 from mtrl.run.sinks import check_wandb, heat_map
-from mtrl.sweep.sweeps import Member
 from scripts.entry import message_of
 
 CONFIG = {"seed": 1, "agent": {"learning_rate": 3e-4}, "tasks": ["a", "b"], "device": "cpu"}
@@ -173,7 +172,7 @@ def test_matrices_have_a_file_of_their_own_and_are_drawn(tmp_path: Path) -> None
     assert sorted(events.Tags()["scalars"]) == ["conflict/mean", "train/loss"]
     first, second = events.Images("conflict/critic/cosines")[0], events.Scalars("train/loss")[0]
     assert second.wall_time - first.wall_time == pytest.approx(1.0, abs=1e-3)
-    picture = heat_map(matrices["conflict/critic/cosines"])
+    picture = heat_map(matrices["conflict/critic/cosines"])  # type: ignore[arg-type]
     red, blue = picture[0, 0], picture[0, -1]
     assert red[0] > red[2]
     assert blue[2] > blue[0]
@@ -234,7 +233,7 @@ def test_opening_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> No
 
 def test_a_member_of_a_sweep_tells_how_its_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = tmp_path / "member.json"
-    monkeypatch.setenv(MEMBER_REPORT, str(told))
+    monkeypatch.setenv(VARIABLE, str(told))
     run = RunDirectory(tmp_path / "run", CONFIG)
     assert json.loads(told.read_text()) == {"run_dir": str(run.path), "was_finished": False}
     writer = MetricsWriter(run.path)
@@ -304,12 +303,9 @@ def test_an_unknown_mode_of_weights_and_biases_is_refused() -> None:
         check_wandb("offlin")
 
 
-def test_a_sweeps_run_directories_tell_what_it_varies() -> None:
+def test_a_run_directory_has_the_default_name_or_holds_it() -> None:
     assert directory_of(None, "mt10-pcgrad-seed1") == Path("runs/mt10-pcgrad-seed1")
     assert directory_of("x/{name}-y", "mt10-pcgrad-seed1") == Path("x/mt10-pcgrad-seed1-y")
-    member = Member("train.py", [], "x", "x/.sweep", ["agent.hidden_sizes", "combiner.c", "seed"], ["seed"], 8)
-    overrides = ["seed=1", "agent.hidden_sizes=[64,64]", "+combiner.c=0.5", "agent.discount=0.9"]
-    assert member.run_dir(overrides) == "x/{name}-agent.hidden_sizes_64_64-combiner.c_0.5"
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"step": "x"}', "null"])

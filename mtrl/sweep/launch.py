@@ -1,0 +1,130 @@
+"""What a sweep has Hydra do: the command line of a multirun, and its members' own."""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from omegaconf import DictConfig
+
+from mtrl.errors import InputError
+from mtrl.run.machine import cores, gpus
+from mtrl.sweep.member import STOP, Member, run_member
+from mtrl.sweep.place import taking_place
+from mtrl.sweep.supervision import FOLDER, QUIET, SIZE, sweep_directory
+
+
+def launch(config_dir: str, config_name: str, named: Collection[str], cores_key: str | None = None) -> None:
+    """Has Hydra launch the multirun that the command line asks for, below `mtrl.sweep.supervision.Supervision`.
+
+    Args:
+        config_dir: the absolute path of the configuration files.
+        config_name: of the script's configuration.
+        named: the keys that a run directory's default name tells.
+        cores_key: the key that gets the number of a member's cores where it is null; None is no such key.
+
+    Raises:
+        InputError: if the members would share one run directory.
+    """
+    folder, directory = Path(os.environ[FOLDER]), sweep_directory(sys.argv)
+    arguments = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
+    flags = [a for a in sys.argv[1:] if a not in arguments and a not in ("-m", "--multirun") and not a.startswith("~")]
+    overrides = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(arguments)}
+    swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
+    size = size_of(list(swept.values()))
+    (folder / SIZE).write_text(str(size or ""))
+    run_dir = overrides.get("run_dir")
+    if run_dir is not None and size != 1 and not re.search(r"\$\{|{name}|,", run_dir.get_value_string()):
+        raise InputError("run_dir is the directory of one run, and this is a sweep: set hydra.sweep.dir=DIR instead")
+    task = _Task(
+        command=(sys.executable, str(Path(sys.argv[0]).absolute()), *flags),
+        directory=None if run_dir is not None else str(directory),
+        folder=folder,
+        swept=frozenset(swept),
+        named=frozenset(named),
+        size=size,
+        cores_key=cores_key,
+        threads=os.environ.get("OMP_NUM_THREADS"),
+    )
+    sys.argv += [
+        f"hydra.sweep.dir={quoted(directory.absolute())}",
+        "hydra.sweep.subdir=.",
+        f"hydra.job.name={config_name}",
+    ]
+    if "hydra.launcher.ray.init.address" in overrides:
+        # The launcher always sets it, and Ray refuses it for a cluster that is up.
+        sys.argv.append("+hydra.launcher.ray.init.object_store_memory=null")
+    elif "hydra/launcher" in overrides and overrides["hydra/launcher"].value() == "ray":
+        sys.argv.append("hydra.launcher.ray.init.address=local")  # not whatever cluster Ray finds
+    hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(task)()
+
+
+def size_of(swept: Sequence[Override]) -> int | None:
+    """How many members there are, by what is swept; None where only Hydra knows."""
+    if any(isinstance(override.value(), Glob) or not override.is_discrete_sweep() for override in swept):
+        return None
+    return math.prod(sum(1 for _ in override.sweep_iterator()) for override in swept)
+
+
+def run_dir_of(directory: str, overrides: Sequence[str], keys: Collection[str]) -> str:
+    """Where a member goes: the default name, and what it sets of the keys that this does not tell."""
+    told = [override.lstrip("+") for override in overrides if _key(override) in keys]
+    clean = [re.sub("[^a-zA-Z0-9_.-]+", "_", override).strip("_") for override in told]  # for a shell and for Hydra
+    return "-".join([f"{directory}/{{name}}", *clean])
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra's command line takes it whatever it holds."""
+    return "'" + str(value).replace("'", "\\'") + "'"
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What Hydra's launchers call for every member, wherever: runs the script as a process of its own."""
+
+    command: tuple[str, ...]  # without overrides
+    directory: str | None  # None where run_dir is given
+    folder: Path
+    swept: frozenset[str]
+    named: frozenset[str]
+    size: int | None
+    cores_key: str | None
+    threads: str | None
+
+    def __call__(self, config: DictConfig) -> None:
+        settings: Any = HydraConfig.get()
+        parent = os.getppid()
+        if (self.folder / STOP).exists():
+            return
+        overrides = [str(override) for override in settings.overrides.task]
+        member = Member(settings.job.num, " ".join(o for o in overrides if _key(o) in self.swept))
+        with taking_place(settings, self.folder, self.size, cores(), gpus(), self.threads) as place:
+            if self.directory is not None:
+                run_dir = run_dir_of(self.directory, overrides, self.swept - self.named)
+                overrides = [*overrides, f"run_dir={quoted(run_dir)}"]
+            if self.cores_key is not None and place.cores is not None and config[self.cores_key] is None:
+                overrides = [*overrides, f"{self.cores_key}={place.cores}"]
+            signal_number = run_member(
+                member,
+                [*self.command, *overrides],
+                self.folder,
+                place.environment(os.environ),
+                settings.runtime.cwd,
+                log=not place.in_launcher or (self.folder / QUIET).exists(),
+            )
+        if signal_number is not None and place.in_launcher:
+            sys.exit(128 + signal_number)  # it was for the launcher too
+        if os.getppid() != parent:
+            os._exit(1)  # the launcher is dead, for whom joblib's workers would wait

@@ -1,0 +1,96 @@
+"""What a member of a sweep gets of a machine."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from mtrl.sweep.place import Place, taking_place
+
+
+def settings(name: str, max_batch_size: int | None = None, **options: Any) -> Any:
+    launcher = {"_target_": f"hydra_plugins.some.{name}"} | options
+    return OmegaConf.create({"launcher": launcher, "sweeper": {"max_batch_size": max_batch_size}})
+
+
+def taking(
+    folder: Path, of_launcher: Any, size: int | None = None, gpus: Sequence[str] = (), threads: str | None = None
+) -> AbstractContextManager[Place]:
+    """A place on a machine of 8 cores."""
+    return taking_place(of_launcher, folder, size, 8, gpus, threads)
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "size", "cores"),
+    [(-1, None, 1), (-5, None, 2), (-20, None, 8), (3, None, 2), (3, 2, 4), (-1, 1, 8), (16, 40, 1), (16, None, 1)],
+)
+def test_members_side_by_side_share_the_cores(tmp_path: Path, n_jobs: int, size: int | None, cores: int) -> None:
+    with taking(tmp_path, settings("JoblibLauncher", n_jobs=n_jobs), size) as place:
+        assert place == Place(cores)
+
+
+def test_slots_get_gpus_in_turn(tmp_path: Path) -> None:
+    joblib = settings("JoblibLauncher", n_jobs=4)
+    with ExitStack() as members:
+        places = [members.enter_context(taking(tmp_path, joblib, 9, ["4", "GPU-5"])) for _ in range(4)]
+    assert places == [Place(2, gpu=gpu) for gpu in ("4", "GPU-5", "4", "GPU-5")]
+
+
+def test_a_member_waits_for_a_slot(tmp_path: Path) -> None:
+    alone, taken, release = settings("JoblibLauncher", n_jobs=1), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with taking(tmp_path, alone):
+            taken.set()
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    threading.Timer(0.5, release.set).start()
+    with taking(tmp_path, alone):
+        assert release.is_set()
+    holder.join()
+
+
+def test_threads_asked_for_are_what_joblib_gives(tmp_path: Path) -> None:
+    with taking(tmp_path, settings("JoblibLauncher", n_jobs=2), threads="1") as place:
+        assert place == Place(4, threads="1")
+    assert place.environment({})["OMP_NUM_THREADS"] == place.environment({})["MKL_NUM_THREADS"] == "1"
+    with taking(tmp_path, settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), threads="1") as place:
+        assert place.environment({})["OMP_NUM_THREADS"] == "4"
+
+
+def test_a_place_is_told_by_the_environment() -> None:
+    outside = {"OPENBLAS_NUM_THREADS": "7", "OMP_NUM_THREADS": "7", "CUDA_VISIBLE_DEVICES": "0,1", "HOME": "/x"}
+    assert Place(None).environment(outside) == outside
+    assert Place(3, gpu="1").environment(outside) == {
+        "OMP_NUM_THREADS": "3",
+        "MKL_NUM_THREADS": "3",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "HOME": "/x",
+    }
+
+
+@pytest.mark.parametrize(
+    ("of_launcher", "place"),
+    [
+        (settings("BasicLauncher"), Place(None, in_launcher=True)),
+        (settings("RayLauncher", ray={"remote": {}}), Place(1)),
+        (settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), Place(4)),
+        (settings("LocalLauncher", cpus_per_task=5), Place(5)),
+        (settings("LocalLauncher", cpus_per_task=None), Place(2)),
+        (settings("LocalLauncher", max_batch_size=1, cpus_per_task=None), Place(8)),
+        (settings("SlurmLauncher"), Place(12)),
+    ],
+)
+def test_every_launcher_says_what_a_member_gets(
+    tmp_path: Path, of_launcher: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    with taking(tmp_path, of_launcher, 4) as taken:
+        assert taken == place
