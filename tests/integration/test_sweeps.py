@@ -73,7 +73,7 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = sweep(directory, "seed=-1,1,2", "hydra.sweep.dir=runs/all")
     assert result.returncode == 1
     lines = result.stderr.splitlines()
-    reason = "seed=-1: failed: seed: expected an integer of at least 0, got -1"
+    reason = "seed=-1: failed: seed: expected an integer of at least 0 and below 2,147,483,648, got -1"
     assert f"[1/3] {reason}" in lines
     for number, name in ((2, FIRST), (3, SECOND)):
         story = f"[{number}/3] runs/all/{name}: seed={name[-1]}: success 0.000 in "
