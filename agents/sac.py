@@ -159,8 +159,6 @@ class MultiTaskSAC:
         self._losses: Losses | None = None
         self.pieces = self.make_pieces()
 
-    # ------------------------------------------------------------------------------------------------- acting
-
     def act(self, observations: Floats) -> Floats:
         """Samples one exploring action per task: ``[T, O]`` to ``[T, A]``."""
         return self.actor.act(observations, self.generator)
@@ -223,8 +221,8 @@ class MultiTaskSAC:
 
     def differentiate(self, batch: Batch) -> Tensor:
         """Both objectives' losses at the same parameters, and what combiners look at beside: see `Objectives.look`."""
-        alpha, rate = self.log_alpha.detach().exp().unsqueeze(-1), self.config.discount
-        targets = critic_targets(self.actor, self.target_critic, batch, alpha, rate, self.generator)
+        alpha, discount = self.log_alpha.detach().exp().unsqueeze(-1), self.config.discount
+        targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator)
         with self.objectives.networks["critic"].record():
             critic = critic_losses(self.critic, batch, targets)
         with self.objectives.networks["actor"].record():
@@ -263,10 +261,10 @@ class MultiTaskSAC:
         pieces = self.differentiate, self.objectives.apply, self.step
         if self.config.compile == "off" or self.device.type != "cuda":
             return pieces
-        if obstacle := self.objectives.obstacle():
-            warn(obstacle)
-            return pieces
-        return Graphs(pieces, self.device, self.generator, list(self.optimizers.values())).functions
+        if (obstacle := self.objectives.obstacle()) is None:
+            return Graphs(pieces, self.device, self.generator, list(self.optimizers.values())).functions
+        warn(obstacle)
+        return pieces
 
     @torch.no_grad()
     def _after_step(self, batch: Batch) -> None:
