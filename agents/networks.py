@@ -7,6 +7,8 @@ themselves, as a one-hot vector.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,16 @@ def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
     one_hot = torch.eye(num_tasks, dtype=observations.dtype, device=observations.device)
     shape = (num_tasks,) + (1,) * (observations.dim() - 2) + (num_tasks,)
     return torch.cat([observations, one_hot.view(shape).expand(*observations.shape[:-1], num_tasks)], -1)
+
+
+def _mlp(
+    sizes: Sequence[int], linear: Callable[[int, int], nn.Module], norm: Callable[[int], nn.Module] | None
+) -> nn.Sequential:
+    """Hidden layers with ReLU, normalised before it if so asked, and a linear output."""
+    layers: list[nn.Module] = []
+    for size, width in pairwise(sizes[:-1]):
+        layers += [linear(size, width), *([norm(width)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, linear(sizes[-2], sizes[-1]))
 
 
 class Actor(nn.Module):
@@ -53,13 +65,8 @@ class Actor(nn.Module):
     ) -> None:
         super().__init__()
         self.num_tasks, self.action_size = num_tasks, action_size
-        layers: list[nn.Module] = []
-        size = observation_size + num_tasks
-        for width in hidden_sizes:
-            layers += [nn.Linear(size, width), *([nn.LayerNorm(width)] if layer_norm else []), nn.ReLU()]
-            size = width
-        layers.append(nn.Linear(size, 2 * action_size))
-        self.layers = nn.Sequential(*layers)
+        sizes = [observation_size + num_tasks, *hidden_sizes, 2 * action_size]
+        self.layers = _mlp(sizes, nn.Linear, nn.LayerNorm if layer_norm else None)
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
@@ -118,15 +125,7 @@ class Actor(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Two independent action-value functions as one batched network.
-
-    Args:
-        observation_size: the size O of an observation.
-        action_size: the size A of an action.
-        hidden_sizes: the width of each hidden layer.
-        num_tasks: how many tasks to tell apart by a one-hot vector; 0 tells none.
-        layer_norm: normalise after each hidden linear layer.
-    """
+    """Two independent action-value functions as one batched network; arguments are as the `Actor`'s."""
 
     def __init__(
         self,
@@ -139,14 +138,9 @@ class TwinCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.num_tasks = num_tasks
-        layers: list[nn.Module] = []
-        size = observation_size + num_tasks + action_size
-        for width in hidden_sizes:
-            layers.append(EnsembleLinear(NUM_CRITICS, size, width))
-            layers += [*([EnsembleLayerNorm(NUM_CRITICS, width)] if layer_norm else []), nn.ReLU()]
-            size = width
-        layers.append(EnsembleLinear(NUM_CRITICS, size, 1))
-        self.layers = nn.Sequential(*layers)
+        sizes = [observation_size + num_tasks + action_size, *hidden_sizes, 1]
+        norm = partial(EnsembleLayerNorm, NUM_CRITICS) if layer_norm else None
+        self.layers = _mlp(sizes, partial(EnsembleLinear, NUM_CRITICS), norm)
         for layer in self.layers:
             if isinstance(layer, EnsembleLinear):
                 for member in layer.weight.data:

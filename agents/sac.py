@@ -19,7 +19,7 @@ from agents.replay import Batch, ReplayBuffer
 from mtrl.combiners import Combiner
 from mtrl.errors import RunError
 from mtrl.gradients import TaskBatched
-from mtrl.ranges import Count, Fraction, NotNegative, OneOf, Positive, Within, check_fields
+from mtrl.ranges import Count, Finite, Fraction, NotNegative, OneOf, Positive, Within, check_fields
 from mtrl.rl.protocols import Floats, Step
 
 
@@ -29,42 +29,28 @@ class SACConfig:
 
     hidden_sizes: list[Count] = field(default_factory=lambda: [400, 400, 400])
     layer_norm: bool = False
-    task_encoding: Annotated[str, OneOf("one_hot", "none")] = "one_hot"
-    """``one_hot`` appends the task identity to observations; ``none`` is Kurin et al.'s choice."""
+    task_encoding: Annotated[str, OneOf("one_hot", "none")] = "one_hot"  # appended to observations; Kurin et al.: none
     discount: Fraction = 0.99
     target_update_rate: Annotated[float, Within("(0, 1]")] = 0.005
     learning_rate: Positive = 3e-4
     actor_weight_decay: NotNegative = 3e-4
-    weight_decay_mode: Annotated[str, OneOf("coupled", "decoupled")] = "coupled"
-    """``coupled``: Adam's L2 term, as in the paper's code; ``decoupled``: AdamW."""
+    weight_decay_mode: Annotated[str, OneOf("coupled", "decoupled")] = "coupled"  # Adam's, as in their code; or AdamW
     max_gradient_norm: Positive | None = None
     initial_temperature: Positive = 1.0
     per_task_temperature: bool = False
-    target_entropy: Annotated[float, Within("(-inf, inf)")] | None = None
-    """None is minus the number of action dimensions."""
-    buffer_size: Count = 4_000_000
-    """Transitions over all tasks; each task has an equal share."""
+    target_entropy: Finite | None = None  # minus the number of action dimensions
+    buffer_size: Count = 4_000_000  # transitions over all tasks, each of which has an equal share
     normalize_rewards: bool = True
-    rescale: bool = True
-    """Bring every method's weights to unitary's scale; off, each keeps its paper's own."""
-    compile: Annotated[str, OneOf("auto", "off")] = "auto"
-    """``auto``: updates on CUDA replay CUDA graphs; ``off``: every operation is launched on its own, as on the CPU."""
+    rescale: bool = True  # every method's weights to unitary's scale; off, each keeps its paper's own
+    compile: Annotated[str, OneOf("auto", "off")] = "auto"  # on CUDA, replay updates as graphs or launch operations
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_fields(self, "agent.")
 
 
-# --------------------------------------------------------------------------------------------------------- losses
-
-
 def critic_targets(
-    actor: Actor,
-    target_critic: TwinCritic,
-    batch: Batch,
-    alpha: Tensor,
-    discount: float,
-    generator: torch.Generator,
+    actor: Actor, target_critic: TwinCritic, batch: Batch, alpha: Tensor, discount: float, generator: torch.Generator
 ) -> Tensor:
     """``y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))``, ``[T, B]``."""
     with torch.no_grad():
@@ -94,21 +80,15 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
 
 
 class Losses(NamedTuple):
-    """What one mini-batch says about the networks."""
+    """What one mini-batch says: each task's losses ``[T]``, temperatures ``[T or 1, 1]``, the rest ``[T, B]``."""
 
     critic: Tensor
-    """Each task's critic loss, ``[T]``."""
     actor: Tensor
-    """Each task's actor loss, ``[T]``."""
     alpha: Tensor
-    """The temperatures, ``[T, 1]`` or ``[1, 1]``."""
     targets: Tensor
-    """The critics' targets, ``[T, B]``."""
+    """The critics' targets."""
     log_prob: Tensor
-    """Of the actions that the actor draws, ``[T, B]``."""
-
-
-# ---------------------------------------------------------------------------------------------------------- agent
+    """Of the actions that the actor draws."""
 
 
 class MultiTaskSAC:
@@ -119,7 +99,7 @@ class MultiTaskSAC:
         observation_size: O, without task identity.
         action_size: A; actions are in ``[-1, 1]``.
         critic_combiner: combines the tasks' critic gradients.
-        actor_combiner: combines the tasks' actor gradients; an instance of its own.
+        actor_combiner: combines the tasks' actor gradients; another instance.
         config: the hyperparameters.
         batch_size: transitions B per task and update.
         capacity: transitions per task that the replay buffer holds.
@@ -179,8 +159,6 @@ class MultiTaskSAC:
         self._losses: Losses | None = None
         self.pieces = self.make_pieces()
 
-    # ------------------------------------------------------------------------------------------------- acting
-
     def act(self, observations: Floats) -> Floats:
         """Samples one exploring action per task: ``[T, O]`` to ``[T, A]``."""
         return self.actor.act(observations, self.generator)
@@ -198,9 +176,7 @@ class MultiTaskSAC:
         return {name: tensor.cpu().clone() for name, tensor in self.actor.state_dict().items()}
 
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
-        """Stores one raw transition of every task.
-
-        A task whose simulation broke has none to offer; its previous transition is stored once more.
+        """Stores one raw transition of every task; of one whose simulation broke, its previous one once more.
 
         Raises:
             RunError: if the very first step of a task broke.
@@ -214,7 +190,7 @@ class MultiTaskSAC:
     # ----------------------------------------------------------------------------------------------- learning
 
     def update(self, *, insight: bool = False) -> dict[str, Any]:
-        """One gradient step of critics, actor and temperature, and of the target critics.
+        """One gradient step of critics, actor and temperature, and of the target critics; gives scalars to log.
 
         All gradients are taken at the same parameters and then applied together (as in Haarnoja et al.'s own
         implementation), so that an update that fails leaves every network as it was.
@@ -222,13 +198,9 @@ class MultiTaskSAC:
         Args:
             insight: add measures of gradient conflict, under ``conflict/<objective>/...``.
 
-        Returns:
-            Scalars for logging, as floats or zero-dimensional tensors.
-
         Raises:
-            RunError: if a loss, gradient or weight is not finite (objective, task and method named); nothing was
-                applied. A captured update finds out last whether the combined gradients are; what `RunError` then
-                says, without the task, comes with the next update or `state_dict`.
+            RunError: if a loss, gradient or weight is not finite (objective, task and method named). A captured
+                update finds a combined gradient that is not with the next update or `state_dict`, its task unnamed.
         """
         batch = self.replay.sample(self.batch_size, self.generator)
         plain = self.differentiate, self.objectives.apply, self.step
@@ -236,7 +208,7 @@ class MultiTaskSAC:
         try:
             found = self.objectives.weigh(differentiate(batch))
             apply(found)
-            if pieces == plain:
+            if pieces == plain:  # else it is found out later: nothing waits for a graph
                 self.objectives.check()
             conflict = self.objectives.describe(found) if insight else {}
             metrics = step()
@@ -249,8 +221,8 @@ class MultiTaskSAC:
 
     def differentiate(self, batch: Batch) -> Tensor:
         """Both objectives' losses at the same parameters, and what combiners look at beside: see `Objectives.look`."""
-        alpha, rate = self.log_alpha.detach().exp().unsqueeze(-1), self.config.discount
-        targets = critic_targets(self.actor, self.target_critic, batch, alpha, rate, self.generator)
+        alpha, discount = self.log_alpha.detach().exp().unsqueeze(-1), self.config.discount
+        targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator)
         with self.objectives.networks["critic"].record():
             critic = critic_losses(self.critic, batch, targets)
         with self.objectives.networks["actor"].record():
@@ -259,10 +231,7 @@ class MultiTaskSAC:
         return self.objectives.look([critic, actor])
 
     def step(self) -> dict[str, Tensor]:
-        """Moves networks and temperature against their gradients, and the target critics after the critics.
-
-        All stays as it is where a combined gradient is not finite. Returns scalars to log.
-        """
+        """Moves all networks and the temperature, unless a combined gradient is not finite; gives scalars to log."""
         assert self._losses is not None
         losses, (critic_norm, actor_norm) = self._losses, self.objectives.norms
         skip = 1 - self.objectives.norms.isfinite().all().float()
@@ -273,11 +242,10 @@ class MultiTaskSAC:
             setattr(optimizer, "found_inf", skip)  # noqa: B010 - not among the declared attributes
             optimizer.step()
             optimizer.zero_grad()
-        targets: list[Tensor] = list(self.target_critic.parameters())
-        sources: list[Tensor] = list(self.critic.parameters())
+        critic: list[Tensor] = list(self.critic.parameters())
         with torch.no_grad():
             rate = self.config.target_update_rate * (1 - skip)
-            torch._foreach_lerp_(targets, sources, [rate] * len(sources))
+            torch._foreach_lerp_(list(self.target_critic.parameters()), critic, [rate] * len(critic))
             return {
                 "train/critic_loss": losses.critic.mean(),
                 "train/actor_loss": losses.actor.mean(),
@@ -288,39 +256,29 @@ class MultiTaskSAC:
                 "train/target_value": losses.targets.mean(),
             }
 
-    def make_pieces(
-        self,
-    ) -> tuple[Callable[[Batch], Tensor], Callable[[list[Tensor]], None], Callable[[], dict[str, Tensor]]]:
-        """The update without its part on the host; on CUDA, as graphs where the combiners allow it."""
+    def make_pieces(self) -> Sequence[Callable[..., Any]]:
+        """The update without its part on the host, in three; on CUDA, as graphs where the combiners allow it."""
         pieces = self.differentiate, self.objectives.apply, self.step
         if self.config.compile == "off" or self.device.type != "cuda":
             return pieces
-        if obstacle := self.objectives.obstacle():
-            warn(obstacle)
-            return pieces
-        optimizers = list(self.optimizers.values())
-        differentiate, apply, step = Graphs(pieces, self.device, self.generator, optimizers).functions
-        return differentiate, apply, step
+        if (obstacle := self.objectives.obstacle()) is None:
+            return Graphs(pieces, self.device, self.generator, list(self.optimizers.values())).functions
+        warn(obstacle)
+        return pieces
 
+    @torch.no_grad()
     def _after_step(self, batch: Batch) -> None:
-        """Shows the losses on the same batch once more to the methods that ask for them."""
+        """Shows the losses on the same batch once more to the methods that ask for them (they have no graphs)."""
         losses, (critic, actor) = self._losses, self.objectives.combiners.values()
-        if losses is None:  # a replayed graph: those methods have none
-            return
-        with torch.no_grad():
-            if critic.needs_losses_after_step:
-                critic.after_step(critic_losses(self.critic, batch, losses.targets))
-            if actor.needs_losses_after_step:
-                actor.after_step(actor_losses(self.actor, self.critic, batch, losses.alpha, self.generator)[0])
+        if losses is not None and critic.needs_losses_after_step:
+            critic.after_step(critic_losses(self.critic, batch, losses.targets))
+        if losses is not None and actor.needs_losses_after_step:
+            actor.after_step(actor_losses(self.actor, self.critic, batch, losses.alpha, self.generator)[0])
 
     # -------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`).
-
-        Raises:
-            RunError: if the last update failed on the device and nobody was told yet.
-        """
+        """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`)."""
         self.objectives.check()
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         return parts | {"log_alpha": self.log_alpha.detach(), "generator": self.generator.get_state()}

@@ -51,28 +51,22 @@ def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str
         ``conflicting_pairs`` (the share with a negative cosine), ``magnitude_similarity`` (the mean) and the
         matrix ``cosines`` (`cosine_matrix` as nested lists, to three decimals).
     """
-    names: list[str] = []
-    values: list[Tensor] = []
+    found: dict[str, Tensor] = {}
+    matrix: dict[str, list[list[float]]] = {}
     if combination.weights is not None:
-        names += [f"weight/{task}" for task in tasks]
-        values.append(combination.weights)
+        found |= zip([f"weight/{task}" for task in tasks], combination.weights, strict=True)
     if combination.alignment is not None:
-        names += [f"cosine_to_update/{task}" for task in tasks]
-        values.append(combination.alignment)
+        found |= zip([f"cosine_to_update/{task}" for task in tasks], combination.alignment, strict=True)
     gramian = combination.gramian
     if gramian is not None:
-        names.append("summed_gradient_norm")
-        values.append(gramian.sum().clamp_min(0).sqrt().reshape(1))
-    matrix: dict[str, list[list[float]]] = {}
+        found["summed_gradient_norm"] = gramian.sum().clamp_min(0).sqrt()
     if gramian is not None and len(tasks) > 1:
-        row, column = torch.triu_indices(len(tasks), len(tasks), 1, device=gramian.device)
+        pairs = torch.triu_indices(len(tasks), len(tasks), 1, device=gramian.device).unbind()
         cosines = cosine_matrix(gramian).double()
         matrix["cosines"] = cosines.cpu().numpy().round(3).tolist()
-        cosine = cosines[row, column]
-        similarity = magnitude_similarity(gramian)[row, column]
-        names += ["cosine_mean", "cosine_min", "conflicting_pairs", "magnitude_similarity"]
-        share = (cosine < 0).to(cosine).mean()
-        values.append(torch.stack([cosine.mean(), cosine.min(), share, similarity.mean()]))
-    if not values:
-        return {}
-    return dict(zip(names, torch.cat([value.double() for value in values]).tolist(), strict=True)) | matrix
+        of_pairs = cosines[pairs]
+        found |= {"cosine_mean": of_pairs.mean(), "cosine_min": of_pairs.min()}
+        found["conflicting_pairs"] = (of_pairs < 0).to(of_pairs).mean()
+        found["magnitude_similarity"] = magnitude_similarity(gramian)[pairs].mean()
+    values = torch.stack([value.double() for value in found.values()]).tolist() if found else []
+    return dict(zip(found, values, strict=True)) | matrix

@@ -175,13 +175,13 @@ class TaskBatched:
         return hook
 
     def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """Adds the combined gradient to ``.grad`` of every parameter that a loss reaches.
+        """Adds the combined gradient to ``.grad`` of every parameter that a loss reaches: see `pipeline.combine`.
 
         Args:
             losses: ``[T]``, computed inside `record`.
             combiner: the method, made for T tasks.
             scale: a constant factor on the update, e.g. ``1 / T`` for the mean over tasks.
-            insight: form the Gramian even where the method does not need it. It does not change the update.
+            insight: form the Gramian even where the method does not need it; it does not change the update.
 
         Raises:
             NonFiniteError: if a loss, a gradient or a weight is not finite; ``.grad`` is left as it was.
@@ -194,16 +194,10 @@ class TaskBatched:
             self.forget()
 
     def source(self, losses: Tensor) -> Source:
-        """The per-task gradients of losses computed inside `record`, for one pass through `mtrl.gradients.pipeline`.
+        """The per-task gradients of losses ``[T]`` computed inside `record`, for one backward pass.
 
-        After the first one, no piece of that pass reads a value back from the device, and all shapes stay, so that
-        graphs can hold them (not with ``allow_slow``).
-
-        Args:
-            losses: ``[T]``.
-
-        Raises:
-            InputError: if there is not one loss for each task.
+        After the first pass, nothing here reads a value back from the device, and all shapes stay, so that graphs can
+        hold it (not with ``allow_slow``).
         """
         if losses.shape != (self.num_tasks,):
             raise InputError(f"expected one loss for each of {self.num_tasks} tasks, got {tuple(losses.shape)}")
