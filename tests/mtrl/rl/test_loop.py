@@ -122,7 +122,7 @@ class Notes:
         self.insights: list[int] = []  # the updates that were asked for it
         self.stored: list[Any] = []
         self.replay = self
-        self.capacity = 1000
+        self.added, self.capacity = 0, 1000
 
     def act(self, observations: Any) -> Any:
         self._called("act")
@@ -145,6 +145,7 @@ class Notes:
         self._called("remember")
         reached = (step.next_observations, step.rewards[:, None], step.terminated[:, None])
         self.stored.append(np.concatenate([observations, actions, *reached], 1))
+        self.added += 1
 
     def update(self, *, insight: bool = False) -> dict[str, Any]:
         self._called("update")
@@ -154,16 +155,13 @@ class Notes:
         conflict = {"conflict/mean": self.updates / 100, "conflict/cosines": [[1.0, self.updates / 100]]}
         return {"train/loss": torch.tensor(float(self.updates))} | (conflict if insight else {})
 
-    @property
-    def added(self) -> int:
-        return len(self.stored)
-
     def slice(self, start: int, stop: int) -> dict[str, Any]:
         return {"transitions": torch.as_tensor(np.stack(self.stored[start:stop]))}
 
     def restore(self, start: int, entries: dict[str, Any]) -> None:
         assert len(self.stored) == start
         self.stored += list(entries["transitions"].numpy())
+        self.added = len(self.stored)
 
     def state_dict(self) -> dict[str, Any]:
         self._called("state")

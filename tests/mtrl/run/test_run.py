@@ -164,15 +164,15 @@ def test_matrices_have_a_file_of_their_own_and_are_drawn(tmp_path: Path) -> None
         {"step": 10, "time": 1.0, "conflict/mean": 0.5},
         {"step": 20, "time": 2.0, "train/loss": 0.25},
     ]
-    matrices = {"conflict/critic/cosines": [[1.0, -1.0], [None, 0.0]]}
-    assert read_metrics(tmp_path / "matrices.jsonl") == [{"step": 10, "time": 1.0} | matrices]
+    matrix: list[list[float | None]] = [[1.0, -1.0], [None, 0.0]]
+    assert read_metrics(tmp_path / "matrices.jsonl") == [{"step": 10, "time": 1.0, "conflict/critic/cosines": matrix}]
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [image.step for image in events.Images("conflict/critic/cosines")] == [10]
     assert sorted(events.Tags()["scalars"]) == ["conflict/mean", "train/loss"]
     first, second = events.Images("conflict/critic/cosines")[0], events.Scalars("train/loss")[0]
     assert second.wall_time - first.wall_time == pytest.approx(1.0, abs=1e-3)
-    picture = heat_map(matrices["conflict/critic/cosines"])  # type: ignore[arg-type]
+    picture = heat_map(matrix)
     red, blue = picture[0, 0], picture[0, -1]
     assert red[0] > red[2]
     assert blue[2] > blue[0]
