@@ -392,6 +392,25 @@ def test_gradnorm_favours_the_task_that_trains_slowly() -> None:
     assert found[0] > 1 > found[1] > 0
 
 
+def test_gradnorm_keeps_every_weight_above_its_floor() -> None:
+    """Against Adam on equation 2's gradient: a step that would make a weight negative leaves a thousandth."""
+    rate, norms = 0.8, torch.tensor([10.0, 1.0])
+    combiner = combiners.make("gradnorm", 2, learning_rate=rate)
+    learnt = torch.ones(2, requires_grad=True)
+    adam, floored = torch.optim.Adam([learnt], rate), 0
+    for _ in range(6):
+        found = combiner.weights(torch.ones(2), torch.diag(norms.square()))
+        torch.testing.assert_close(found, learnt.detach(), rtol=1e-5, atol=0)
+        weighted = found * norms
+        learnt.grad = (weighted - weighted.mean()).sign() * norms
+        adam.step()
+        with torch.no_grad():
+            floored += int((learnt < 0.001).sum())
+            learnt.clamp_(min=0.001)
+            learnt *= 2 / learnt.sum()
+    assert floored
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_project_to_simplex(seed: int) -> None:
     point = np.random.default_rng(seed).normal(size=6)

@@ -142,15 +142,15 @@ def test_geometric_mean_does_not_overflow() -> None:
     )
 
 
-@pytest.mark.parametrize("mu", [0.05, 1.0])
-def test_stch(mu: float) -> None:
-    combiner = combiners.make("stch", T, mu=mu, warmup=10)
-    sequence = loss_sequence(13)
-    for losses in sequence[:10]:
+@pytest.mark.parametrize(("mu", "warmup", "averaged"), [(0.05, 10, 2), (1.0, 10, 2), (1.0, 24, 4), (1.0, 3, 1)])
+def test_stch(mu: float, warmup: int, averaged: int) -> None:
+    combiner = combiners.make("stch", T, mu=mu, warmup=warmup)
+    sequence = loss_sequence(warmup + 3)
+    for losses in sequence[:warmup]:
         torch.testing.assert_close(combiner.weights(losses), 1 / losses)
-    reference = torch.stack(sequence[8:10]).mean(0)
+    reference = torch.stack(sequence[warmup - averaged : warmup]).mean(0)
     oracle = scalarization.STCH(mu, torch.ones(T, dtype=torch.float64), reference.log())
-    for losses in sequence[10:]:
+    for losses in sequence[warmup:]:
         expected = derivative(lambda x: T * oracle(x.log()), losses)
         torch.testing.assert_close(combiner.weights(losses), expected, rtol=1e-9, atol=1e-12)
 
