@@ -15,10 +15,9 @@ from mtrl.gradients.pipeline import Source, accumulate, describe, gradients, loo
 
 
 class Objectives:
-    """Fills ``.grad`` of several networks with the combined gradients of their tasks' losses, in three pieces.
+    """Fills ``.grad`` of several networks with the combined gradients of their mean losses over tasks, in three pieces.
 
-    `look` and `apply` read nothing back from the device, `weigh` is for the host. All gradients are of means over
-    tasks.
+    `look` and `apply` read nothing back from the device, `weigh` is for the host.
 
     Args:
         tasks: the task names.
@@ -56,10 +55,7 @@ class Objectives:
         self._seen: list[Tensor | None] = []
 
     def look(self, losses: Sequence[Tensor]) -> Tensor:
-        """What the combiners look at.
-
-        Args:
-            losses: ``[T]`` for each objective, recorded by its network's `TaskBatched`.
+        """What combiners look at, from losses ``[T]`` that each objective's `TaskBatched` has recorded.
 
         Returns:
             All that the host has to know: the last update's norms, then each objective's losses and Gramian.

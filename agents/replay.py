@@ -11,18 +11,16 @@ from mtrl.errors import InputError
 
 
 class Batch(NamedTuple):
-    """A mini-batch with an equal slice per task."""
+    """Transitions ``[T, B, ...]``, an equal slice per task."""
 
     observations: Tensor
-    """``[T, B, O]``."""
     actions: Tensor
-    """``[T, B, A]``."""
     rewards: Tensor
-    """``[T, B]``, divided by the task's standard deviation where the buffer normalises."""
+    """Raw in the buffer; in a mini-batch divided by the task's standard deviation where the buffer normalises."""
     next_observations: Tensor
-    """``[T, B, O]``, the true successor, at the end of an episode too."""
+    """The true successor, at the end of an episode too."""
     terminated: Tensor
-    """``[T, B]``, 1.0 where the episode ended for good; a truncated one is 0.0 and bootstraps."""
+    """Whether the episode ended for good; a truncated one bootstraps."""
 
 
 HOST = torch.device("cpu")
@@ -140,16 +138,7 @@ class ReplayBuffer:
         *,
         broken: Tensor | None = None,
     ) -> None:
-        """Adds one transition of every task; each argument's first dimension is T.
-
-        Args:
-            observations: ``[T, O]``.
-            actions: ``[T, A]``.
-            rewards: ``[T]``, raw.
-            next_observations: ``[T, O]``.
-            terminated: ``[T]``.
-            broken: ``[T]``, tasks that have none to offer: their last one is added once more.
-        """
+        """Adds one raw transition of every task, ``[T, ...]``; of a ``broken`` one, its last once more."""
         slot = self.added % self.capacity
         given = Batch(observations, actions, rewards, next_observations, terminated)
         new = [value.to(field) for value, field in zip(given, self.fields, strict=True)]

@@ -5,7 +5,7 @@ Beside torch's own layers there are ensembles: E independent copies evaluated as
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,12 @@ Fill = Callable[[nn.Module, Tensor, Tensor, dict[str, Tensor]], None]
 samples, given the input and the output's gradient as ``[K, N, features]`` (``[E, K, N, features]`` in an ensemble)."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How a kind of layer gets its parameters' gradients.
-
-    Attributes:
-        fill: see `Fill`.
-        task_dim: which dimension of input and output tells the task: 1 in an ensemble, whose members come first.
-    """
+class Rule(NamedTuple):
+    """How a kind of layer gets its parameters' gradients."""
 
     fill: Fill
     task_dim: int
+    """Which dimension of input and output tells the task: 1 in an ensemble, whose members come first."""
 
 
 _RULES: dict[type[nn.Module], Rule] = {}
@@ -118,13 +113,7 @@ def _embedding(module: nn.Module, index: Tensor, delta: Tensor, out: dict[str, T
 
 
 class EnsembleLinear(nn.Module):
-    """E linear layers as one batched matrix product: ``y[e] = x[e] W[e] + b[e]``.
-
-    Args:
-        ensemble_size: the number of copies E.
-        in_features: the size of the last input dimension.
-        out_features: the size of the last output dimension.
-    """
+    """E linear layers as one batched matrix product: ``y[e] = x[e] W[e] + b[e]``."""
 
     def __init__(self, ensemble_size: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -149,12 +138,7 @@ def _ensemble_linear(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str,
 
 
 class EnsembleLayerNorm(nn.Module):
-    """E layer normalisations over the last dimension, each with its own scale and shift.
-
-    Args:
-        ensemble_size: the number of copies E.
-        features: the size of the last dimension.
-    """
+    """E layer normalisations over the last dimension, each with its own scale and shift."""
 
     def __init__(self, ensemble_size: int, features: int) -> None:
         super().__init__()
@@ -180,13 +164,7 @@ def _ensemble_layer_norm(module: nn.Module, x: Tensor, delta: Tensor, out: dict[
 
 
 class EnsembleEmbedding(nn.Module):
-    """E embedding tables looked up with the same indices.
-
-    Args:
-        ensemble_size: the number of copies E.
-        num_embeddings: the number of rows of each table.
-        embedding_dim: the size of each row.
-    """
+    """E embedding tables ``[num_embeddings, embedding_dim]`` looked up with the same indices."""
 
     def __init__(self, ensemble_size: int, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """From T losses to ``.grad``: what a method looks at, the weights it finds, the gradients that follow.
 
-`combine` is the whole of it. Its pieces are `look` and `gradients`, which read nothing back from the device, and
-`weigh` between them, which may run on the host; whoever captures the first two as graphs calls the three.
+`combine` is the whole of it. Of its pieces, `look` and `gradients` read nothing back from the device, so that graphs
+can hold them; `weigh`, between them, may run on the host.
 """
 
 from collections.abc import Sequence
@@ -55,11 +55,9 @@ class Combination:
     Attributes:
         losses: ``[T]``.
         weights: ``[T]``, or None for a method that has none.
-        gramian: ``[T, T]``, the inner products of the unscaled per-task gradients, over the representation or
-            the measured parameters where such were given; None where it was not formed.
-        alignment: ``[T]``, the cosine of each per-task gradient with the update, over what the Gramian is
-            over; 0 where either is zero, None without a Gramian.
-        update_norm: the norm of the update over the shared parameters, scale included.
+        gramian: ``[T, T]`` of the unscaled per-task gradients, by whatever they were taken; None where not formed.
+        alignment: ``[T]``, the cosine of each of these gradients with the update; 0 where either is zero.
+        update_norm: of the update over the shared parameters, scale included.
     """
 
     losses: Tensor
