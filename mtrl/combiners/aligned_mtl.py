@@ -4,9 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, eigen, on_nonzero
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import eigen
 
 
 @register("aligned_mtl")
@@ -28,16 +27,9 @@ class AlignedMTL(GramianCombiner):
     def _setup(self, *, scale: Literal["min", "median", "rmse"] = "min") -> None:
         self.scale = scale
 
-    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        def solve(norms: Array, cosines: Array) -> Array:
-            values, vectors = eigen(cosines, precision)
-            left, singular, _ = np.linalg.svd(norms[:, None] * vectors * np.sqrt(values), full_matrices=False)
-            scales = {
-                "min": singular[-1],
-                "median": np.median(singular),
-                "rmse": np.sqrt((singular**2).mean()),
-            }
-            weights: Array = left @ (left.sum(0) / singular) * scales[self.scale]
-            return weights
-
-        return on_nonzero(norms, cosines, solve)
+    def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        values, vectors = eigen(cosines, precision)
+        left, singular, _ = np.linalg.svd(norms[:, None] * vectors * np.sqrt(values), full_matrices=False)
+        scales = {"min": singular[-1], "median": np.median(singular), "rmse": np.sqrt((singular**2).mean())}
+        weights: Array = left @ (left.sum(0) / singular) * scales[self.scale]
+        return weights

@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, max_min_in_ball
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import max_min_in_ball
 from mtrl.ranges import NotNegative
 
 

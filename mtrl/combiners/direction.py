@@ -43,11 +43,10 @@ class RowMemory(Combiner):
 
     needs = "jacobian"
     memory: Tensor | None
-    calls: Tensor
 
     def _setup(self) -> None:
         self.register_buffer("memory", None)
-        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.calls: Tensor = torch.nn.Buffer(torch.zeros((), dtype=torch.float64))
 
     def _recall(self, jacobian: Tensor) -> Tensor:
         """The memory for a Jacobian, zeros at first; counts the call."""

@@ -26,17 +26,13 @@ class ExcessMTL(RowMemory):
         InputError: in `combine`, if P changes.
     """
 
-    log_weights: Tensor
-    initial: Tensor
-    measured: Tensor
-
     def _setup(self, *, step_size: Positive = 0.01, warmup: Count = 1) -> None:
         super()._setup()
         self.step_size = step_size
         self.warmup = warmup
-        self.register_buffer("log_weights", torch.zeros(self.num_tasks, dtype=torch.float64).log_softmax(0))
-        self.register_buffer("initial", torch.zeros(self.num_tasks, dtype=torch.float64))
-        self.register_buffer("measured", torch.zeros(self.num_tasks, dtype=torch.int64))
+        self.log_weights: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64).log_softmax(0))
+        self.initial: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.measured: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.int64))
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         risk = torch.zeros_like(self.initial)

@@ -2,9 +2,8 @@
 
 from typing import Annotated
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, limit_norm, on_nonzero, power_balance
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import limit_norm, on_nonzero, power_balance
 from mtrl.ranges import Positive, Within
 
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.combiners.adam import AdamVector
 from mtrl.errors import InputError
 from mtrl.ranges import NotNegative, Positive
 
 
 @register("famo")
-class FAMO(Combiner):
+class FAMO(LossCombiner):
     """FAMO (Liu et al., 2023, equation 11): all losses fall at the same relative rate.
 
     With logits ``x`` and ``z = softmax(x)``, ``w_i = c z_i / L_i`` and ``c = 1 / sum_j (z_j / L_j)``, so
@@ -26,15 +26,12 @@ class FAMO(Combiner):
             their supervised runs).
     """
 
-    needs = "losses"
     positive_losses = True
-    weights_specific = True
-    before: Tensor
 
     def _setup(self, *, learning_rate: Positive = 0.025, gamma: NotNegative = 0.01) -> None:
         self.gamma = gamma
         self.logits = AdamVector(torch.zeros(self.num_tasks), learning_rate)
-        self.register_buffer("before", torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.before: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         self.before.copy_(losses)

@@ -28,12 +28,11 @@ class GradNorm(Combiner):
     needs = "gramian"
     positive_losses = True
     weights_specific = True
-    first_losses: Tensor
 
     def _setup(self, *, alpha: NotNegative = 1.5, learning_rate: Positive = 0.025) -> None:
         self.alpha = alpha
         self.learnt = AdamVector(torch.ones(self.num_tasks), learning_rate)
-        self.register_buffer("first_losses", torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.first_losses: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None  # `_check` has seen to it.

@@ -4,9 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, min_norm
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import min_norm
 
 
 @register("mgda")

@@ -32,8 +32,6 @@ class MoCo(RowMemory):
         InputError: in `combine`, if P changes, or with ``normalize="loss"`` on a loss that is not positive.
     """
 
-    simplex: Tensor
-
     def _setup(
         self,
         *,
@@ -50,7 +48,7 @@ class MoCo(RowMemory):
         self.normalize = normalize
         self.positive_losses = normalize == "loss"
         self.projection = projection
-        self.register_buffer("simplex", torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
+        self.simplex: Tensor = torch.nn.Buffer(torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         y = self._recall(jacobian)

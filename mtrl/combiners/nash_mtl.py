@@ -5,9 +5,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, limit_norm, on_nonzero, power_balance
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import limit_norm, on_nonzero, power_balance
 from mtrl.ranges import Count, Within
 
 
@@ -30,14 +29,12 @@ class NashMTL(GramianCombiner):
     """
 
     weights_specific = True
-    solved: Tensor
-    calls: Tensor
 
     def _setup(self, *, update_every: Count = 1, max_norm: Annotated[float, Within("(0, inf]")] = 1.0) -> None:
         self.update_every = update_every
         self.max_norm = max_norm
-        self.register_buffer("solved", torch.zeros(self.num_tasks, dtype=torch.float64))
-        self.register_buffer("calls", torch.tensor(0))
+        self.solved: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.calls: Tensor = torch.nn.Buffer(torch.tensor(0))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         if int(self.calls) % self.update_every == 0:

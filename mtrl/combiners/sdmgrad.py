@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array
+from mtrl.combiners import Array, GramianCombiner, register
 from mtrl.ranges import Count, NotNegative, Positive, Within
 
 
@@ -31,7 +29,6 @@ class SDMGrad(GramianCombiner):
     """
 
     weights_specific = True
-    simplex: Tensor
 
     def _setup(
         self,
@@ -45,7 +42,7 @@ class SDMGrad(GramianCombiner):
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.momentum = momentum
-        self.register_buffer("simplex", torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
+        self.simplex: Tensor = torch.nn.Buffer(torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         point, pull = self.simplex.cpu().numpy().copy(), self.lambda_ / self.num_tasks

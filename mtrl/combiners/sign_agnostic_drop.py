@@ -5,8 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.base import Combiner
+from mtrl.combiners import Combiner, register
 from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
 from mtrl.ranges import Within
 
