@@ -24,7 +24,10 @@ class Within:
 Finite = Annotated[float, Within("(-inf, inf)")]
 NotNegative = Annotated[float, Within("[0, inf)")]
 Positive = Annotated[float, Within("(0, inf)")]
+PositiveOrInfinite = Annotated[float, Within("(0, inf]")]
 Fraction = Annotated[float, Within("[0, 1]")]
+PositiveFraction = Annotated[float, Within("(0, 1]")]
+FractionBelowOne = Annotated[float, Within("[0, 1)")]
 Count = Annotated[int, Within("[1, inf)")]
 Index = Annotated[int, Within("[0, inf)")]
 Seed = Annotated[int, Within("[0, 2147483648)")]
@@ -66,12 +69,7 @@ def _check_limit(name: str, value: Any, kind: type, limit: object) -> None:
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """`check` of every field of a dataclass, and of the dataclasses in its fields.
-
-    Args:
-        config: the dataclass.
-        prefix: stands before a field's name in messages, e.g. ``"agent."``.
-    """
+    """`check` of a dataclass's fields, and of those of dataclasses in them; ``prefix`` precedes names in messages."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

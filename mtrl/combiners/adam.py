@@ -5,14 +5,10 @@ from torch import Tensor
 
 
 class AdamVector(torch.nn.Module):
-    """A vector with its own Adam, all of it in buffers, so that ``state_dict()`` resumes it bit for bit.
+    """A vector ``[T]`` with its own Adam, all of it in buffers, so that ``state_dict()`` resumes it bit for bit.
 
     The gradient is handed in, no autograd graph is involved. Everything is float64: it costs nothing at this
-    size, and thousands of small steps do not round.
-
-    Args:
-        initial: the starting value, shape ``[T]``.
-        learning_rate: Adam's step size; betas are 0.9 and 0.999, epsilon is 1e-8.
+    size, and thousands of small steps do not round. The betas are 0.9 and 0.999, epsilon is 1e-8.
     """
 
     def __init__(self, initial: Tensor, learning_rate: float) -> None:

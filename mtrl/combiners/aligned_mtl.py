@@ -14,8 +14,7 @@ class AlignedMTL(GramianCombiner):
 
     The aligned gradients are the closest ones to ``J``, up to a scale, that are orthonormal within its row space:
     with ``J = U S V^T`` of rank R, ``s U V^T``, so ``w = s U S^-1 U^T 1``. The scale ``s`` is the smallest singular
-    value, the median or the root mean square of them. Orthogonal gradients of one length keep weight 1. Zero
-    gradients get weight 0.
+    value, the median or the root mean square of them. Orthogonal gradients of one length keep weight 1.
 
     The singular values come from ``diag(|g|) C^(1/2)`` with the cosines ``C``, which keeps gradients of norms down to
     1e-14 of the largest, where the eigenvalues of ``G`` would lose them below 1e-7.

@@ -3,10 +3,11 @@
 import inspect
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers import Array, on_nonzero, to_host, unit_gramian
+from mtrl.combiners.solvers import Array, to_host, unit_gramian
 from mtrl.errors import InputError, unknown_name
 from mtrl.ranges import Count, check
 
@@ -79,14 +80,11 @@ class Combiner(torch.nn.Module):
         return {option.name: option for option in found if option.kind is option.KEYWORD_ONLY}
 
     def weights(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
-        """The task weights of this step; methods with state advance it.
+        """The task weights (``[T]``, like ``losses`` in dtype and device) of this step; methods with state advance it.
 
         Args:
             losses: ``[T]``, detached or not; no gradient flows through the weights.
             gramian: ``[T, T]``, the inner products of the per-task gradients; unused by ``"losses"`` methods.
-
-        Returns:
-            ``[T]``, in the dtype and on the device of ``losses``.
 
         Raises:
             InputError: on a wrong shape, a missing Gramian, or a loss that this method cannot take.
@@ -151,7 +149,7 @@ class Combiner(torch.nn.Module):
 
 
 class LossCombiner(Combiner):
-    """A re-weighting by the losses alone, which a single backward pass applies to all parameters."""
+    """A re-weighting by the losses alone: one backward pass gives it to all parameters, task-specific ones too."""
 
     needs = "losses"
     weights_specific = True
@@ -174,8 +172,13 @@ class GramianCombiner(Combiner):
         return torch.from_numpy(self._solve(norms, cosines, host_losses, torch.finfo(gramian.dtype).eps))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        """By default the weights of `_solve_nonzero`, and 0 for tasks with a zero gradient."""
-        return on_nonzero(norms, cosines, lambda n, c: self._solve_nonzero(n, c, precision))
+        """By default those of `_solve_nonzero` for the tasks that have a gradient, and 0 for the others."""
+        kept = np.flatnonzero(norms)
+        weights = np.zeros_like(norms)
+        if kept.size:
+            weights[kept] = self._solve_nonzero(norms[kept], cosines[np.ix_(kept, kept)], precision)
+        return weights
 
     def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        """For equations with unit gradients or divided by norms, where a zero gradient has no place."""
         raise NotImplementedError

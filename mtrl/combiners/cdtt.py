@@ -26,8 +26,7 @@ class CDTT(EDM):
     gradients' scale, so this method is not equivariant under scaling. A zero gradient gets weight 0.
 
     Args:
-        alpha: the sensitivity of the pulls in [0, 1]; Gama & Grassi search 0.2, 0.4, 0.6, 0.8 and 1.0, and their
-            choice for the two digits of Multi-MNIST is the default, 0.6.
+        alpha: the sensitivity of the pulls; of 0.2, 0.4, ... 1.0 Gama & Grassi choose 0.6 for Multi-MNIST's two digits.
     """
 
     positive_losses = True

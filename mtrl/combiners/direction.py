@@ -38,7 +38,8 @@ def at_norm_of(direction: Tensor, reference: Tensor) -> Tensor:
 class RowMemory(Combiner):
     """Base of the methods that remember one vector per task, ``memory`` of shape ``[T, P]``.
 
-    It is made at the first call, when P is known, and saved and restored like any other buffer.
+    It is made at the first call, when P is known (`InputError` if that changes), and saved and restored like any other
+    buffer. Papers that weigh the task-specific parameters too are not followed: these get their plain loss's gradient.
     """
 
     needs = "jacobian"

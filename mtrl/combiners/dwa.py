@@ -17,8 +17,7 @@ class DWA(LossCombiner):
 
     Args:
         temperature: above 0; 2 as in the paper, large values give equal weights.
-        period: the number of calls that a loss is averaged over. The paper takes an epoch; 25 is the window
-            in the code of Nash-MTL (Navon et al., 2022).
+        period: the number of calls that a loss is averaged over, an epoch in the paper; 25 as in Nash-MTL's code.
     """
 
     positive_losses = True

@@ -12,18 +12,14 @@ from mtrl.ranges import Count, Positive
 class ExcessMTL(RowMemory):
     """ExcessMTL (He et al., 2024, equations 6, 7 and 9): tasks farther from their optimum weigh more.
 
-    With the squared gradients summed over the calls, ``S <- S + J * J`` (``[T, P]``), the excess risk of a
-    task is estimated as ``r_i = sum_p J_ip^2 / sqrt(S_ip)``. Over its mean in a task's first ``warmup``
-    calls with a non-zero gradient, it moves the weights, ``w_i <- w_i exp(step_size r_i / r_i0)``, which
-    keep the sum 1; until then the ratio counts as 1. The direction is ``w^T J``. The paper weights the
-    task-specific parameters too; here these get the gradient of their plain loss.
+    With the squared gradients summed over the calls, ``S <- S + J * J`` (``[T, P]``), the excess risk of a task is
+    estimated as ``r_i = sum_p J_ip^2 / sqrt(S_ip)``. Over its mean in a task's first ``warmup`` calls with a non-zero
+    gradient, it moves the weights, ``w_i <- w_i exp(step_size r_i / r_i0)``, which keep the sum 1; until then the
+    ratio counts as 1. The direction is ``w^T J``.
 
     Args:
         step_size: above 0; 0.01 as in LibMTL.
         warmup: calls for the first excess risk, at least 1; 1 as in the authors' code (the paper: 3 epochs).
-
-    Raises:
-        InputError: in `combine`, if P changes.
     """
 
     def _setup(self, *, step_size: Positive = 0.01, warmup: Count = 1) -> None:

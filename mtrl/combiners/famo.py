@@ -22,8 +22,7 @@ class FAMO(LossCombiner):
 
     Args:
         learning_rate: Adam's for the logits, above 0; 0.025 as in the paper.
-        gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (0.001 for most of
-            their supervised runs).
+        gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (mostly 0.001 elsewhere).
     """
 
     positive_losses = True
@@ -39,14 +38,10 @@ class FAMO(LossCombiner):
         return weights / weights.sum()
 
     def after_step(self, losses: Tensor) -> None:
-        """Moves the logits by how much each loss fell.
-
-        Args:
-            losses: ``[T]``, on the batch that `weights` last saw, after the optimizer's step.
+        """Moves the logits by how much each loss (``[T]``, on the batch that `weights` last saw) fell.
 
         Raises:
-            InputError: on a wrong shape, a loss that is not positive, or when `weights` was not called
-                before.
+            InputError: on a wrong shape, a loss that is not positive, or when `weights` was not called before.
         """
         self._check(losses, None)
         if not self.before.all():

@@ -16,9 +16,6 @@ class Fixed(LossCombiner):
 
     Args:
         weights: T numbers of at least 0, not all 0; there is no default.
-
-    Raises:
-        InputError: if the weights are missing, not T, negative, not finite, or all zero.
     """
 
     def _setup(self, *, weights: Sequence[NotNegative] | None = None) -> None:

@@ -20,8 +20,7 @@ class GradNorm(Combiner):
     the rescaling.
 
     Args:
-        alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for its toy
-            problem).
+        alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for toys).
         learning_rate: Adam's for the weights, above 0; 0.025, as for the learnt weights of `Uncertainty`.
     """
 

@@ -1,13 +1,11 @@
 """Stochastic direction-oriented multi-objective gradient descent (Xiao, Ban & Ji, 2023)."""
 
-from typing import Annotated
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtrl.combiners import Array, GramianCombiner, register
-from mtrl.ranges import Count, NotNegative, Positive, Within
+from mtrl.ranges import Count, FractionBelowOne, NotNegative, Positive
 
 
 @register("sdmgrad")
@@ -36,7 +34,7 @@ class SDMGrad(GramianCombiner):
         lambda_: NotNegative = 0.3,
         iterations: Count = 20,
         learning_rate: Positive = 10.0,
-        momentum: Annotated[float, Within("[0, 1)")] = 0.5,
+        momentum: FractionBelowOne = 0.5,
     ) -> None:
         self.lambda_ = lambda_
         self.iterations = iterations

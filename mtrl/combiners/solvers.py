@@ -11,7 +11,6 @@ Arguments that all share: ``norms``, ``[T]``; ``cosines``, ``[T, T]``, 0 for zer
 epsilon of the type in which the Gramian was computed. Solvers that do not say otherwise need positive norms.
 """
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -42,19 +41,6 @@ def unit_gramian(gramian: Array) -> tuple[Array, Array]:
     cosines = (cosines + cosines.T) / 2
     cosines[np.diag_indices_from(cosines)] = norms > 0
     return norms, cosines
-
-
-def on_nonzero(norms: Array, cosines: Array, solve: Callable[[Array, Array], Array]) -> Array:
-    """Weights from ``solve(norms, cosines)`` for the tasks that have a gradient, and zero for the others.
-
-    For methods whose equations hold unit gradients or divide by norms: a zero gradient has no place in these,
-    and adds nothing to the update whatever its weight.
-    """
-    kept = np.flatnonzero(norms)
-    weights = np.zeros_like(norms)
-    if kept.size:
-        weights[kept] = solve(norms[kept], cosines[np.ix_(kept, kept)])
-    return weights
 
 
 def limit_norm(weights: Array, norms: Array, cosines: Array, max_norm: float) -> Array:
@@ -196,8 +182,10 @@ def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: floa
     program, ``d = g_0 + J^T z`` with ``z >= 0``, and its distance from ``g_0`` is convex in ``v``, along pieces on
     which ``z`` is linear. The level at which it reaches the radius is found by solving these pieces exactly, with
     a Newton step where that leaves the bracket. Where no level above 0 can be reached (Pareto-stationary points,
-    or a zero gradient) the maximiser may not be unique; the one nearest to ``g_0`` is taken.
-    Norms may be 0; ``radius`` is ``c``, at least 0. Returns ``z``, ``[T]``.
+    or a zero gradient, which the norms may hold) the maximiser may not be unique; the one nearest to ``g_0`` is taken.
+
+    Returns:
+        ``z``, ``[T]``, for a ``radius`` ``c`` of at least 0.
     """
     kept = np.flatnonzero(norms)
     z = np.zeros_like(norms)

@@ -18,8 +18,7 @@ class STCH(LossCombiner):
 
     Args:
         mu: the smoothing, above 0; 1 as in the authors' code, towards 0 only the worst task counts.
-        warmup: the number of calls before ``z`` is fixed, at least 1. The default is ours: reinforcement
-            learning has no epochs.
+        warmup: the number of calls before ``z`` is fixed; the default is ours, since RL has no epochs.
     """
 
     positive_losses = True
