@@ -7,7 +7,7 @@ gradients into one. Defaults are those of Kurin et al. (2022), table 1, unless a
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from agents.replay import Batch, ReplayBuffer
 from mtrl.combiners import Combiner
 from mtrl.errors import RunError
 from mtrl.gradients import TaskBatched
-from mtrl.ranges import Count, Finite, Fraction, NotNegative, OneOf, Positive, Within, check_fields
+from mtrl.ranges import Count, Finite, Fraction, NotNegative, Positive, Within, check_fields
 from mtrl.rl.protocols import Floats, Step
 
 
@@ -29,12 +29,12 @@ class SACConfig:
 
     hidden_sizes: list[Count] = field(default_factory=lambda: [400, 400, 400])
     layer_norm: bool = False
-    task_encoding: Annotated[str, OneOf("one_hot", "none")] = "one_hot"  # appended to observations; Kurin et al.: none
+    task_encoding: Annotated[str, Literal["one_hot", "none"]] = "one_hot"  # added to observations; Kurin et al.: none
     discount: Fraction = 0.99
     target_update_rate: Annotated[float, Within("(0, 1]")] = 0.005
     learning_rate: Positive = 3e-4
     actor_weight_decay: NotNegative = 3e-4
-    weight_decay_mode: Annotated[str, OneOf("coupled", "decoupled")] = "coupled"  # Adam's, as in their code; or AdamW
+    weight_decay_mode: Annotated[str, Literal["coupled", "decoupled"]] = "coupled"  # Adam's, as in their code; or AdamW
     max_gradient_norm: Positive | None = None
     initial_temperature: Positive = 1.0
     per_task_temperature: bool = False
@@ -42,7 +42,7 @@ class SACConfig:
     buffer_size: Count = 4_000_000  # transitions over all tasks, each of which has an equal share
     normalize_rewards: bool = True
     rescale: bool = True  # every method's weights to unitary's scale; off, each keeps its paper's own
-    compile: Annotated[str, OneOf("auto", "off")] = "auto"  # on CUDA, replay updates as graphs or launch operations
+    compile: Annotated[str, Literal["auto", "off"]] = "auto"  # on CUDA, replay updates as graphs or launch operations
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""

@@ -10,11 +10,7 @@ from mtrl.errors import InputError
 
 
 def load_file(key: str, file: str | Path) -> ModuleType:
-    """The module that a Python file holds; executed at the first call alone.
-
-    Args:
-        key: where the file was named, for messages.
-        file: its path.
+    """The module that a Python file holds, executed at the first call alone; ``key`` says where the file was named.
 
     Raises:
         InputError: if there is no such file, or it fails; the message tells the line.

@@ -21,17 +21,13 @@ class Within:
         return above and (number <= high if self.interval[-1] == "]" else number < high)
 
 
-class OneOf:
-    """One of a few words; ``Literal`` says the same where nothing but Python reads the annotation."""
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-
-
 Finite = Annotated[float, Within("(-inf, inf)")]
 NotNegative = Annotated[float, Within("[0, inf)")]
 Positive = Annotated[float, Within("(0, inf)")]
+PositiveOrInfinite = Annotated[float, Within("(0, inf]")]
 Fraction = Annotated[float, Within("[0, 1]")]
+PositiveFraction = Annotated[float, Within("(0, 1]")]
+FractionBelowOne = Annotated[float, Within("[0, 1)")]
 Count = Annotated[int, Within("[1, inf)")]
 Index = Annotated[int, Within("[0, inf)")]
 Seed = Annotated[int, Within("[0, 2147483648)")]
@@ -43,8 +39,8 @@ def check(name: str, value: Any, annotation: Any) -> None:
     Args:
         name: what the message calls it, e.g. ``"agent.discount"``.
         value: what was given.
-        annotation: a type; ``Annotated`` with `Within` or `OneOf`, ``Literal``, ``bool``, ``None`` and lists of these
-            are read.
+        annotation: a type; read are ``Literal``, ``Annotated`` with `Within` (or with ``Literal``, where others than
+            Python read the type), ``bool``, and ``None`` and lists of these.
 
     Raises:
         InputError: if the value lies outside; the message says what was expected.
@@ -56,34 +52,24 @@ def check(name: str, value: Any, annotation: Any) -> None:
     elif origin is list and isinstance(value, list):
         for entry in value:
             check(name, entry, arguments[0])
-    elif origin is Literal:
-        _check_word(name, value, arguments)
     elif origin is Annotated:
-        for limit in arguments[1:]:
-            _check_limit(name, value, arguments[0], limit)
+        _check_limit(name, value, *arguments)
+    elif origin is Literal and value not in arguments:
+        raise unknown_name(name, value, map(str, arguments))
     elif annotation is bool and not isinstance(value, bool):
         raise InputError(f"{name}: expected true or false, got {value!r}")
 
 
 def _check_limit(name: str, value: Any, kind: type, limit: object) -> None:
-    if isinstance(limit, OneOf):
-        _check_word(name, value, limit.words)
-    elif isinstance(limit, Within) and not (_is_a(value, kind) and value in limit):
-        raise InputError(f"{name}: expected {_told(kind, limit)}, got {value!r}")
-
-
-def _check_word(name: str, value: object, words: Sequence[object]) -> None:
-    if value not in words:
-        raise unknown_name(name, value, map(str, words))
+    if not isinstance(limit, Within):
+        check(name, value, limit)
+    elif isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or value not in limit:
+        article = "an integer of" if kind is int else "a number in"
+        raise InputError(f"{name}: expected {article} {_described_limit(kind, limit)}, got {value!r}")
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """`check` of every field of a dataclass, and of the dataclasses in its fields.
-
-    Args:
-        config: the dataclass.
-        prefix: stands before a field's name in messages, e.g. ``"agent."``.
-    """
+    """`check` of a dataclass's fields, and of those of dataclasses in them; ``prefix`` precedes names in messages."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -108,25 +94,16 @@ def described(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is Annotated:
-        return " and ".join(_allowed(arguments[0], limit) for limit in arguments[1:])
+        return _described_limit(*arguments)
     if annotation is bool:
         return "true or false"
     return f"each {entries}" if origin in (list, Sequence) and (entries := described(arguments[0])) else ""
 
 
-def _allowed(kind: type, limit: object) -> str:
-    if isinstance(limit, OneOf):
-        return " or ".join(limit.words)
-    assert isinstance(limit, Within)
-    return _told(kind, limit).removeprefix("a number in ").removeprefix("an integer of ")
-
-
-def _is_a(value: object, kind: type) -> bool:
-    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-
-
-def _told(kind: type, limit: Within) -> str:
+def _described_limit(kind: type, limit: object) -> str:
+    if not isinstance(limit, Within):
+        return described(limit)
+    if kind is not int:
+        return limit.interval
     low, high = limit.interval[1:-1].split(", ")
-    if kind is int:
-        return f"an integer of at least {low}" + ("" if high == "inf" else f" and below {int(high):,}")
-    return f"a number in {limit.interval}"
+    return f"at least {low}" + ("" if high == "inf" else f" and below {int(high):,}")

@@ -25,21 +25,13 @@ class Registry(Generic[Entry]):
         self._entries: dict[str, Entry] = {}
 
     def __call__(self, name: str) -> Callable[[Made], Made]:
-        """Makes what it decorates that of a name.
-
-        Args:
-            name: a word of letters, digits and underscores.
-
-        Raises:
-            InputError: if the name is no such word or has been given away.
-        """
+        """Makes what it decorates that of a name; `InputError` if that is no word or has been given away."""
 
         def registered(made: Made) -> Made:
             if not name.isidentifier():
                 raise InputError(f"{self._kind} '{name}': expected a name of letters, digits and underscores")
             if name in self._entries:
-                first = self._entries[name].__module__
-                raise InputError(f"{self._kind} '{name}' is registered twice: {first} has it")
+                raise InputError(f"{self._kind} '{name}' is registered twice: {self._entries[name].__module__} has it")
             entry: Any = self._admit(name, made)
             self._entries[name] = entry
             return entry  # type: ignore[no-any-return]
@@ -53,11 +45,7 @@ class Registry(Generic[Entry]):
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:
-        """What is registered under a name.
-
-        Raises:
-            InputError: if nothing is; the message offers the nearest name.
-        """
+        """What is registered under a name; `InputError` with the nearest name if nothing is."""
         if name not in self.names():
             raise unknown_name(self._kind, name, self._entries)
         return self._entries[name]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from agents.sac import SACConfig
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Index, OneOf, Seed, check_fields
+from mtrl.ranges import Count, Index, Seed, check_fields
 from mtrl.rl.loop import Schedule
 from mtrl.run.directory import read_config
 from mtrl.run.extracted_weights import WAYS
@@ -38,9 +38,9 @@ class BenchmarkConfig:
 
     name: str = MISSING
     horizon: Count = 500
-    reward_version: Annotated[str, OneOf("v1", "v2")] = "v2"
+    reward_version: Annotated[str, Literal["v1", "v2"]] = "v2"
     terminate_on_success: bool = False
-    goals: Annotated[str, OneOf("random", "fixed", "evaluation")] = "random"
+    goals: Annotated[str, Literal["random", "fixed", "evaluation"]] = "random"
     """``random`` draws one of 50 goals at every reset; ``fixed`` keeps one per task for the whole run."""
     fast: bool = True
 
@@ -64,7 +64,7 @@ class TrainConfig:
     tasks: list[str] | None = None
     combiner: dict[str, Any] = field(default_factory=dict)
     weights_from: str | None = None
-    weights_how: Annotated[str, OneOf(*WAYS)] = "ema"
+    weights_how: Annotated[str, Literal[*WAYS]] = "ema"
     plugins: list[str] = field(default_factory=list)
     agent: SACConfig = field(default_factory=SACConfig)
     seed: Seed = MISSING

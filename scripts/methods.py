@@ -95,9 +95,7 @@ def methods_table() -> Table:
 
 
 def _option(option: inspect.Parameter) -> str:
-    default = option.default
-    if default is option.empty:
-        default = ""
-    elif default is None or isinstance(default, bool):
+    default = "" if option.default is option.empty else option.default
+    if default is None or isinstance(default, bool):
         default = json.dumps(default)
     return f"    {option.name}={default}    {described(option.annotation)}".rstrip()

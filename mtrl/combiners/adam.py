@@ -5,28 +5,19 @@ from torch import Tensor
 
 
 class AdamVector(torch.nn.Module):
-    """A vector with its own Adam, all of it in buffers, so that ``state_dict()`` resumes it bit for bit.
+    """A vector ``[T]`` with its own Adam, all of it in buffers, so that ``state_dict()`` resumes it bit for bit.
 
     The gradient is handed in, no autograd graph is involved. Everything is float64: it costs nothing at this
-    size, and thousands of small steps do not round.
-
-    Args:
-        initial: the starting value, shape ``[T]``.
-        learning_rate: Adam's step size; betas are 0.9 and 0.999, epsilon is 1e-8.
+    size, and thousands of small steps do not round. The betas are 0.9 and 0.999, epsilon is 1e-8.
     """
-
-    value: Tensor
-    mean: Tensor
-    square: Tensor
-    steps: Tensor
 
     def __init__(self, initial: Tensor, learning_rate: float) -> None:
         super().__init__()
         self.learning_rate = learning_rate
-        self.register_buffer("value", initial.double())
-        self.register_buffer("mean", torch.zeros_like(self.value))
-        self.register_buffer("square", torch.zeros_like(self.value))
-        self.register_buffer("steps", torch.zeros_like(self.value[0]))
+        self.value: Tensor = torch.nn.Buffer(initial.double())
+        self.mean: Tensor = torch.nn.Buffer(torch.zeros_like(self.value))
+        self.square: Tensor = torch.nn.Buffer(torch.zeros_like(self.value))
+        self.steps: Tensor = torch.nn.Buffer(torch.zeros_like(self.value[0]))
 
     def step(self, gradient: Tensor) -> None:
         """Moves the value (``[T]``) against its gradient (``[T]``)."""

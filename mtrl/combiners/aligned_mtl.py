@@ -4,9 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, eigen, on_nonzero
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import eigen
 
 
 @register("aligned_mtl")
@@ -15,8 +14,7 @@ class AlignedMTL(GramianCombiner):
 
     The aligned gradients are the closest ones to ``J``, up to a scale, that are orthonormal within its row space:
     with ``J = U S V^T`` of rank R, ``s U V^T``, so ``w = s U S^-1 U^T 1``. The scale ``s`` is the smallest singular
-    value, the median or the root mean square of them. Orthogonal gradients of one length keep weight 1. Zero
-    gradients get weight 0.
+    value, the median or the root mean square of them. Orthogonal gradients of one length keep weight 1.
 
     The singular values come from ``diag(|g|) C^(1/2)`` with the cosines ``C``, which keeps gradients of norms down to
     1e-14 of the largest, where the eigenvalues of ``G`` would lose them below 1e-7.
@@ -28,16 +26,9 @@ class AlignedMTL(GramianCombiner):
     def _setup(self, *, scale: Literal["min", "median", "rmse"] = "min") -> None:
         self.scale = scale
 
-    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        def solve(norms: Array, cosines: Array) -> Array:
-            values, vectors = eigen(cosines, precision)
-            left, singular, _ = np.linalg.svd(norms[:, None] * vectors * np.sqrt(values), full_matrices=False)
-            scales = {
-                "min": singular[-1],
-                "median": np.median(singular),
-                "rmse": np.sqrt((singular**2).mean()),
-            }
-            weights: Array = left @ (left.sum(0) / singular) * scales[self.scale]
-            return weights
-
-        return on_nonzero(norms, cosines, solve)
+    def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        values, vectors = eigen(cosines, precision)
+        left, singular, _ = np.linalg.svd(norms[:, None] * vectors * np.sqrt(values), full_matrices=False)
+        scales = {"min": singular[-1], "median": np.median(singular), "rmse": np.sqrt((singular**2).mean())}
+        weights: Array = left @ (left.sum(0) / singular) * scales[self.scale]
+        return weights

@@ -1,12 +1,13 @@
-"""The one abstraction for every way of combining per-task gradients."""
+"""The one abstraction for every way of combining per-task gradients, and the bases of the two kinds of re-weighting."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mtrl.combiners.solvers import Array, to_host, unit_gramian
 from mtrl.errors import InputError, unknown_name
 from mtrl.ranges import Count, check
 
@@ -44,23 +45,29 @@ class Combiner(torch.nn.Module):
     """Whether every loss has to be positive."""
     weights_specific: ClassVar[bool] = False
     """Whether the paper applies the weights to task-specific parameters too (drivers can override it)."""
-
-    registered_name: ClassVar[str]
+    name: str
     """The name that `mtrl.combiners.register` gave to this class; until then its own."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.registered_name = cls.__name__
+        cls.name = cls.__name__
 
     def __init__(self, num_tasks: int, *, seed: int = 0, rescale: bool = False, **options: Any) -> None:
         super().__init__()
         check("num_tasks", num_tasks, Count)
         check("rescale", rescale, bool)
+        known = self.options()
+        for option, value in options.items():
+            if option not in known:
+                raise unknown_name(f"option of {self.name}", option, [*known, "rescale"])
+            check(f"{option} of {self.name}", value, known[option].annotation)
+        for option, parameter in known.items():
+            if parameter.default is parameter.empty and option not in options:
+                raise InputError(f"{self.name} needs its option {option}")
         self.num_tasks = num_tasks
         self.rescale = rescale
         # On the CPU whatever the device of the losses, so that a seed means the same stream everywhere.
         self.generator = torch.Generator().manual_seed(seed)
-        self._check_options(options)
         self._setup(**options)
 
     def _setup(self, *_: Any, **options: Any) -> None:  # to a type checker, this is any signature
@@ -72,20 +79,12 @@ class Combiner(torch.nn.Module):
         _, *found = inspect.signature(cls._setup, eval_str=True).parameters.values()
         return {option.name: option for option in found if option.kind is option.KEYWORD_ONLY}
 
-    @property
-    def name(self) -> str:
-        """The name in the registry, for messages."""
-        return self.registered_name
-
     def weights(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
-        """The task weights of this step; methods with state advance it.
+        """The task weights (``[T]``, like ``losses`` in dtype and device) of this step; methods with state advance it.
 
         Args:
             losses: ``[T]``, detached or not; no gradient flows through the weights.
             gramian: ``[T, T]``, the inner products of the per-task gradients; unused by ``"losses"`` methods.
-
-        Returns:
-            ``[T]``, in the dtype and on the device of ``losses``.
 
         Raises:
             InputError: on a wrong shape, a missing Gramian, or a loss that this method cannot take.
@@ -99,14 +98,11 @@ class Combiner(torch.nn.Module):
             return weights
 
     def combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
-        """The update direction to put into ``.grad``.
+        """The update direction (``[P]``) to put into ``.grad``.
 
         Args:
             losses: ``[T]``.
             jacobian: ``[T, P]``, one task's gradient a row. It may be overwritten.
-
-        Returns:
-            ``[P]``.
 
         Raises:
             InputError: as `weights`.
@@ -132,16 +128,6 @@ class Combiner(torch.nn.Module):
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _check_options(self, options: Mapping[str, object]) -> None:
-        known = self.options()
-        for option, value in options.items():
-            if option not in known:
-                raise unknown_name(f"option of {self.name}", option, [*known, "rescale"])
-            check(f"{option} of {self.name}", value, known[option].annotation)
-        for option, parameter in known.items():
-            if parameter.default is parameter.empty and option not in options:
-                raise InputError(f"{self.name} needs its option {option}")
-
     def _check(self, losses: Tensor, gramian: Tensor | None) -> None:
         t = self.num_tasks
         if losses.shape != (t,):
@@ -160,3 +146,39 @@ class Combiner(torch.nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restores the state of the random generator."""
         self.generator.set_state(state.cpu())
+
+
+class LossCombiner(Combiner):
+    """A re-weighting by the losses alone: one backward pass gives it to all parameters, task-specific ones too."""
+
+    needs = "losses"
+    weights_specific = True
+
+
+class GramianCombiner(Combiner):
+    """A re-weighting that is solved in float64 on the CPU, by `_solve` or `_solve_nonzero`.
+
+    Their arguments: ``norms``, the lengths ``[T]`` of the gradients; ``cosines`` between them, ``[T, T]``, 0 for zero
+    gradients; the ``losses`` ``[T]``; ``precision``, the machine epsilon of the type in which the Gramian was computed.
+    They return the weights ``[T]``.
+    """
+
+    needs = "gramian"
+
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        assert gramian is not None  # `_check` has seen to it.
+        host_gramian, host_losses = to_host(gramian, losses)
+        norms, cosines = unit_gramian(host_gramian)
+        return torch.from_numpy(self._solve(norms, cosines, host_losses, torch.finfo(gramian.dtype).eps))
+
+    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        """By default those of `_solve_nonzero` for the tasks that have a gradient, and 0 for the others."""
+        kept = np.flatnonzero(norms)
+        weights = np.zeros_like(norms)
+        if kept.size:
+            weights[kept] = self._solve_nonzero(norms[kept], cosines[np.ix_(kept, kept)], precision)
+        return weights
+
+    def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        """For equations with unit gradients or divided by norms, where a zero gradient has no place."""
+        raise NotImplementedError

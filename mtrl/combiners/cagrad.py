@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, max_min_in_ball
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import max_min_in_ball
 from mtrl.ranges import NotNegative
 
 
@@ -20,8 +19,7 @@ class CAGrad(GramianCombiner):
     Args:
         c: the radius of the ball relative to ``|g_0|``, at least 0; the paper requires it below 1 for convergence
             to a minimum of the mean loss. 0.4 as for NYUv2 in the paper (0.9 and 0.5 for MT10 and MT50 in its code).
-        shrink: divide ``d`` by ``1 + c^2`` (``quadratic``, default, the authors' code), by ``1 + c`` (``linear``) or
-            not at all (``none``, the paper's algorithm 1). It changes the length only.
+        shrink: divide by ``1 + c^2`` (``quadratic``, their code), ``1 + c`` (``linear``) or 1 (``none``, the paper).
     """
 
     def _setup(self, *, c: NotNegative = 0.4, shrink: Literal["quadratic", "linear", "none"] = "quadratic") -> None:

@@ -6,15 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.edm import central_weights
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, on_nonzero
+from mtrl.combiners import Array, register
+from mtrl.combiners.edm import EDM
 from mtrl.ranges import Fraction
 
 
 @register("cdtt")
-class CDTT(GramianCombiner):
+class CDTT(EDM):
     """CDTT (Nakamura et al., 2022; in the form of Gama & Grassi, 2025, proof of proposition 5).
 
     From EDM's direction ``d``, each task pulls towards its gradient, the harder the less it has learnt:
@@ -28,23 +26,19 @@ class CDTT(GramianCombiner):
     gradients' scale, so this method is not equivariant under scaling. A zero gradient gets weight 0.
 
     Args:
-        alpha: the sensitivity of the pulls in [0, 1]; Gama & Grassi search 0.2, 0.4, 0.6, 0.8 and 1.0, and their
-            choice for the two digits of Multi-MNIST is the default, 0.6.
+        alpha: the sensitivity of the pulls; of 0.2, 0.4, ... 1.0 Gama & Grassi choose 0.6 for Multi-MNIST's two digits.
     """
 
     positive_losses = True
-    recent: Tensor
-    previous: Tensor
-    steps: Tensor
 
     def _setup(self, *, alpha: Fraction = 0.6) -> None:
         self.alpha = alpha
-        self.register_buffer("recent", torch.zeros(10, self.num_tasks, dtype=torch.float64))
-        self.register_buffer("previous", torch.zeros(self.num_tasks, dtype=torch.float64))
-        self.register_buffer("steps", torch.tensor(0))
+        self.recent: Tensor = torch.nn.Buffer(torch.zeros(10, self.num_tasks, dtype=torch.float64))
+        self.previous: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.steps: Tensor = torch.nn.Buffer(torch.tensor(0))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        weights = on_nonzero(norms, cosines, central_weights)
+        weights = super()._solve(norms, cosines, losses, precision)
         step = int(self.steps)
         self.steps += 1
         self.recent[step % len(self.recent)] = torch.from_numpy(norms).to(self.recent)

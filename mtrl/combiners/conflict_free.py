@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, eigen, on_nonzero
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import eigen
 
 
 @register("conflict_free")
@@ -17,15 +16,12 @@ class ConflictFree(GramianCombiner):
     Zero gradients get weight 0.
     """
 
-    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        def solve(norms: Array, cosines: Array) -> Array:
-            values, vectors = eigen(cosines, precision)
-            ones = vectors.sum(0)
-            squared = ones @ (ones / values)
-            if ones @ ones <= len(norms) ** 2 * precision:
-                return np.zeros_like(norms)
-            projections = norms @ (vectors @ ones)
-            weights: Array = vectors @ (ones / values) / norms * (projections / squared)
-            return weights
-
-        return on_nonzero(norms, cosines, solve)
+    def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        values, vectors = eigen(cosines, precision)
+        ones = vectors.sum(0)
+        if ones @ ones <= len(norms) ** 2 * precision:
+            return np.zeros_like(norms)
+        x = vectors @ (ones / values)
+        projections, squared = norms @ (vectors @ ones), ones @ (ones / values)
+        weights: Array = x / norms * (projections / squared)
+        return weights

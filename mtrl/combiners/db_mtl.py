@@ -1,13 +1,11 @@
 """Dual-balancing multi-task learning (Lin et al., 2023)."""
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
 from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory
-from mtrl.ranges import NotNegative, Within
+from mtrl.ranges import FractionBelowOne, NotNegative
 
 
 @register("db_mtl")
@@ -15,21 +13,17 @@ class DBMTL(RowMemory):
     """DB-MTL (Lin et al., 2023, algorithm 1): log-losses, and every gradient as long as the longest.
 
     At call t the gradients of the log-losses are averaged, ``m_i <- b m_i + (1 - b) J_i / L_i`` with
-    ``b = beta / t^beta_decay`` and ``m = 0`` at first, and the direction is
-    ``sum_i m_i max_j ||m_j|| / ||m_i||``. A zero ``m_i`` adds nothing. The paper takes the log-losses for
-    task-specific parameters too; here these get the gradient of their plain loss.
+    ``b = beta / t^beta_decay`` and ``m = 0`` at first, and the direction is ``sum_i m_i max_j ||m_j|| / ||m_i||``.
+    A zero ``m_i`` adds nothing.
 
     Args:
         beta: the averaging, in [0, 1); 0.9 as in LibMTL.
         beta_decay: its decay, at least 0; 0 as in LibMTL.
-
-    Raises:
-        InputError: in `combine`, on a loss that is not positive or if P changes.
     """
 
     positive_losses = True
 
-    def _setup(self, *, beta: Annotated[float, Within("[0, 1)")] = 0.9, beta_decay: NotNegative = 0.0) -> None:
+    def _setup(self, *, beta: FractionBelowOne = 0.9, beta_decay: NotNegative = 0.0) -> None:
         super()._setup()
         self.beta = beta
         self.beta_decay = beta_decay

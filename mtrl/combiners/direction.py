@@ -38,16 +38,16 @@ def at_norm_of(direction: Tensor, reference: Tensor) -> Tensor:
 class RowMemory(Combiner):
     """Base of the methods that remember one vector per task, ``memory`` of shape ``[T, P]``.
 
-    It is made at the first call, when P is known, and saved and restored like any other buffer.
+    It is made at the first call, when P is known (`InputError` if that changes), and saved and restored like any other
+    buffer. Papers that weigh the task-specific parameters too are not followed: these get their plain loss's gradient.
     """
 
     needs = "jacobian"
     memory: Tensor | None
-    calls: Tensor
 
     def _setup(self) -> None:
         self.register_buffer("memory", None)
-        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.calls: Tensor = torch.nn.Buffer(torch.zeros((), dtype=torch.float64))
 
     def _recall(self, jacobian: Tensor) -> Tensor:
         """The memory for a Jacobian, zeros at first; counts the call."""

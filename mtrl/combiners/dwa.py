@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.ranges import Count, Positive
 
 
 @register("dwa")
-class DWA(Combiner):
+class DWA(LossCombiner):
     """Dynamic Weight Average (Liu et al., 2019, equation 7): tasks whose loss falls slowly weigh more.
 
     ``w = T softmax(r / temperature)`` with ``r_i = L_i(k-1) / L_i(k-2)``, the ratio of the mean losses of
@@ -17,22 +17,17 @@ class DWA(Combiner):
 
     Args:
         temperature: above 0; 2 as in the paper, large values give equal weights.
-        period: the number of calls that a loss is averaged over. The paper takes an epoch; 25 is the window
-            in the code of Nash-MTL (Navon et al., 2022).
+        period: the number of calls that a loss is averaged over, an epoch in the paper; 25 as in Nash-MTL's code.
     """
 
-    needs = "losses"
     positive_losses = True
-    weights_specific = True
-    means: Tensor
-    calls: Tensor
 
     def _setup(self, *, temperature: Positive = 2.0, period: Count = 25) -> None:
         self.temperature = temperature
         self.period = period
         # The mean losses of this period so far, the one before, and the one before that.
-        self.register_buffer("means", torch.zeros(3, self.num_tasks, dtype=torch.float64))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.means: Tensor = torch.nn.Buffer(torch.zeros(3, self.num_tasks, dtype=torch.float64))
+        self.calls: Tensor = torch.nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         calls = int(self.calls)

@@ -2,16 +2,8 @@
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, min_norm, on_nonzero
-
-
-def central_weights(norms: Array, cosines: Array) -> Array:
-    """The weights ``[T]`` of `EDM`, from the norms ``[T]``, all positive, and the cosines ``[T, T]``."""
-    weights = min_norm(np.ones_like(norms), cosines) / norms
-    weights /= weights.sum()
-    return weights
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import min_norm
 
 
 @register("edm")
@@ -24,5 +16,7 @@ class EDM(GramianCombiner):
     the others; if there are none, this is IMTL-G. A zero gradient has no direction and gets weight 0.
     """
 
-    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        return on_nonzero(norms, cosines, central_weights)
+    def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        weights = min_norm(np.ones_like(norms), cosines) / norms
+        weights /= weights.sum()
+        return weights

@@ -12,31 +12,23 @@ from mtrl.ranges import Count, Positive
 class ExcessMTL(RowMemory):
     """ExcessMTL (He et al., 2024, equations 6, 7 and 9): tasks farther from their optimum weigh more.
 
-    With the squared gradients summed over the calls, ``S <- S + J * J`` (``[T, P]``), the excess risk of a
-    task is estimated as ``r_i = sum_p J_ip^2 / sqrt(S_ip)``. Over its mean in a task's first ``warmup``
-    calls with a non-zero gradient, it moves the weights, ``w_i <- w_i exp(step_size r_i / r_i0)``, which
-    keep the sum 1; until then the ratio counts as 1. The direction is ``w^T J``. The paper weights the
-    task-specific parameters too; here these get the gradient of their plain loss.
+    With the squared gradients summed over the calls, ``S <- S + J * J`` (``[T, P]``), the excess risk of a task is
+    estimated as ``r_i = sum_p J_ip^2 / sqrt(S_ip)``. Over its mean in a task's first ``warmup`` calls with a non-zero
+    gradient, it moves the weights, ``w_i <- w_i exp(step_size r_i / r_i0)``, which keep the sum 1; until then the
+    ratio counts as 1. The direction is ``w^T J``.
 
     Args:
         step_size: above 0; 0.01 as in LibMTL.
         warmup: calls for the first excess risk, at least 1; 1 as in the authors' code (the paper: 3 epochs).
-
-    Raises:
-        InputError: in `combine`, if P changes.
     """
-
-    log_weights: Tensor
-    initial: Tensor
-    measured: Tensor
 
     def _setup(self, *, step_size: Positive = 0.01, warmup: Count = 1) -> None:
         super()._setup()
         self.step_size = step_size
         self.warmup = warmup
-        self.register_buffer("log_weights", torch.zeros(self.num_tasks, dtype=torch.float64).log_softmax(0))
-        self.register_buffer("initial", torch.zeros(self.num_tasks, dtype=torch.float64))
-        self.register_buffer("measured", torch.zeros(self.num_tasks, dtype=torch.int64))
+        self.log_weights: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64).log_softmax(0))
+        self.initial: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.measured: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.int64))
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         risk = torch.zeros_like(self.initial)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.combiners.adam import AdamVector
 from mtrl.errors import InputError
 from mtrl.ranges import NotNegative, Positive
 
 
 @register("famo")
-class FAMO(Combiner):
+class FAMO(LossCombiner):
     """FAMO (Liu et al., 2023, equation 11): all losses fall at the same relative rate.
 
     With logits ``x`` and ``z = softmax(x)``, ``w_i = c z_i / L_i`` and ``c = 1 / sum_j (z_j / L_j)``, so
@@ -22,19 +22,15 @@ class FAMO(Combiner):
 
     Args:
         learning_rate: Adam's for the logits, above 0; 0.025 as in the paper.
-        gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (0.001 for most of
-            their supervised runs).
+        gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (mostly 0.001 elsewhere).
     """
 
-    needs = "losses"
     positive_losses = True
-    weights_specific = True
-    before: Tensor
 
     def _setup(self, *, learning_rate: Positive = 0.025, gamma: NotNegative = 0.01) -> None:
         self.gamma = gamma
         self.logits = AdamVector(torch.zeros(self.num_tasks), learning_rate)
-        self.register_buffer("before", torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.before: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         self.before.copy_(losses)
@@ -42,14 +38,10 @@ class FAMO(Combiner):
         return weights / weights.sum()
 
     def after_step(self, losses: Tensor) -> None:
-        """Moves the logits by how much each loss fell.
-
-        Args:
-            losses: ``[T]``, on the batch that `weights` last saw, after the optimizer's step.
+        """Moves the logits by how much each loss (``[T]``, on the batch that `weights` last saw) fell.
 
         Raises:
-            InputError: on a wrong shape, a loss that is not positive, or when `weights` was not called
-                before.
+            InputError: on a wrong shape, a loss that is not positive, or when `weights` was not called before.
         """
         self._check(losses, None)
         if not self.before.all():

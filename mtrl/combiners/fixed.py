@@ -5,25 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.errors import InputError
 from mtrl.ranges import NotNegative, check
 
 
 @register("fixed")
-class Fixed(Combiner):
+class Fixed(LossCombiner):
     """Linear scalarization (Hu et al., 2023): ``w_i`` is given and stays.
 
     Args:
         weights: T numbers of at least 0, not all 0; there is no default.
-
-    Raises:
-        InputError: if the weights are missing, not T, negative, not finite, or all zero.
     """
-
-    needs = "losses"
-    weights_specific = True
-    given: Tensor
 
     def _setup(self, *, weights: Sequence[NotNegative] | None = None) -> None:
         if weights is None or isinstance(weights, str) or not hasattr(weights, "__len__"):
@@ -35,7 +28,7 @@ class Fixed(Combiner):
         if not any(weights):
             raise InputError("weights of fixed: expected one above zero")
         # Not saved: it is an option, and a resumed run keeps the option it was started with.
-        self.register_buffer("given", torch.tensor(list(weights), dtype=torch.float64), persistent=False)
+        self.given: Tensor = torch.nn.Buffer(torch.tensor(list(weights), dtype=torch.float64), persistent=False)
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         return self.given

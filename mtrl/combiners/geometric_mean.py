@@ -2,16 +2,14 @@
 
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 
 
 @register("geometric_mean")
-class GeometricMean(Combiner):
+class GeometricMean(LossCombiner):
     """Minimises the losses' geometric mean ``m`` (Chennupati et al., 2019), so ``w_i = m / (T L_i)``."""
 
-    needs = "losses"
     positive_losses = True
-    weights_specific = True
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         logs = losses.double().log()

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.base import Combiner
+from mtrl.combiners import Combiner, register
 from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
 from mtrl.ranges import Fraction, NotNegative
 
@@ -21,19 +20,12 @@ class GradDrop(Combiner):
     Args:
         leak: how much of the plain sum passes, in [0, 1], the same for every task; 0 as in the paper.
         k: the slope of f, at least 0; 1 (f is the identity) as in the paper.
-        renormalize: stretch the direction to the norm of the plain sum, as the code of Kurin et al., 2022
-            does and the paper does not.
+        renormalize: stretch to the norm of the plain sum, as the code of Kurin et al. does and the paper does not.
     """
 
     needs = "jacobian"
 
-    def _setup(
-        self,
-        *,
-        leak: Fraction = 0.0,
-        k: NotNegative = 1.0,
-        renormalize: bool = False,
-    ) -> None:
+    def _setup(self, *, leak: Fraction = 0.0, k: NotNegative = 1.0, renormalize: bool = False) -> None:
         self.leak = leak
         self.k = k
         self.renormalize = renormalize

@@ -20,20 +20,18 @@ class GradNorm(Combiner):
     the rescaling.
 
     Args:
-        alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for its toy
-            problem).
+        alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for toys).
         learning_rate: Adam's for the weights, above 0; 0.025, as for the learnt weights of `Uncertainty`.
     """
 
     needs = "gramian"
     positive_losses = True
     weights_specific = True
-    first_losses: Tensor
 
     def _setup(self, *, alpha: NotNegative = 1.5, learning_rate: Positive = 0.025) -> None:
         self.alpha = alpha
         self.learnt = AdamVector(torch.ones(self.num_tasks), learning_rate)
-        self.register_buffer("first_losses", torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.first_losses: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None  # `_check` has seen to it.

@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
+from mtrl.combiners import Array, GramianCombiner, register
 from mtrl.combiners.pcgrad import orders_of_others, sum_of_rows
-from mtrl.combiners.solvers import Array
 from mtrl.ranges import Fraction
 
 
@@ -32,12 +30,10 @@ class GradVac(GramianCombiner):
         update: move a target ``always`` (default, the paper) or only on a ``violation``, as in Samsung's code.
     """
 
-    targets: Tensor
-
     def _setup(self, *, beta: Fraction = 0.5, update: Literal["always", "violation"] = "always") -> None:
         self.beta = beta
         self.update = update
-        self.register_buffer("targets", torch.zeros(self.num_tasks, self.num_tasks, dtype=torch.float64))
+        self.targets: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, self.num_tasks, dtype=torch.float64))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         targets = self.targets.cpu().numpy().copy()

@@ -15,13 +15,8 @@ class Imtl(ImtlG):
 
     ``w_i = a_i exp(s_i)``, with ``s`` as in `ImtlL` and ``a`` the weights of `ImtlG` for the gradients
     ``exp(s_i) g_i``. In the paper task-specific parameters see ``exp(s_i)`` alone. Here, as everywhere, they see the
-    whole weight or none, and by default none, because a negative one would send them uphill.
-
-    Args:
-        learning_rate: as for `ImtlL`.
-
-    Raises:
-        RunError: from ``weights``, as `ImtlG`.
+    whole weight or none, and by default none, because a negative one would send them uphill. The option is that of
+    `ImtlL`, the error that of `ImtlG`.
     """
 
     positive_losses = True

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, eigen, on_nonzero
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import eigen
 from mtrl.errors import RunError
 
 
@@ -24,21 +23,15 @@ class ImtlG(GramianCombiner):
         RunError: from ``weights``, if the equations have no solution.
     """
 
-    def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        return on_nonzero(norms, cosines, lambda n, c: _impartial_weights(n, c, precision))
-
-
-def _impartial_weights(norms: Array, cosines: Array, precision: float) -> Array:
-    size = len(norms)
-    values, vectors = eigen(cosines, precision)
-    ones = vectors.sum(0)
-    x = vectors @ (ones / values)
-    remainder = 1 - vectors @ ones
-    if remainder @ remainder > size**2 * precision:
-        x = remainder
-    weights: Array = x / norms
-    total = weights.sum()
-    if abs(total) <= size * precision * np.abs(weights).sum():
-        raise RunError("IMTL-G's equations have no solution: equal projections force the weights' sum to 0")
-    weights /= total
-    return weights
+    def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        size = len(norms)
+        values, vectors = eigen(cosines, precision)
+        ones = vectors.sum(0)
+        remainder = 1 - vectors @ ones
+        soluble = remainder @ remainder <= size**2 * precision
+        weights: Array = (vectors @ (ones / values) if soluble else remainder) / norms
+        total = weights.sum()
+        if abs(total) <= size * precision * np.abs(weights).sum():
+            raise RunError("IMTL-G's equations have no solution: equal projections force the weights' sum to 0")
+        weights /= total
+        return weights

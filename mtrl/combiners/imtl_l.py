@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.combiners.adam import AdamVector
 from mtrl.ranges import Positive
 
 
 @register("imtl_l")
-class ImtlL(Combiner):
+class ImtlL(LossCombiner):
     """IMTL-L (Liu et al., 2021; Kurin et al., 2022, section 3): scaled losses that are all driven to 1.
 
     The network and ``s`` minimise ``sum_i (exp(s_i) L_i - s_i)``, so ``w_i = exp(s_i)``, and ``s``, which starts at
@@ -19,9 +19,7 @@ class ImtlL(Combiner):
         learning_rate: Adam's, above 0. Published code trains ``s`` with the network's; 0.001 is Adam's own default.
     """
 
-    needs = "losses"
     positive_losses = True
-    weights_specific = True
 
     def _setup(self, *, learning_rate: Positive = 0.001) -> None:
         self.log_scale = AdamVector(torch.zeros(self.num_tasks), learning_rate)

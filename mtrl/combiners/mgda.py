@@ -4,9 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, min_norm
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import min_norm
 
 
 @register("mgda")
@@ -22,8 +21,7 @@ class MGDA(GramianCombiner):
     A zero gradient is itself the shortest vector: its task gets all the weight (several share it), the update is 0.
 
     Args:
-        normalization: ``none`` (default, the paper), ``l2``, ``loss`` or ``loss+``; the last two need positive
-            losses.
+        normalization: ``none`` (the paper), ``l2``, ``loss`` or ``loss+``; the last two need positive losses.
     """
 
     def _setup(self, *, normalization: Literal["none", "l2", "loss", "loss+"] = "none") -> None:

@@ -1,6 +1,6 @@
 """Multi-objective gradient correction (Fernando et al., 2023, "Mitigating Gradient Bias")."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from mtrl.combiners import register
 from mtrl.combiners.direction import RowMemory
 from mtrl.combiners.sdmgrad import project_to_simplex
-from mtrl.ranges import NotNegative, Positive, Within
+from mtrl.ranges import NotNegative, Positive, PositiveFraction
 
 
 @register("moco")
@@ -23,21 +23,14 @@ class MoCo(RowMemory):
         beta: the first step of the tracked gradients, in (0, 1]; 0.5, as all defaults here, as in LibMTL.
         gamma: the first step of the weights, above 0.
         rho: the regularisation of the weights, at least 0.
-        normalize: ``"none"`` as in the algorithm, or ``"loss"``: every row of J is first scaled to the norm
-            of its loss, which has to be positive (LibMTL).
-        projection: ``"simplex"`` as in the algorithm, or ``"softmax"``, which stays near equal weights
-            (LibMTL).
-
-    Raises:
-        InputError: in `combine`, if P changes, or with ``normalize="loss"`` on a loss that is not positive.
+        normalize: ``none``, or ``loss`` (LibMTL): rows of J are given their losses, positive, as norms first.
+        projection: ``simplex`` as in the algorithm, or ``softmax`` (LibMTL), which stays near equal weights.
     """
-
-    simplex: Tensor
 
     def _setup(
         self,
         *,
-        beta: Annotated[float, Within("(0, 1]")] = 0.5,
+        beta: PositiveFraction = 0.5,
         gamma: Positive = 0.1,
         rho: NotNegative = 0.0,
         normalize: Literal["none", "loss"] = "none",
@@ -50,7 +43,7 @@ class MoCo(RowMemory):
         self.normalize = normalize
         self.positive_losses = normalize == "loss"
         self.projection = projection
-        self.register_buffer("simplex", torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
+        self.simplex: Tensor = torch.nn.Buffer(torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         y = self._recall(jacobian)

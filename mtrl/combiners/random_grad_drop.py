@@ -1,30 +1,23 @@
 """Random gradient dropping: independent Bernoulli weights (Kurin et al., 2022)."""
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
-from mtrl.ranges import Within
+from mtrl.combiners import LossCombiner, register
+from mtrl.ranges import PositiveFraction
 
 
 @register("random_grad_drop")
-class RandomGradDrop(Combiner):
+class RandomGradDrop(LossCombiner):
     """Random Grad Drop (Kurin et al., 2022, proposition 4): ``w_i ~ Bernoulli(p)``, whatever the gradients.
 
-    All weights can be zero at once, with probability ``(1 - p)^T``, and then the step is skipped, as in the
-    proposition.
+    All weights can be zero at once, with probability ``(1 - p)^T``; then the step is skipped, as in the proposition.
 
     Args:
-        p: the probability of keeping a task, in (0, 1]. The paper leaves it open; 0.5 as for the Bernoulli
-            weights of RLW in its code.
+        p: the probability of keeping a task, which the paper leaves open; 0.5 as in its code's Bernoulli RLW.
     """
 
-    needs = "losses"
-    weights_specific = True
-
-    def _setup(self, *, p: Annotated[float, Within("(0, 1]")] = 0.5) -> None:
+    def _setup(self, *, p: PositiveFraction = 0.5) -> None:
         self.p = p
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:

@@ -3,18 +3,15 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 
 
 @register("rlw_dirichlet")
-class RLWDirichlet(Combiner):
+class RLWDirichlet(LossCombiner):
     """Random Loss Weighting (Lin et al., 2022): ``w ~ Dirichlet(1, ..., 1)``, uniform on the simplex, sum 1.
 
     Kurin et al., 2022 multiply by T, which is ``rescale``.
     """
-
-    needs = "losses"
-    weights_specific = True
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         # Independent Exp(1) variables over their sum have this distribution.

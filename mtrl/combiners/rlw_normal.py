@@ -3,18 +3,15 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 
 
 @register("rlw_normal")
-class RLWNormal(Combiner):
+class RLWNormal(LossCombiner):
     """Random Loss Weighting (Lin et al., 2022): ``w = softmax(x)`` with ``x ~ N(0, I)``, which sums to 1.
 
     Kurin et al., 2022 multiply by T, which is ``rescale``.
     """
-
-    needs = "losses"
-    weights_specific = True
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         return torch.randn(self.num_tasks, generator=self.generator, dtype=torch.float64).softmax(0)

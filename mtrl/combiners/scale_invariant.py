@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.ranges import NotNegative
 
 
 @register("scale_invariant")
-class ScaleInvariant(Combiner):
+class ScaleInvariant(LossCombiner):
     """Minimises ``sum_i log L_i`` (the baseline SI of Navon et al., 2022), so ``w_i = 1 / L_i``.
 
     Args:
@@ -15,9 +15,7 @@ class ScaleInvariant(Combiner):
             offset``. 0 as in the paper, 1 in the code of Aligned-MTL (Senushkin et al., 2023).
     """
 
-    needs = "losses"
     positive_losses = True
-    weights_specific = True
 
     def _setup(self, *, offset: NotNegative = 0.0) -> None:
         self.offset = offset

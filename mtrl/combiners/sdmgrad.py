@@ -1,15 +1,11 @@
 """Stochastic direction-oriented multi-objective gradient descent (Xiao, Ban & Ji, 2023)."""
 
-from typing import Annotated
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array
-from mtrl.ranges import Count, NotNegative, Positive, Within
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.ranges import Count, FractionBelowOne, NotNegative, Positive
 
 
 @register("sdmgrad")
@@ -31,7 +27,6 @@ class SDMGrad(GramianCombiner):
     """
 
     weights_specific = True
-    simplex: Tensor
 
     def _setup(
         self,
@@ -39,13 +34,13 @@ class SDMGrad(GramianCombiner):
         lambda_: NotNegative = 0.3,
         iterations: Count = 20,
         learning_rate: Positive = 10.0,
-        momentum: Annotated[float, Within("[0, 1)")] = 0.5,
+        momentum: FractionBelowOne = 0.5,
     ) -> None:
         self.lambda_ = lambda_
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.momentum = momentum
-        self.register_buffer("simplex", torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
+        self.simplex: Tensor = torch.nn.Buffer(torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         point, pull = self.simplex.cpu().numpy().copy(), self.lambda_ / self.num_tasks

@@ -1,14 +1,11 @@
 """Sign-agnostic gradient masking (Kurin et al., 2022, appendix D.3): GradDrop without the signs."""
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
-from mtrl.combiners import register
-from mtrl.combiners.base import Combiner
+from mtrl.combiners import Combiner, register
 from mtrl.combiners.direction import at_norm_of, column_blocks, generator_on
-from mtrl.ranges import Within
+from mtrl.ranges import FractionBelowOne
 
 
 @register("sign_agnostic_drop")
@@ -19,14 +16,13 @@ class SignAgnosticDrop(Combiner):
     On an accelerator the mask is drawn there, by a generator that this combiner's seeds.
 
     Args:
-        drop: the probability of dropping an entry, in [0, 1), rounded down to a multiple of 2^-16; 0.75 as
-            in the paper's code.
+        drop: the probability of dropping an entry, rounded down to a multiple of 2^-16; 0.75 as in the paper's code.
         renormalize: stretch to the norm of the plain sum, as in the paper's code.
     """
 
     needs = "jacobian"
 
-    def _setup(self, *, drop: Annotated[float, Within("[0, 1)")] = 0.75, renormalize: bool = True) -> None:
+    def _setup(self, *, drop: FractionBelowOne = 0.75, renormalize: bool = True) -> None:
         self.drop = drop
         self.renormalize = renormalize
 

@@ -6,9 +6,11 @@ Gramian holds the cosines ``C_ij = G_ij / (|g_i| |g_j|)``, with the norms in the
 scaled however far apart the norms are, while ``G`` itself, for norms from 1e-6 to 1e6, spans 24 orders of
 magnitude. Tolerances are relative to numbers of order one, so that no absolute epsilon meets a gradient. The
 iterative solvers check the conditions of optimality before they return, and raise `RunError` where these fail.
+
+Arguments that all share: ``norms``, ``[T]``; ``cosines``, ``[T, T]``, 0 for zero gradients; ``precision``, the machine
+epsilon of the type in which the Gramian was computed. Solvers that do not say otherwise need positive norms.
 """
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -22,40 +24,23 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 def to_host(*tensors: Tensor) -> list[Array]:
-    """Copies tensors to the CPU as float64 arrays, in one transfer (one host synchronisation).
-
-    Raises:
-        RunError: if an entry is not finite.
-    """
+    """Tensors as float64 arrays, copied in one transfer (one host synchronisation); `RunError` if not finite."""
     device = tensors[0].device
-    flat = torch.cat([tensor.detach().to(device, torch.float64).reshape(-1) for tensor in tensors]).cpu().numpy()
-    if not np.isfinite(flat).all():
+    flat = torch.cat([tensor.to(device, torch.float64).flatten() for tensor in tensors]).cpu()
+    if not flat.isfinite().all():
         raise RunError("the Gramian of the task gradients or a loss is not finite")
-    parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def unit_gramian(gramian: Array) -> tuple[Array, Array]:
-    """The norms ``[T]`` of the gradients and the cosines ``[T, T]`` between them, 0 for a zero gradient."""
+    """The norms of the gradients and the cosines between them."""
     norms = np.sqrt(np.maximum(np.diagonal(gramian), 0.0))
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     cosines = np.clip(inverse[:, None] * gramian * inverse, -1.0, 1.0)
     cosines = (cosines + cosines.T) / 2
     cosines[np.diag_indices_from(cosines)] = norms > 0
     return norms, cosines
-
-
-def on_nonzero(norms: Array, cosines: Array, solve: Callable[[Array, Array], Array]) -> Array:
-    """Weights from ``solve(norms, cosines)`` for the tasks that have a gradient, and zero for the others.
-
-    For methods whose equations hold unit gradients or divide by norms: a zero gradient has no place in these,
-    and adds nothing to the update whatever its weight.
-    """
-    kept = np.flatnonzero(norms)
-    weights = np.zeros_like(norms)
-    if kept.size:
-        weights[kept] = solve(norms[kept], cosines[np.ix_(kept, kept)])
-    return weights
 
 
 def limit_norm(weights: Array, norms: Array, cosines: Array, max_norm: float) -> Array:
@@ -69,10 +54,8 @@ def positive_definite(cosines: Array) -> Array:
     """The cosines plus the smallest multiple of the identity for which a Cholesky factor exists.
 
     Dependent gradients and rounding make the least eigenvalue zero or slightly negative. The shift is of the
-    order of that rounding: 1e-14 for a float64 Gramian, up to 1e-6 for a rank-deficient float32 one.
-
-    Raises:
-        RunError: if no small shift is enough, so that this is no Gramian.
+    order of that rounding: 1e-14 for a float64 Gramian, up to 1e-6 for a rank-deficient float32 one. Where no
+    small shift is enough, so that this is no Gramian, it raises `RunError`.
     """
     shift = len(cosines) * np.finfo(np.float64).eps
     while shift < 1e-2:
@@ -87,13 +70,7 @@ def positive_definite(cosines: Array) -> Array:
 
 
 def eigen(cosines: Array, precision: float) -> tuple[Array, Array]:
-    """The eigenvalues ``[r]`` of the cosines that exceed rounding, and their vectors ``[T, r]``.
-
-    Args:
-        cosines: ``[T, T]``.
-        precision: the machine epsilon of the type in which the Gramian was computed; the cut-off is ``T`` times
-            that, relative to the largest eigenvalue.
-    """
+    """The eigenvalues ``[r]`` of the cosines above ``T precision`` times the largest, and their vectors ``[T, r]``."""
     values, vectors = np.linalg.eigh(cosines)
     kept = values > len(values) * precision * values[-1]
     return values[kept], vectors[:, kept]
@@ -110,12 +87,6 @@ def nonnegative_qp(quadratic: Array, linear: Array, guess: NDArray[np.bool_] | N
         quadratic: ``H``, ``[n, n]``, positive definite, with entries of order one.
         linear: ``f``, ``[k, n]``.
         guess: which coordinates may be positive, ``[k, n]``; by default those of ``f``.
-
-    Returns:
-        ``[k, n]``.
-
-    Raises:
-        RunError: if the result does not meet the conditions of optimality.
     """
     solution = np.zeros_like(linear)
     rows, identity = np.arange(len(linear)), np.eye(len(quadratic))
@@ -186,13 +157,6 @@ def min_norm(norms: Array, cosines: Array) -> Array:
 
     In ``x_i = w_i |g_i|`` and up to scale, this minimises ``x^T C x + (b^T x - 1)^2`` over ``x >= 0`` with
     ``b_i = min_j |g_j| / |g_i|``, which is bounded even where the least norm is 0.
-
-    Args:
-        norms: ``[T]``, positive.
-        cosines: ``[T, T]``.
-
-    Returns:
-        ``w``, ``[T]``.
     """
     b = norms.min() / norms
     w: Array = b * nonnegative_qp(positive_definite(cosines) + np.outer(b, b), b[None])[0]
@@ -204,14 +168,7 @@ def dual_cone(cosines: Array, start: Array) -> Array:
     """Projects combinations of unit gradients onto the cone of the directions that conflict with no gradient.
 
     By duality (Quinton & Rey, 2024, proposition 1) the projection of ``U^T u`` is ``U^T v`` with ``v`` the
-    minimiser of ``v^T C v`` over ``v >= u``.
-
-    Args:
-        cosines: ``[n, n]``.
-        start: ``u``, ``[k, n]``.
-
-    Returns:
-        ``v``, ``[k, n]``.
+    minimiser of ``v^T C v`` over ``v >= u``, for each row ``u`` of ``start``, ``[k, T]``.
     """
     quadratic = positive_definite(cosines)
     return start + nonnegative_qp(quadratic, -start @ quadratic)
@@ -225,19 +182,10 @@ def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: floa
     program, ``d = g_0 + J^T z`` with ``z >= 0``, and its distance from ``g_0`` is convex in ``v``, along pieces on
     which ``z`` is linear. The level at which it reaches the radius is found by solving these pieces exactly, with
     a Newton step where that leaves the bracket. Where no level above 0 can be reached (Pareto-stationary points,
-    or a zero gradient) the maximiser may not be unique; the one nearest to ``g_0`` is taken.
-
-    Args:
-        norms: ``[T]``, some of them may be 0.
-        cosines: ``[T, T]``, 0 for zero gradients.
-        radius: ``c``, at least 0.
-        precision: the machine epsilon of the type in which the Gramian was computed.
+    or a zero gradient, which the norms may hold) the maximiser may not be unique; the one nearest to ``g_0`` is taken.
 
     Returns:
-        ``z``, ``[T]``.
-
-    Raises:
-        RunError: if the level is not found to precision.
+        ``z``, ``[T]``, for a ``radius`` ``c`` of at least 0.
     """
     kept = np.flatnonzero(norms)
     z = np.zeros_like(norms)
@@ -294,15 +242,6 @@ def power_balance(norms: Array, cosines: Array, power: float, precision: float) 
     ``p = 1``), which is strictly convex. In ``z_i = a_i |g_i|`` the equation reads ``z_i (C z)_i = t_i`` with
     ``t_i = |g_i|^(p - 1) z_i^(1 - p)``. Newton's method takes relative steps ``u``; coordinates that shrink take
     theirs in ``z^(-p)``, where the barrier is linear, so that they stay positive and overshoot by nothing.
-
-    Args:
-        norms: ``[T]``, positive.
-        cosines: ``[T, T]``.
-        power: ``p``, above 0.
-        precision: the machine epsilon of the type in which the Gramian was computed.
-
-    Returns:
-        ``a``, ``[T]``.
 
     Raises:
         RunError: if a positive combination of the gradients vanishes to precision, so that there is no solution,

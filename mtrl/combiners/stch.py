@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.ranges import Count, Positive
 
 
 @register("stch")
-class STCH(Combiner):
+class STCH(LossCombiner):
     """Smooth Tchebycheff scalarization of log-losses (Lin et al., 2024, and the authors' multi-task code).
 
     Minimises ``T mu log sum_i (L_i / z_i)^(1/mu)``, a smooth ``T max_i log(L_i / z_i)``, so ``w_i = T
@@ -18,21 +18,16 @@ class STCH(Combiner):
 
     Args:
         mu: the smoothing, above 0; 1 as in the authors' code, towards 0 only the worst task counts.
-        warmup: the number of calls before ``z`` is fixed, at least 1. The default is ours: reinforcement
-            learning has no epochs.
+        warmup: the number of calls before ``z`` is fixed; the default is ours, since RL has no epochs.
     """
 
-    needs = "losses"
     positive_losses = True
-    weights_specific = True
-    reference: Tensor
-    calls: Tensor
 
     def _setup(self, *, mu: Positive = 1.0, warmup: Count = 5000) -> None:
         self.mu = mu
         self.warmup = warmup
-        self.register_buffer("reference", torch.zeros(self.num_tasks, dtype=torch.float64))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.reference: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.calls: Tensor = torch.nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         losses = losses.to(self.reference)

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 from mtrl.combiners.adam import AdamVector
 from mtrl.ranges import Finite, Positive
 
 
 @register("uncertainty")
-class Uncertainty(Combiner):
+class Uncertainty(LossCombiner):
     """Uncertainty weighting (Kendall et al., 2018, equation 7, in log-variances ``s_i = log sigma_i^2``).
 
     The network and ``s`` minimise ``sum_i (exp(-s_i) L_i + s_i) / 2``, so ``w_i = exp(-s_i) / 2``, and
@@ -20,9 +20,6 @@ class Uncertainty(Combiner):
         learning_rate: Adam's, above 0; 0.025 as in the code of Nash-MTL (Navon et al., 2022).
         initial: where every ``s_i`` starts; 0 as there, LibMTL has -0.5.
     """
-
-    needs = "losses"
-    weights_specific = True
 
     def _setup(self, *, learning_rate: Positive = 0.025, initial: Finite = 0.0) -> None:
         self.log_variance = AdamVector(torch.full((self.num_tasks,), initial), learning_rate)

@@ -2,15 +2,12 @@
 
 from torch import Tensor
 
-from mtrl.combiners import Combiner, register
+from mtrl.combiners import LossCombiner, register
 
 
 @register("unitary")
-class Unitary(Combiner):
+class Unitary(LossCombiner):
     """Sums the losses (Kurin et al., 2022, equation 1): ``w_i = 1``, one plain backward pass."""
-
-    needs = "losses"
-    weights_specific = True
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         return losses.new_ones(self.num_tasks)

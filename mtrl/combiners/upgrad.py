@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from mtrl.combiners import register
-from mtrl.combiners.gramian import GramianCombiner
-from mtrl.combiners.solvers import Array, dual_cone
+from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import dual_cone
 
 
 @register("upgrad")
@@ -17,10 +16,9 @@ class UPGrad(GramianCombiner):
     """
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        kept = np.flatnonzero(norms)
-        weights = np.full_like(norms, 1 / self.num_tasks)
-        if kept.size:
-            # A projection scales with its vector, so those of the unit gradients do.
-            units = dual_cone(cosines[np.ix_(kept, kept)], np.eye(kept.size))
-            weights[kept] *= norms[kept] @ units / norms[kept]
+        return np.where(norms > 0, super()._solve(norms, cosines, losses, precision), 1) * (1 / self.num_tasks)
+
+    def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
+        # A projection scales with its vector, so those of the unit gradients do.
+        weights: Array = norms @ dual_cone(cosines, np.eye(len(norms))) / norms
         return weights

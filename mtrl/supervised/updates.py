@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
-from mtrl.ranges import NotNegative, OneOf, Within, check, check_fields
+from mtrl.ranges import NotNegative, Within, check, check_fields
 from mtrl.supervised.problem import Benchmark, Task
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -31,7 +31,7 @@ class OptimizerOptions:
         InputError: on an unknown name or a value out of range.
     """
 
-    name: Annotated[str, OneOf("adam", "sgd")] = "adam"
+    name: Annotated[str, Literal["adam", "sgd"]] = "adam"
     learning_rate: NotNegative = 1e-3
     weight_decay: NotNegative = 0.0
     momentum: Annotated[float, Within("[0, 1)")] = 0.0

@@ -69,7 +69,7 @@ def test_every_method_is_a_choice_with_its_defaults(script: str, schema: type) -
         choices = GlobalHydra.instance().config_loader().get_group_options("combiner")
         assert sorted(choices) == combiners.names()  # what combiner=glob(*) sweeps over
         for name in combiners.names():
-            own = {option: value for option, value in combiners.options(name).items() if option != "rescale"}
+            own = {option: found.default for option, found in combiners.get(name).options().items()}
             composed = OmegaConf.to_container(compose(script, [f"combiner={name}"]).combiner)
             assert composed == {"name": name} | own
         assert compose(script, ["combiner=cagrad", "combiner.c=0.7"]).combiner.c == 0.7

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Fraction, NotNegative, OneOf, Positive, Seed, Within, check, check_fields, described
+from mtrl.ranges import Count, Fraction, NotNegative, Positive, Seed, Within, check, check_fields, described
 
-Word = Annotated[str, OneOf("sum", "mean")]
+Word = Annotated[str, Literal["sum", "mean"]]
 
 
 @pytest.mark.parametrize(

@@ -349,8 +349,8 @@ def test_options_are_declared_with_a_default_that_they_allow(name: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), True, "half"])
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_are_not_words(name: str, value: Any) -> None:
-    for option, default in combiners.options(name).items():
-        if isinstance(default, int | float) and not isinstance(default, bool):
+    for option, parameter in combiners.get(name).options().items():
+        if isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool):
             with pytest.raises(InputError, match=rf"^{option} of {name}: expected [^\n]*, got {value!r}$"):
                 combiners.make(name, 3, **{option: value})
 

@@ -101,14 +101,9 @@ class Homogenized(Combiner):
         super().__init__(inner.num_tasks)
         if inner.needs == "jacobian" or inner.needs_losses_after_step:
             raise InputError(f"method.homogenize=true needs a method with weights from one batch, not {inner.name}")
-        self.inner, self.burn_in = inner, burn_in
+        self.name, self.inner, self.burn_in = inner.name, inner, burn_in
         self.register_buffer("initial", torch.ones(inner.num_tasks, dtype=torch.float64))
         self.register_buffer("updates", torch.tensor(0))
-
-    @property
-    def name(self) -> str:
-        """That of the other method, for messages."""
-        return self.inner.name
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None

@@ -40,11 +40,11 @@ def test_every_method_is_in_the_file_of_its_name() -> None:
 
 
 def test_a_registered_class_is_made_by_name() -> None:
-    assert combiners.name_of(Scaled) == "Scaled"
+    assert Scaled.name == "Scaled"
     assert combiners.register("scaled")(Scaled) is Scaled
     assert "scaled" in combiners.names()
     combiner = combiners.make("scaled", 2, factor=3.0)
-    assert (combiner.name, combiners.name_of(Scaled)) == ("scaled", "scaled")
+    assert (combiner.name, Scaled.name) == ("scaled", "scaled")
     assert combiner.weights(torch.ones(2)).tolist() == [3.0, 3.0]
 
 
