@@ -9,6 +9,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agents.sac import SACConfig
+from envs.metaworld.shared import Options
 from mtrl.errors import InputError
 from mtrl.ranges import Count, Index, OneOf, Seed, check_fields
 from mtrl.rl.loop import Schedule
@@ -33,16 +34,10 @@ class InsightConfig:
 
 
 @dataclass
-class BenchmarkConfig:
+class BenchmarkConfig(Options):
     """Which tasks, and how they are played."""
 
     name: str = MISSING
-    horizon: Count = 500
-    reward_version: Annotated[str, OneOf("v1", "v2")] = "v2"
-    terminate_on_success: bool = False
-    goals: Annotated[str, OneOf("random", "fixed", "evaluation")] = "random"
-    """``random`` draws one of 50 goals at every reset; ``fixed`` keeps one per task for the whole run."""
-    fast: bool = True
 
 
 @dataclass
