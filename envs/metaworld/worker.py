@@ -36,9 +36,10 @@ def _die_with(parent: int) -> None:
 
 
 def _serve(connection: Connection, group: "_Group") -> None:
-    """Answers each (command, argument) with a (value, traceback)."""
+    """Answers each (command, arguments) with a (value, traceback)."""
     while True:
         command, arguments = pickle.loads(connection.recv_bytes())
+        answer: tuple[Any, str | None]
         try:
             answer = getattr(group, command)(*arguments), None
         except Exception as error:

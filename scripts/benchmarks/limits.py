@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from agents.networks import NUM_CRITICS, TwinCritic
+from agents.networks import NUM_CRITICS, TwinCritic, mlp
 from agents.sac import MultiTaskSAC, actor_losses, critic_losses, critic_targets, temperature_loss
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from scripts.benchmarks.timing import Work
@@ -59,10 +59,7 @@ def linear_critics(agent: MultiTaskSAC) -> TwinCritic:
     """Critics like an agent's, of two networks of ordinary layers."""
     critics = copy.deepcopy(agent.critic)
     sizes = [OBSERVATION_SIZE + critics.num_tasks + ACTION_SIZE, *agent.config.hidden_sizes, 1]
-    critics.layers = _Members()
-    for _ in range(NUM_CRITICS):
-        layers = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), nn.ReLU())]
-        critics.layers.append(nn.Sequential(*layers[:-1]))
+    critics.layers = _Members(*(mlp(sizes, nn.Linear, None) for _ in range(NUM_CRITICS)))
     return critics.to(agent.device)
 
 

@@ -89,7 +89,7 @@ RIVALS: dict[str, type[TaskBatched]] = {
     "torchjd_autogram": TorchJDGramian,
 }
 YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Work]] = {"matrix_products": matrix_products, "plain_sac": plain_sac}
-_KINDS = dict.fromkeys(YARDSTICKS, "yardstick") | dict.fromkeys(RIVALS, "rival")
+_KINDS = dict.fromkeys(RIVALS, "rival") | dict.fromkeys(YARDSTICKS, "yardstick")
 
 
 def overhead(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
