@@ -118,20 +118,15 @@ def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, c
     )
 
 
-def make_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
-    """The environments of training."""
-    return TaskVector(tasks, **_environment_options(config))
+def make_environments(config: TrainConfig, tasks: list[str], **changed: Any) -> TaskVector:
+    """The environments of training, some of their options changed."""
+    own = {"seed": config.seed, "num_workers": config.num_workers}
+    options = dataclasses.asdict(config.benchmark) | own | changed
+    del options["name"]
+    return TaskVector(tasks, **options)
 
 
 def make_evaluation_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
     """Environments for evaluation: all 50 goals in turn (or the run's one), each episode up to its first success."""
-    options = _environment_options(config) | {"terminate_on_success": True}
-    if config.benchmark.goals != "fixed":
-        options |= {"goals": "evaluation", "seed": EVALUATION_SEED}
-    return TaskVector(tasks, **options)
-
-
-def _environment_options(config: TrainConfig) -> dict[str, Any]:
-    benchmark = dataclasses.asdict(config.benchmark)
-    del benchmark["name"]
-    return benchmark | {"seed": config.seed, "num_workers": config.num_workers}
+    held_out = {} if config.benchmark.goals == "fixed" else {"goals": "evaluation", "seed": EVALUATION_SEED}
+    return make_environments(config, tasks, terminate_on_success=True, **held_out)

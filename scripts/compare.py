@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
@@ -38,9 +37,6 @@ class CompareConfig:
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_fields(self)
-
-
-ConfigStore.instance().store("compare_schema", CompareConfig)
 
 
 def compare_runs(options: CompareConfig) -> None:

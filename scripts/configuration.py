@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -101,9 +100,6 @@ class TrainConfig:
             eval_episodes=self.eval.episodes,
             eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
         )
-
-
-ConfigStore.instance().store("train_schema", TrainConfig)
 
 
 def load_config(directory: Path) -> TrainConfig:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import hydra
 import torch
+from hydra.core.config_store import ConfigStore
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -49,6 +50,7 @@ def hydra_main(
         configs: the folder of the configuration's files.
         required: what to say, by key, where a value is missing.
     """
+    ConfigStore.instance().store(f"{name}_schema", schema)
 
     def main(config: DictConfig) -> None:
         with one_line_errors(debug=config.debug):  # here too: Hydra would have a line of its own to say

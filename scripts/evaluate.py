@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import Progress
@@ -40,9 +39,6 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_fields(self)
-
-
-ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 
 
 def evaluate_run(options: EvaluateConfig) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hydra.core.config_store import ConfigStore
 from rich.console import Console
 
 from mtrl import combiners
@@ -47,9 +46,6 @@ class LinearConfig:
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_fields(self)
-
-
-ConfigStore.instance().store("linear_mtl_schema", LinearConfig)
 
 
 def load(config: LinearConfig) -> tuple[data.Problem, list[int]]:

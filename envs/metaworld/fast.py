@@ -66,7 +66,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
         if hasattr(module, "tolerance"):
             found.append((module, "tolerance", _tolerance))
         if hasattr(module, "Rotation") and _quaternion_from_matrix is not None:
-            found.append((module, "Rotation", _Rotation))
+            found.append((module, "Rotation", SimpleNamespace(from_matrix=_from_matrix)))
     return found
 
 
@@ -171,21 +171,13 @@ def _touching_object(env: Any, object_geom: int) -> bool:
     return bool(left > 0 and right > 0)
 
 
-class _Rotation:
-    """Replaces SciPy's `Rotation` in the task modules, which only turn rotation matrices into quaternions.
+def _from_matrix(matrix: NDArray[np.float64]) -> SimpleNamespace:
+    """Replaces SciPy's `Rotation.from_matrix` in the task modules, which only turn matrices into quaternions.
 
     The same compiled function, without its check that the matrix is orthogonal: MuJoCo's are.
     """
-
-    def __init__(self, quaternion: NDArray[np.float64]) -> None:
-        self._quaternion = quaternion
-
-    @staticmethod
-    def from_matrix(matrix: NDArray[np.float64]) -> "_Rotation":
-        return _Rotation(_quaternion_from_matrix(matrix, assume_valid=True))
-
-    def as_quat(self) -> NDArray[np.float64]:
-        return self._quaternion
+    quaternion = _quaternion_from_matrix(matrix, assume_valid=True)
+    return SimpleNamespace(as_quat=lambda: quaternion)
 
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:

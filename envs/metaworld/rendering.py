@@ -20,8 +20,8 @@ SIZE = 240
 _EVERY = 4
 _AFTER_SUCCESS = 20
 _MILLISECONDS = 50  # Meta-World's step is 12.5 ms
-_CAMERA = {"azimuth": 155, "elevation": -35, "distance": 1.3}  # Meta-World's own are upside down or far away
-_LOOK_AT = (0.0, 0.6, 0.15)
+# Meta-World's own are upside down or far away.
+_CAMERA = {"lookat": (0.0, 0.6, 0.15), "azimuth": 155, "elevation": -35, "distance": 1.3}
 _COLUMNS = 10
 _CAPTION = 34
 _COLOURS = {True: "#009E73", False: "#D55E00"}
@@ -126,7 +126,6 @@ def _render(env: Any, states: Sequence[NDArray[np.float64]]) -> list[Frame]:
 
     data = mujoco.MjData(env.model)
     camera = mujoco.MjvCamera()
-    camera.lookat[:] = _LOOK_AT
     for name, value in _CAMERA.items():
         setattr(camera, name, value)
     env.model.vis.quality.offsamples = 0  # with shadows, five times as long where there is no GPU

@@ -26,29 +26,21 @@ _STEP = pickle.dumps(("step", ()))
 
 
 class StepResult(NamedTuple):
-    """What one vector step led to, one row a task.
+    """What one vector step led to, one row a task: a `mtrl.rl.protocols.Step`, and whether the step is a success.
 
-    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset).
+    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset). What ends
+    it is the horizon, an unstable simulation (both truncate it) or, with ``terminate_on_success``, a success.
     """
 
     current_observations: NDArray[np.float32]
-    """``[T, 39]``, what to act on now: where an episode has just ended, the first observation of the next."""
     next_observations: NDArray[np.float32]
-    """``[T, 39]``, what the action led to: where an episode has just ended, its final observation."""
     rewards: NDArray[np.float64]
-    """``[T]``, as Meta-World gives them."""
     terminated: NDArray[np.bool_]
-    """``[T]``, whether a success ended the episode (only with ``terminate_on_success``)."""
     truncated: NDArray[np.bool_]
-    """``[T]``, whether the episode was cut off, by the horizon or because the simulation was unstable."""
     success: NDArray[np.bool_]
-    """``[T]``, whether this step is a success."""
     episode_success: NDArray[np.bool_]
-    """``[T]``, whether any step of the episode so far, this one included, was a success."""
     episode_return: NDArray[np.float64]
-    """``[T]``, the sum of the episode's rewards so far, this step's included."""
     unstable: NDArray[np.bool_]
-    """``[T]``, whether the simulation became unstable: then the transition is no valid sample."""
 
 
 class TaskVector:
@@ -88,8 +80,7 @@ class TaskVector:
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers, memory)
         self._waiting: list[_Worker] = []
-        self._stepping = False
-        self._started = False
+        self._started = self._stepping = False
         for rows in balanced_groups(self.tasks, min(num_workers, self.num_tasks)):
             names = {row: self.tasks[row] for row in rows}
             self._workers.append(_Worker(len(self._workers), names, memory))
@@ -106,13 +97,10 @@ class TaskVector:
         return np.array(self._block["current_observations"])
 
     def reset(self, *, restart_goals: bool = False) -> NDArray[np.float32]:
-        """Starts a new episode in every task.
+        """Starts a new episode in every task; returns the first observations, ``[T, 39]``.
 
         Args:
             restart_goals: number the episodes from 0 again, so that the goals are those after the first `reset`.
-
-        Returns:
-            The first observations, ``[T, 39]``.
         """
         self._call("reset", [(restart_goals,)] * self.num_workers)
         self._started = True
@@ -230,11 +218,10 @@ class TaskVector:
         while self._waiting:
             worker = self._waiting[0]
             try:
-                answer = worker.connection.recv_bytes()
+                value, trace = pickle.loads(worker.connection.recv_bytes())
             except (EOFError, ConnectionError):
                 self._fail(worker.death())
             del self._waiting[0]
-            value, trace = pickle.loads(answer)
             if trace is not None:
                 self._fail(RunError(f"{worker} failed: {value}"), trace)
             values.append(value)
@@ -251,8 +238,7 @@ class _Worker:
     """A worker process, seen from the vector."""
 
     def __init__(self, index: int, tasks: dict[int, str], memory: int) -> None:
-        self.index = index
-        self.tasks = tasks
+        self.index, self.tasks = index, tasks
         self.connection, theirs = Pipe()
         # A new interpreter rather than multiprocessing's, which would run the main script's imports again.
         code = "from envs.metaworld.worker import main; main()"
