@@ -57,22 +57,20 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
     A method that needs positive losses serves the critic alone: the actor's losses are negative action values.
     """
     load_plugins(config.plugins)
-    options = dict(config.combiner)
-    name = options.pop("name")
-
-    def make(name: str, seed: int, objective: str = "", **options: Any) -> Combiner:
-        weights = options.get("weights")
+    made: dict[str, Combiner] = {}
+    remark, options = None, dict(config.combiner)
+    weights = options.get("weights")
+    if isinstance(weights, Mapping) and set(weights) != {"critic", "actor"}:
+        raise InputError(f"combiner.weights: expected a list or {{critic: ..., actor: ...}}, got {weights!r}")
+    for seed, objective in enumerate(("critic", "actor"), config.seed):
         if isinstance(weights, Mapping):
-            if set(weights) != {"critic", "actor"}:
-                raise InputError(f"combiner.weights: expected a list or {{critic: ..., actor: ...}}, got {weights!r}")
             options["weights"] = weights[objective]
-        return combiners.make(name, num_tasks, seed=seed, rescale=config.agent.rescale, **options)
-
-    critic = make(name, config.seed, "critic", **options)
-    if not critic.positive_losses:
-        return {"critic": critic, "actor": make(name, config.seed + 1, "actor", **options)}, None
-    remark = f"{name} needs positive losses, which the actor's are not: it serves the critic, unitary the actor"
-    return {"critic": critic, "actor": make("unitary", config.seed + 1)}, remark
+        if "critic" in made and made["critic"].positive_losses:
+            name = options["name"]
+            remark = f"{name} needs positive losses, which the actor's are not: it serves the critic, unitary the actor"
+            options = {"name": "unitary"}
+        made[objective] = combiners.make(num_tasks=num_tasks, seed=seed, rescale=config.agent.rescale, **options)
+    return made, remark
 
 
 def extract_weights(config: TrainConfig, tasks: list[str]) -> None:

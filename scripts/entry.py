@@ -13,12 +13,7 @@ from typing import Any, TypeVar
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -121,36 +116,30 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
 
 def message_of(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the line for an expected error; None for a bug."""
-    if isinstance(error, InputError):
-        return 2, _line(str(error))
-    if isinstance(error, RunError):
-        return 1, _line(str(error))
     if isinstance(error, Interrupted):
         return 128 + error.signal_number, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted before anything was to be saved"
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return 2, _line(_configuration_message(error))
+    code, told = 1, str(error)
+    if isinstance(error, InputError):
+        code = 2
+    elif isinstance(error, HydraException | OmegaConfBaseException):
+        code, told = 2, _configuration_message(error)
     # Of combiner=null, say, or +=
-    if isinstance(error, ValueError | AssertionError) and _raised_in(error).startswith("hydra."):
-        return 2, _line(str(error)) or "an override is malformed: expected key=value"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return 1, _line(
-            f"out of memory: {error}; lower batch_size, agent.hidden_sizes, agent.buffer_size or num_workers"
-        )
-    if isinstance(error, OSError):
-        return 1, _line(str(error))
-    return None
+    elif isinstance(error, ValueError | AssertionError) and _raised_in(error).startswith("hydra."):
+        code, told = 2, told.strip() or "an override is malformed: expected key=value"
+    elif not isinstance(error, RunError):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in told:
+            told = f"out of memory: {told}; lower batch_size, agent.hidden_sizes, agent.buffer_size or num_workers"
+        elif not isinstance(error, OSError):
+            return None
+    return code, " ".join(told.split())
 
 
 def _raised_in(error: BaseException) -> str:
     """The module that raised it."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _configuration_message(error: BaseException) -> str:

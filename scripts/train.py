@@ -37,7 +37,7 @@ from scripts.entry import CONFIGS, hydra_main, run
 
 def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     tasks = build.task_names(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -49,17 +49,13 @@ def train(config: TrainConfig) -> None:
     directory = RunDirectory(build.run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
     try:
         if directory.finished:
-            console.print(
-                f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.",
-                soft_wrap=True,
-            )
+            console.print(f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.")
             return
         if remark:
             console.print(remark)
         console.print(
             f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
-            f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}",
-            soft_wrap=True,
+            f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}"
         )
         agent = build.make_agent(config, tasks, device, capacity=capacity)
         with build.make_environments(config, tasks) as environments:

@@ -28,10 +28,9 @@ _COLOURS = {True: "#009E73", False: "#D55E00"}
 _PROBE = """
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
-renderer = mujoco.Renderer(model, 8, 8)
-renderer.update_scene(mujoco.MjData(model))
-renderer.render()
-renderer.close()
+with mujoco.Renderer(model, 8, 8) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
 """
 
 Frame = NDArray[np.uint8]

@@ -12,7 +12,7 @@ from agents.sac import MultiTaskSAC
 from envs.metaworld import TaskVector, benchmark_tasks
 from mtrl import combiners
 from mtrl.run.machine import cores
-from scripts.benchmarks.timing import Row, Work, interleaved_steps, table
+from scripts.benchmarks.timing import Row, Times, Work, interleaved_steps, table
 from scripts.benchmarks.updates import chosen, make_agent, make_update
 
 
@@ -31,8 +31,10 @@ def throughput(arguments: argparse.Namespace, device: torch.device) -> list[Row]
                 works: dict[str, Work] = {"stepping": alone, "updating": update, "both": both}
                 title = f"{name} {method}"
                 wall, processor = interleaved_steps(works, arguments.steps, arguments.repeats, title, device)
-                row = {"benchmark": name, "method": method, "seconds": wall, "cpu_seconds": processor}
-                rows.append(row | _ratios(wall, processor, device))
+                both_seconds, least = median(wall["both"]), _least(wall, processor, device)
+                row: Row = {"benchmark": name, "method": method, "seconds": wall, "cpu_seconds": processor}
+                row |= {"least_seconds": least, "ratio": both_seconds / least, "steps_per_second": 1 / both_seconds}
+                rows.append(row)
     return rows
 
 
@@ -52,18 +54,15 @@ def _iteration(agent: MultiTaskSAC, vector: TaskVector) -> Callable[[Work], None
     return iteration
 
 
-def _ratios(wall: dict[str, list[float]], processor: dict[str, list[float]], device: torch.device) -> dict[str, float]:
-    """The iteration against the least that it could take.
+def _least(wall: Times, processor: Times, device: torch.device) -> float:
+    """The seconds that an iteration takes at least.
 
     On a GPU that is the longer one of stepping and updating; where both share the cores, the processor time of
     both spread over all cores.
     """
     if device.type == "cuda":
-        least = max(median(wall["stepping"]), median(wall["updating"]))
-    else:
-        least = (median(processor["stepping"]) + median(processor["updating"])) / cores()
-    both = median(wall["both"])
-    return {"least_seconds": least, "ratio": both / least, "steps_per_second": 1 / both}
+        return max(median(wall["stepping"]), median(wall["updating"]))
+    return (median(processor["stepping"]) + median(processor["updating"])) / cores()
 
 
 def throughput_table(rows: list[Row]) -> Table:

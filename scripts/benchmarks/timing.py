@@ -65,11 +65,12 @@ def interleaved_steps(
     """
 
     def cost(work: Work) -> tuple[float, float]:
-        own = psutil.Process()
-        processes = [own, *own.children(recursive=True)]
-        before = _processor_seconds(processes)
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        before = [process.cpu_times() for process in processes]
         wall = seconds(lambda: [work() for _ in range(steps)], device)
-        return wall / steps, (_processor_seconds(processes) - before) / steps
+        after = [process.cpu_times() for process in processes]
+        processor = sum(b.user + b.system - a.user - a.system for a, b in zip(before, after, strict=True))
+        return wall / steps, processor / steps
 
     return interleaved({name: partial(cost, work) for name, work in works.items()}, repeats, title)
 
@@ -86,7 +87,7 @@ def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
 
 
 def table(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str, ...], dict[str, str]]]) -> Table:
-    """A table with columns of words on the left; beside them, each line has a number in some of the other columns.
+    """A table of words on the left and numbers beside them, each line's in some of the columns.
 
     Args:
         title: of the table.
@@ -110,8 +111,3 @@ def table(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str, .
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor_seconds(processes: Iterable[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return sum(time_.user + time_.system for time_ in times)
