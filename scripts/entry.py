@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
+from mtrl.ranges import check_fields
 from mtrl.run.member_report import report
 from mtrl.sweep.supervision import follow_parent, requested
 
@@ -39,7 +40,7 @@ def hydra_main(
     """A script's main: composes and checks the configuration of the command line, and does the work with it.
 
     Args:
-        schema: the configuration's dataclass, which refuses values out of range.
+        schema: the configuration's dataclass, with its fields' ranges.
         name: of the configuration's file.
         work: what the script does.
         configs: the folder of the configuration's files.
@@ -54,18 +55,14 @@ def hydra_main(
                     raise InputError(message)
             checked = OmegaConf.to_object(config)
             assert isinstance(checked, schema)
+            check_fields(checked)
             work(checked)
 
     return hydra.main(version_base="1.3", config_path=configs, config_name=name)(main)  # type: ignore[no-any-return]
 
 
 def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:
-    """Calls a script's Hydra main; what is wrong with the configuration ends the process in one line.
-
-    Args:
-        main: runs the script once.
-        sweep: runs a multirun, where the script has one.
-    """
+    """Runs a script once, or its sweep where a multirun is asked for; what is expected to go wrong is one line."""
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
     follow_parent()
@@ -96,10 +93,8 @@ def _launch(sweep: Callable[[], Any]) -> None:
 def one_line_errors(*, debug: bool) -> Iterator[None]:
     """Ends the process with one line and an exit code where an expected error occurs; bugs keep their traceback.
 
-    Exit codes: 2 for unusable input, 1 for a run that cannot go on, 128 + signal for an interrupted one.
-
-    Args:
-        debug: show the traceback of expected errors too.
+    Exit codes: 2 for unusable input, 1 for a run that cannot go on, 128 + signal for an interrupted one. With
+    ``debug``, expected errors keep their traceback too.
     """
     try:
         yield

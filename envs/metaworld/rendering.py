@@ -80,10 +80,7 @@ def film(policy: Callable[[Any], Any], vector: TaskVector) -> Iterator[Film]:
 
     The tasks are played together, as an evaluation does: a policy's arithmetic may depend on how many observations it
     is given at once. Their states are kept and rendered afterwards, so that one renderer at a time is open.
-
-    Args:
-        policy: maps observations ``[T, 39]`` to actions ``[T, 4]``.
-        vector: of T tasks.
+    The policy maps observations ``[T, 39]`` to actions ``[T, 4]``.
     """
     import mujoco
 
@@ -141,12 +138,7 @@ def _render(env: Any, states: Sequence[NDArray[np.float64]]) -> list[Frame]:
 
 
 def contact_sheet(films: Sequence[tuple[str, Frame, bool]], path: Path) -> None:
-    """Writes a PNG with a frame of every task, its name and whether the episode was a success.
-
-    Args:
-        films: task, frame ``[SIZE, SIZE, 3]`` and success.
-        path: the picture to write.
-    """
+    """Writes a PNG with a frame (``[SIZE, SIZE, 3]``) of every task, its name and whether its episode was a success."""
     columns = min(_COLUMNS, int(np.ceil(np.sqrt(2 * len(films)))))
     rows = -(-len(films) // columns)
     sheet = Image.new("RGB", (columns * SIZE, rows * (SIZE + _CAPTION)), "white")

@@ -41,9 +41,6 @@ def interleaved(
         repeats: rounds, after a first one that warms up.
         title: of the progress bar.
         rarely: names of what takes part in two rounds only, and in none to warm up.
-
-    Returns:
-        What each cost in the one way, and in the other.
     """
     found: tuple[Times, Times] = {name: [] for name in costs}, {name: [] for name in costs}
     for round_ in tracked(range(1 + repeats), title):
@@ -60,8 +57,7 @@ def interleaved_steps(
 ) -> tuple[Times, Times]:
     """The seconds that one step of each work takes, `interleaved` in portions of so many steps.
 
-    Returns:
-        Those on the wall's clock, and those of processors, all descendants of this process included.
+    On the wall's clock, and of processors, all descendants of this process included.
     """
 
     def cost(work: Work) -> tuple[float, float]:
@@ -87,12 +83,9 @@ def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
 
 
 def table(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str, ...], dict[str, str]]]) -> Table:
-    """A table of words on the left and numbers beside them, each line's in some of the columns.
+    """A table with columns of words on the left, and each line's numbers in some of the columns beside them.
 
-    Args:
-        title: of the table.
-        words: the names of the columns on the left.
-        cells: a line's words, and numbers by column; what comes later with the same words joins the line.
+    ``cells`` are a line's words and its numbers by column; what comes later with the same words joins the line.
     """
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for line, numbers in cells:
