@@ -29,7 +29,7 @@ def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
     return torch.cat([observations, one_hot.view(shape).expand(*observations.shape[:-1], num_tasks)], -1)
 
 
-def _mlp(
+def mlp(
     sizes: Sequence[int], linear: Callable[[int, int], nn.Module], norm: Callable[[int], nn.Module] | None
 ) -> nn.Sequential:
     """Hidden layers with ReLU, normalised before it if so asked, and a linear output."""
@@ -66,7 +66,7 @@ class Actor(nn.Module):
         super().__init__()
         self.num_tasks, self.action_size = num_tasks, action_size
         sizes = [observation_size + num_tasks, *hidden_sizes, 2 * action_size]
-        self.layers = _mlp(sizes, nn.Linear, nn.LayerNorm if layer_norm else None)
+        self.layers = mlp(sizes, nn.Linear, nn.LayerNorm if layer_norm else None)
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
@@ -140,7 +140,7 @@ class TwinCritic(nn.Module):
         self.num_tasks = num_tasks
         sizes = [observation_size + num_tasks + action_size, *hidden_sizes, 1]
         norm = partial(EnsembleLayerNorm, NUM_CRITICS) if layer_norm else None
-        self.layers = _mlp(sizes, partial(EnsembleLinear, NUM_CRITICS), norm)
+        self.layers = mlp(sizes, partial(EnsembleLinear, NUM_CRITICS), norm)
         for layer in self.layers:
             if isinstance(layer, EnsembleLinear):
                 for member in layer.weight.data:

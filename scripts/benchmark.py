@@ -11,6 +11,7 @@ Each prints a table and writes one JSON file with every single measurement.
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 # As in training, so that what is measured is what training does.
@@ -30,14 +31,6 @@ from scripts.entry import run
 from scripts.methods import load_plugins
 
 
-def case(text: str) -> tuple[int, int]:
-    """``TASKSxSAMPLES``, such as ``10x128``."""
-    num_tasks, batch_size = (int(part) for part in text.split("x"))
-    if min(num_tasks, batch_size) < 1:
-        raise ValueError
-    return num_tasks, batch_size
-
-
 def positive(text: str) -> int:
     """An integer of at least 1."""
     if int(text) < 1:
@@ -45,36 +38,37 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def case(text: str) -> tuple[int, int]:
+    """``TASKSxSAMPLES``, such as ``10x128``."""
+    num_tasks, batch_size = map(positive, text.split("x"))
+    return num_tasks, batch_size
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    common = argparse.ArgumentParser(add_help=False)
+    part = partial(argparse.ArgumentParser, add_help=False)
+    common, methods, simulated, network = part(), part(), part(), part()
     common.add_argument("--repeats", type=positive, default=5, help="by default 5")
     common.add_argument("--threads", type=positive, help="of torch; by default what torch chooses")
     common.add_argument("--device", default="auto", help="auto, cpu or cuda")
     common.add_argument("--out", type=Path, help="by default runs/benchmark/COMMAND.json")
-    methods = argparse.ArgumentParser(add_help=False)
     methods.add_argument("--methods", nargs="+", help="by default all; of throughput, unitary and pcgrad")
     methods.add_argument("--plugins", nargs="+", default=[], help="Python files with methods of your own")
-    simulated = argparse.ArgumentParser(add_help=False)
     simulated.add_argument("--benchmarks", nargs="+", choices=["mt10", "mt50"], default=["mt10", "mt50"])
     simulated.add_argument("--workers", type=positive, help="simulator processes; by default one a core")
-    network = argparse.ArgumentParser(add_help=False)
     network.add_argument("--hidden-sizes", nargs="+", type=positive, default=[400, 400, 400])
     whole = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
-    commands = whole.add_subparsers(required=True, dest="command")
-    command = commands.add_parser(
-        "overhead", parents=[common, methods, network], help="full SAC updates under every combiner"
-    )
+    add = whole.add_subparsers(required=True, dest="command").add_parser
+    command = add("overhead", parents=[common, methods, network], help="full SAC updates under every combiner")
     command.add_argument("--cases", nargs="+", type=case, default=[(10, 128), (50, 128), (50, 26)], metavar="TxB")
     command.set_defaults(measure=overhead, table=overhead_table)
-    command = commands.add_parser("solvers", parents=[common, methods], help="from the Gramian to the weights")
+    command = add("solvers", parents=[common, methods], help="from the Gramian to the weights")
     command.add_argument("--tasks", nargs="+", type=positive, default=[10, 50])
     command.set_defaults(measure=solvers, table=solvers_table)
-    command = commands.add_parser("envs", parents=[common, simulated], help="vector steps beside gymnasium's")
+    command = add("envs", parents=[common, simulated], help="vector steps beside gymnasium's")
     command.set_defaults(measure=envs, table=envs_table)
-    command = commands.add_parser(
-        "throughput", parents=[common, methods, network, simulated], help="stepping and updating, alone and together"
-    )
+    both = [common, methods, network, simulated]
+    command = add("throughput", parents=both, help="stepping and updating, alone and together")
     command.add_argument("--batch-size", type=positive, default=128, help="samples per task, by default 128")
     command.add_argument("--steps", type=positive, default=20, help="iterations a round, by default 20")
     command.set_defaults(measure=throughput, table=throughput_table)

@@ -57,22 +57,20 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
     A method that needs positive losses serves the critic alone: the actor's losses are negative action values.
     """
     load_plugins(config.plugins)
-    options = dict(config.combiner)
-    name = options.pop("name")
-
-    def make(name: str, seed: int, objective: str = "", **options: Any) -> Combiner:
-        weights = options.get("weights")
+    made: dict[str, Combiner] = {}
+    remark, options = None, dict(config.combiner)
+    weights = options.get("weights")
+    if isinstance(weights, Mapping) and set(weights) != {"critic", "actor"}:
+        raise InputError(f"combiner.weights: expected a list or {{critic: ..., actor: ...}}, got {weights!r}")
+    for seed, objective in enumerate(("critic", "actor"), config.seed):
         if isinstance(weights, Mapping):
-            if set(weights) != {"critic", "actor"}:
-                raise InputError(f"combiner.weights: expected a list or {{critic: ..., actor: ...}}, got {weights!r}")
             options["weights"] = weights[objective]
-        return combiners.make(name, num_tasks, seed=seed, rescale=config.agent.rescale, **options)
-
-    critic = make(name, config.seed, "critic", **options)
-    if not critic.positive_losses:
-        return {"critic": critic, "actor": make(name, config.seed + 1, "actor", **options)}, None
-    remark = f"{name} needs positive losses, which the actor's are not: it serves the critic, unitary the actor"
-    return {"critic": critic, "actor": make("unitary", config.seed + 1)}, remark
+        if "critic" in made and made["critic"].positive_losses:
+            name = options["name"]
+            remark = f"{name} needs positive losses, which the actor's are not: it serves the critic, unitary the actor"
+            options = {"name": "unitary"}
+        made[objective] = combiners.make(num_tasks=num_tasks, seed=seed, rescale=config.agent.rescale, **options)
+    return made, remark
 
 
 def extract_weights(config: TrainConfig, tasks: list[str]) -> None:
@@ -118,20 +116,15 @@ def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, c
     )
 
 
-def make_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
-    """The environments of training."""
-    return TaskVector(tasks, **_environment_options(config))
+def make_environments(config: TrainConfig, tasks: list[str], **changed: Any) -> TaskVector:
+    """The environments of training, some of their options changed."""
+    own = {"seed": config.seed, "num_workers": config.num_workers}
+    options = dataclasses.asdict(config.benchmark) | own | changed
+    del options["name"]
+    return TaskVector(tasks, **options)
 
 
 def make_evaluation_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
     """Environments for evaluation: all 50 goals in turn (or the run's one), each episode up to its first success."""
-    options = _environment_options(config) | {"terminate_on_success": True}
-    if config.benchmark.goals != "fixed":
-        options |= {"goals": "evaluation", "seed": EVALUATION_SEED}
-    return TaskVector(tasks, **options)
-
-
-def _environment_options(config: TrainConfig) -> dict[str, Any]:
-    benchmark = dataclasses.asdict(config.benchmark)
-    del benchmark["name"]
-    return benchmark | {"seed": config.seed, "num_workers": config.num_workers}
+    held_out = {} if config.benchmark.goals == "fixed" else {"goals": "evaluation", "seed": EVALUATION_SEED}
+    return make_environments(config, tasks, terminate_on_success=True, **held_out)

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Seed, check_fields
+from mtrl.ranges import Count, Seed
 from mtrl.report.page import write_report
 from mtrl.report.runs import load_runs
 from mtrl.report.section import Section
@@ -34,13 +33,6 @@ class CompareConfig:
     last_k: Count = 5
     seed: Seed = 0
     debug: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        check_fields(self)
-
-
-ConfigStore.instance().store("compare_schema", CompareConfig)
 
 
 def compare_runs(options: CompareConfig) -> None:

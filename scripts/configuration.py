@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agents.sac import SACConfig
+from envs.metaworld.shared import Options
 from mtrl.errors import InputError
 from mtrl.ranges import Count, Index, Seed, check_fields
 from mtrl.rl.loop import Schedule
@@ -33,16 +33,10 @@ class InsightConfig:
 
 
 @dataclass
-class BenchmarkConfig:
+class BenchmarkConfig(Options):
     """Which tasks, and how they are played."""
 
     name: str = MISSING
-    horizon: Count = 500
-    reward_version: Annotated[str, Literal["v1", "v2"]] = "v2"
-    terminate_on_success: bool = False
-    goals: Annotated[str, Literal["random", "fixed", "evaluation"]] = "random"
-    """``random`` draws one of 50 goals at every reset; ``fixed`` keeps one per task for the whole run."""
-    fast: bool = True
 
 
 @dataclass
@@ -106,9 +100,6 @@ class TrainConfig:
             eval_episodes=self.eval.episodes,
             eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
         )
-
-
-ConfigStore.instance().store("train_schema", TrainConfig)
 
 
 def load_config(directory: Path) -> TrainConfig:

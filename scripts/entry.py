@@ -12,16 +12,13 @@ from typing import Any, TypeVar
 
 import hydra
 import torch
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
+from mtrl.ranges import check_fields
 from mtrl.run.member_report import report
 from mtrl.sweep.supervision import follow_parent, requested
 
@@ -43,12 +40,13 @@ def hydra_main(
     """A script's main: composes and checks the configuration of the command line, and does the work with it.
 
     Args:
-        schema: the configuration's dataclass, which refuses values out of range.
+        schema: the configuration's dataclass, with its fields' ranges.
         name: of the configuration's file.
         work: what the script does.
         configs: the folder of the configuration's files.
         required: what to say, by key, where a value is missing.
     """
+    ConfigStore.instance().store(f"{name}_schema", schema)
 
     def main(config: DictConfig) -> None:
         with one_line_errors(debug=config.debug):  # here too: Hydra would have a line of its own to say
@@ -57,18 +55,14 @@ def hydra_main(
                     raise InputError(message)
             checked = OmegaConf.to_object(config)
             assert isinstance(checked, schema)
+            check_fields(checked)
             work(checked)
 
     return hydra.main(version_base="1.3", config_path=configs, config_name=name)(main)  # type: ignore[no-any-return]
 
 
 def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:
-    """Calls a script's Hydra main; what is wrong with the configuration ends the process in one line.
-
-    Args:
-        main: runs the script once.
-        sweep: runs a multirun, where the script has one.
-    """
+    """Runs a script once, or its sweep where a multirun is asked for; what is expected to go wrong is one line."""
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
     follow_parent()
@@ -99,10 +93,8 @@ def _launch(sweep: Callable[[], Any]) -> None:
 def one_line_errors(*, debug: bool) -> Iterator[None]:
     """Ends the process with one line and an exit code where an expected error occurs; bugs keep their traceback.
 
-    Exit codes: 2 for unusable input, 1 for a run that cannot go on, 128 + signal for an interrupted one.
-
-    Args:
-        debug: show the traceback of expected errors too.
+    Exit codes: 2 for unusable input, 1 for a run that cannot go on, 128 + signal for an interrupted one. With
+    ``debug``, expected errors keep their traceback too.
     """
     try:
         yield
@@ -119,36 +111,30 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
 
 def message_of(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the line for an expected error; None for a bug."""
-    if isinstance(error, InputError):
-        return 2, _line(str(error))
-    if isinstance(error, RunError):
-        return 1, _line(str(error))
     if isinstance(error, Interrupted):
         return 128 + error.signal_number, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted before anything was to be saved"
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return 2, _line(_configuration_message(error))
+    code, told = 1, str(error)
+    if isinstance(error, InputError):
+        code = 2
+    elif isinstance(error, HydraException | OmegaConfBaseException):
+        code, told = 2, _configuration_message(error)
     # Of combiner=null, say, or +=
-    if isinstance(error, ValueError | AssertionError) and _raised_in(error).startswith("hydra."):
-        return 2, _line(str(error)) or "an override is malformed: expected key=value"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return 1, _line(
-            f"out of memory: {error}; lower batch_size, agent.hidden_sizes, agent.buffer_size or num_workers"
-        )
-    if isinstance(error, OSError):
-        return 1, _line(str(error))
-    return None
+    elif isinstance(error, ValueError | AssertionError) and _raised_in(error).startswith("hydra."):
+        code, told = 2, told.strip() or "an override is malformed: expected key=value"
+    elif not isinstance(error, RunError):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in told:
+            told = f"out of memory: {told}; lower batch_size, agent.hidden_sizes, agent.buffer_size or num_workers"
+        elif not isinstance(error, OSError):
+            return None
+    return code, " ".join(told.split())
 
 
 def _raised_in(error: BaseException) -> str:
     """The module that raised it."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _configuration_message(error: BaseException) -> str:

@@ -3,18 +3,18 @@
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import Progress
 
 from envs.metaworld.rendering import Film, contact_sheet, film, use_offscreen_backend
 from mtrl.errors import InputError
-from mtrl.ranges import Count, check_fields
+from mtrl.ranges import Count
 from mtrl.report.learning_curve import print_success
 from mtrl.rl.evaluation import evaluate
 from mtrl.run.checkpoints import Checkpoints
@@ -36,13 +36,6 @@ class EvaluateConfig:
     video: bool = False
     debug: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        check_fields(self)
-
-
-ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
-
 
 def evaluate_run(options: EvaluateConfig) -> None:
     """Plays the evaluation episodes with the newest checkpoint's policy, writes what came of them, films the first."""
@@ -58,40 +51,25 @@ def evaluate_run(options: EvaluateConfig) -> None:
     agent = make_agent(trained, state["tasks"], device_of(options.device), capacity=1)
     policy = agent.policy(state["agent"]["actor"])
     torch.set_num_threads(1)  # one observation per task is too little to share
-    total = options.episodes * len(state["tasks"])
     console = Console(stderr=True)
-    with (
-        make_evaluation_environments(trained, state["tasks"]) as environments,
-        Progress(console=console, disable=not console.is_terminal) as progress,
-    ):
-        bar = progress.add_task("evaluating", total=total)
+    bar = partial(Progress, console=console, disable=not console.is_terminal)
+    with make_evaluation_environments(trained, state["tasks"]) as environments, bar() as progress:
+        evaluating = progress.add_task("evaluating", total=options.episodes * environments.num_tasks)
         result = evaluate(
-            policy,
-            environments,
-            options.episodes,
-            lambda finished: progress.update(bar, completed=sum(finished)),
+            policy, environments, options.episodes, lambda done: progress.update(evaluating, completed=sum(done))
         )
-        task_options = environments.options
-    print_success(result.success_rates, result.success_mean, options.episodes, Console())
+    rates, mean = result.success_rates, result.success_mean
+    out = Console(highlight=False, soft_wrap=True)
+    print_success(rates, mean, options.episodes, Console())
     file = directory / f"evaluation-{step}.json"
-    write_json(
-        file,
-        {
-            "step": step,
-            "episodes": options.episodes,
-            "success_mean": result.success_mean,
-            "success": result.success_rates,
-        },
-    )
-    Console().print(f"written to {file}", highlight=False, soft_wrap=True)
+    write_json(file, {"step": step, "episodes": options.episodes, "success_mean": mean, "success": rates})
+    out.print(f"written to {file}")
     if options.video:
         folder = directory / f"video-{step}"
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            films = film(policy, state["tasks"], task_options)
-            write_videos(progress.track(films, len(state["tasks"]), description="filming"), folder)
-        Console().print(
-            f"videos in {folder}, all tasks in {folder / 'contact_sheet.png'}", highlight=False, soft_wrap=True
-        )
+        with bar() as progress:
+            films = film(policy, environments)
+            write_videos(progress.track(films, environments.num_tasks, description="filming"), folder)
+        out.print(f"videos in {folder}, all tasks in {folder / 'contact_sheet.png'}")
 
 
 def write_videos(films: Iterable[Film], folder: Path) -> None:
@@ -99,8 +77,7 @@ def write_videos(films: Iterable[Film], folder: Path) -> None:
     with TemporaryDirectory(prefix=".video-", dir=folder.parent) as temporary:
         unfinished = Path(temporary) / folder.name
         unfinished.mkdir()
-        last_frames = []
-        episodes = {}
+        last_frames, episodes = [], {}
         for made in films:
             made.save(unfinished / f"{made.task}.gif")
             last_frames.append((made.task, made.frames[-1], made.success))

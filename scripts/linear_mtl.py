@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hydra.core.config_store import ConfigStore
 from rich.console import Console
 
 from mtrl import combiners
@@ -18,7 +17,7 @@ from mtrl.linear.certificate import certified
 from mtrl.linear.report import Models, picture, points_csv, table
 from mtrl.linear.surface import descend, feasible, random_weights, scalarized
 from mtrl.linear.verdict import verdict
-from mtrl.ranges import Count, Index, NotNegative, check_fields
+from mtrl.ranges import Count, Index, NotNegative
 from mtrl.run.files import write_atomically, write_text
 from scripts.entry import hydra_main, run
 
@@ -43,13 +42,6 @@ class LinearConfig:
     seed: Index
     out: str | None
     debug: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        check_fields(self)
-
-
-ConfigStore.instance().store("linear_mtl_schema", LinearConfig)
 
 
 def load(config: LinearConfig) -> tuple[data.Problem, list[int]]:

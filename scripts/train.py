@@ -30,52 +30,39 @@ from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.sweep.launch import launch
-from scripts.build import (
-    extract_weights,
-    make_agent,
-    make_combiners,
-    make_environments,
-    make_evaluation_environments,
-    replay_capacity,
-    run_directory,
-    task_names,
-)
+from scripts import build
 from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS, hydra_main, run
 
 
 def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    console = Console(stderr=True, highlight=False)
-    tasks = task_names(config)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    tasks = build.task_names(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
-    extract_weights(config, tasks)
-    _, remark = make_combiners(config, len(tasks))
-    capacity = replay_capacity(config, len(tasks))
+    build.extract_weights(config, tasks)
+    _, remark = build.make_combiners(config, len(tasks))
+    capacity = build.replay_capacity(config, len(tasks))
     memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
-    directory = RunDirectory(run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
+    directory = RunDirectory(build.run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
     try:
         if directory.finished:
-            console.print(
-                f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.",
-                soft_wrap=True,
-            )
+            console.print(f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.")
             return
         if remark:
             console.print(remark)
         console.print(
             f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
-            f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}",
-            soft_wrap=True,
+            f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}"
         )
-        agent = make_agent(config, tasks, device, capacity=capacity)
-        with make_environments(config, tasks) as environments:
+        agent = build.make_agent(config, tasks, device, capacity=capacity)
+        with build.make_environments(config, tasks) as environments:
             trainer = Trainer(
                 agent,
                 environments,
-                lambda: make_evaluation_environments(config, tasks),
+                lambda: build.make_evaluation_environments(config, tasks),
                 directory,
                 config.schedule,
                 show_progress=config.progress,

@@ -4,6 +4,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+import scripts.train  # noqa: F401  # it registers the configuration's schema
 from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS
 

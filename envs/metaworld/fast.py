@@ -49,10 +49,11 @@ def replacements() -> list[tuple[Any, str, Any]]:
         (SawyerXYZEnv, "step", _step),
         (SawyerXYZEnv, "do_simulation", _do_simulation),
         (SawyerXYZEnv, "touching_object", _touching_object),
-        (SawyerXYZEnv, "get_body_com", _body_position),
-        (SawyerXYZEnv, "get_endeff_pos", lambda env: _body_position(env, "hand")),
+        # Live views as there, on which v2 rewards depend.
+        (SawyerXYZEnv, "get_body_com", lambda env, name: _views(env)["body", name]),
+        (SawyerXYZEnv, "get_endeff_pos", lambda env: _views(env)["body", "hand"]),
         (SawyerXYZEnv, "tcp_center", property(_tcp_center)),
-        (SawyerXYZEnv, "_get_site_pos", lambda env, name: _site_position(env, name).copy()),
+        (SawyerXYZEnv, "_get_site_pos", lambda env, name: _views(env)["site", name].copy()),
         (SawyerXYZEnv, "_get_obs", _observation),
         (SawyerXYZEnv, "_gripper_caging_reward", _gripper_caging_reward),
         (reward_utils, "tolerance", _tolerance),
@@ -65,7 +66,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
         if hasattr(module, "tolerance"):
             found.append((module, "tolerance", _tolerance))
         if hasattr(module, "Rotation") and _quaternion_from_matrix is not None:
-            found.append((module, "Rotation", _Rotation))
+            found.append((module, "Rotation", SimpleNamespace(from_matrix=_from_matrix)))
     return found
 
 
@@ -100,48 +101,34 @@ def _do_simulation(env: Any, control: Any, substeps: int) -> None:
     mujoco.mj_step(env.model, env.data, nstep=substeps)
 
 
-class _Views:
-    """Arrays over an environment's simulator data, made once instead of looked up by name at every use."""
+class _Views(dict[tuple[str, str], NDArray[np.float64]]):
+    """Arrays over simulator data, made once instead of looked up by name at every use: positions by kind and name."""
 
-    def __init__(self, env: Any) -> None:
-        self.bodies: dict[str, NDArray[np.float64]] = {}
-        self.sites: dict[str, NDArray[np.float64]] = {}
-        self.control: NDArray[np.float64] = env.data.ctrl
-        self.mocap_position: NDArray[np.float64] = env.data.mocap_pos[0]
-        self.mocap_quaternion: NDArray[np.float64] = env.data.mocap_quat[0]
-        self.hand: NDArray[np.float64] = env.data.body("hand").xpos
-        self.left_claw: NDArray[np.float64] = env.data.body("leftclaw").xpos
-        self.right_claw: NDArray[np.float64] = env.data.body("rightclaw").xpos
-        self.pads: tuple[int, int] = env.data.geom("leftpad_geom").id, env.data.geom("rightpad_geom").id
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.control: NDArray[np.float64] = data.ctrl
+        self.mocap_position: NDArray[np.float64] = data.mocap_pos[0]
+        self.mocap_quaternion: NDArray[np.float64] = data.mocap_quat[0]
+        self.pads: tuple[int, int] = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
+
+    def __missing__(self, key: tuple[str, str]) -> NDArray[np.float64]:
+        kind, name = key
+        position: NDArray[np.float64] = getattr(self.data, kind)(name).xpos
+        return self.setdefault(key, position)
 
 
 def _views(env: Any) -> _Views:
     try:
         views: _Views = env._views
     except AttributeError:
-        views = env._views = _Views(env)
+        views = env._views = _Views(env.data)
     return views
-
-
-def _body_position(env: Any, name: str) -> NDArray[np.float64]:
-    """Replaces `MujocoEnv.get_body_com`; a live view as there, on which v2 rewards depend."""
-    bodies = _views(env).bodies
-    if name not in bodies:
-        bodies[name] = env.data.body(name).xpos
-    return bodies[name]
-
-
-def _site_position(env: Any, name: str) -> NDArray[np.float64]:
-    """For `SawyerXYZEnv._get_site_pos`, which copies it."""
-    sites = _views(env).sites
-    if name not in sites:
-        sites[name] = env.data.site(name).xpos
-    return sites[name]
 
 
 def _tcp_center(env: Any) -> NDArray[np.float64]:
     """Replaces `SawyerMocapBase.tcp_center`."""
-    return (_site_position(env, "rightEndEffector") + _site_position(env, "leftEndEffector")) / 2.0
+    views = _views(env)
+    return (views["site", "rightEndEffector"] + views["site", "leftEndEffector"]) / 2.0
 
 
 def _observation(env: Any) -> NDArray[np.float64]:
@@ -151,8 +138,8 @@ def _observation(env: Any) -> NDArray[np.float64]:
         return _original_observation(env)
     views = _views(env)
     observation = np.zeros(39)
-    observation[:3] = views.hand
-    opening = _distance(views.right_claw, views.left_claw) / 0.1
+    observation[:3] = views["body", "hand"]
+    opening = _distance(views["body", "rightclaw"], views["body", "leftclaw"]) / 0.1
     observation[3] = 1.0 if opening > 1.0 else opening
     observation[4:7] = positions[:3]
     observation[7:11] = quaternions[:4]
@@ -184,21 +171,13 @@ def _touching_object(env: Any, object_geom: int) -> bool:
     return bool(left > 0 and right > 0)
 
 
-class _Rotation:
-    """Replaces SciPy's `Rotation` in the task modules, which only turn rotation matrices into quaternions.
+def _from_matrix(matrix: NDArray[np.float64]) -> SimpleNamespace:
+    """Replaces SciPy's `Rotation.from_matrix` in the task modules, which only turn matrices into quaternions.
 
     The same compiled function, without its check that the matrix is orthogonal: MuJoCo's are.
     """
-
-    def __init__(self, quaternion: NDArray[np.float64]) -> None:
-        self._quaternion = quaternion
-
-    @staticmethod
-    def from_matrix(matrix: NDArray[np.float64]) -> "_Rotation":
-        return _Rotation(_quaternion_from_matrix(matrix, assume_valid=True))
-
-    def as_quat(self) -> NDArray[np.float64]:
-        return self._quaternion
+    quaternion = _quaternion_from_matrix(matrix, assume_valid=True)
+    return SimpleNamespace(as_quat=lambda: quaternion)
 
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
@@ -227,10 +206,9 @@ def _tolerance(
     Python's and NumPy's float64 add, multiply, divide and take square roots alike, and both leave powers to C.
     """
     lower, upper = bounds
-    if not isinstance(x, float) or not isinstance(margin, float) or sigmoid != "long_tail":
+    numbers = isinstance(x, float) and isinstance(margin, float)
+    if not numbers or sigmoid != "long_tail" or lower > upper or margin < 0:
         return _original_tolerance(x, bounds, margin, sigmoid, value_at_margin)
-    if lower > upper or margin < 0:
-        return _original_tolerance(x, bounds, margin, sigmoid, value_at_margin)  # it raises
     if lower <= x <= upper:
         return 1.0
     if margin == 0:
@@ -258,7 +236,7 @@ def _gripper_caging_reward(
     object_y, start_y = obj_pos.item(1), start.item(1)
     caging_y = []
     for pad in ("leftpad", "rightpad"):
-        pad_y = _body_position(env, pad).item(1)
+        pad_y = _views(env)["body", pad].item(1)
         margin = abs(abs(pad_y - start_y) - pad_success_thresh)
         caging_y.append(_tolerance(abs(pad_y - object_y), (obj_radius, pad_success_thresh), margin, "long_tail"))
     tcp = _tcp_center(env)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from envs.metaworld.shared import Options
+from envs.metaworld.vector import TaskVector
 from mtrl.errors import RunError
 
 SIZE = 240
@@ -20,28 +20,24 @@ SIZE = 240
 _EVERY = 4
 _AFTER_SUCCESS = 20
 _MILLISECONDS = 50  # Meta-World's step is 12.5 ms
-_CAMERA = {"azimuth": 155, "elevation": -35, "distance": 1.3}  # Meta-World's own are upside down or far away
-_LOOK_AT = (0.0, 0.6, 0.15)
+# Meta-World's own are upside down or far away.
+_CAMERA = {"lookat": (0.0, 0.6, 0.15), "azimuth": 155, "elevation": -35, "distance": 1.3}
 _COLUMNS = 10
 _CAPTION = 34
 _COLOURS = {True: "#009E73", False: "#D55E00"}
 _PROBE = """
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
-renderer = mujoco.Renderer(model, 8, 8)
-renderer.update_scene(mujoco.MjData(model))
-renderer.render()
-renderer.close()
+with mujoco.Renderer(model, 8, 8) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
 """
 
 Frame = NDArray[np.uint8]
 
 
-def use_offscreen_backend() -> str:
-    """Finds a way to render without a screen, and has MuJoCo use it; to be called before MuJoCo is imported.
-
-    Returns:
-        ``egl`` or ``osmesa``; or what the variable ``MUJOCO_GL`` says, which is then the only one to be tried.
+def use_offscreen_backend() -> None:
+    """Has MuJoCo render without a screen, as ``MUJOCO_GL`` says or else in any way; call it before importing MuJoCo.
 
     Raises:
         RunError: if none works here.
@@ -53,7 +49,7 @@ def use_offscreen_backend() -> str:
         done = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, check=False)
         if done.returncode == 0:
             os.environ["MUJOCO_GL"] = backend
-            return backend
+            return
     raise RunError(
         f"video=true cannot render off-screen here (tried MUJOCO_GL={', '.join(tried)}): install EGL "
         "(Debian: libegl1 libopengl0) or OSMesa (Debian: libosmesa6)"
@@ -62,19 +58,15 @@ def use_offscreen_backend() -> str:
 
 @dataclass(frozen=True)
 class Film:
-    """An episode.
-
-    Attributes:
-        task: its name.
-        frames: each ``[SIZE, SIZE, 3]``: one of every four steps, and the last.
-        success: whether any step was a success.
-        steps: how many the episode had; it ends shortly after the first success.
-    """
+    """An episode."""
 
     task: str
     frames: list[Frame]
+    """Each ``[SIZE, SIZE, 3]``: one of every four steps, and the last."""
     success: bool
+    """Whether any step was one."""
     steps: int
+    """How many the episode had; it ends shortly after the first success."""
 
     def save(self, path: Path) -> None:
         """Writes a GIF that plays at the simulation's own speed, over and over, and rests on its last frame."""
@@ -83,73 +75,60 @@ class Film:
         first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def film(
-    policy: Callable[[NDArray[np.float32]], NDArray[np.float32]], tasks: Sequence[str], options: Options
-) -> Iterator[Film]:
-    """Plays the first episode of every task, and renders one task after the other.
+def film(policy: Callable[[Any], Any], vector: TaskVector) -> Iterator[Film]:
+    """Plays the first episode of every task of a vector, which may be closed, and renders one task after the other.
 
     The tasks are played together, as an evaluation does: a policy's arithmetic may depend on how many observations it
     is given at once. Their states are kept and rendered afterwards, so that one renderer at a time is open.
-
-    Args:
-        policy: maps observations ``[T, 39]`` to actions ``[T, 4]``.
-        tasks: T Meta-World task names.
-        options: those of the task vector whose first episodes are to be seen.
+    The policy maps observations ``[T, 39]`` to actions ``[T, 4]``.
     """
     import mujoco
 
     from envs.metaworld.task import TaskEnv
 
     mujoco.set_mju_user_warning(lambda _: None)  # instead of a log file
-    environments = [TaskEnv(task, replace(options, terminate_on_success=False, fast=False)) for task in tasks]
-    states = _play(policy, environments)
-    for environment, kept in zip(environments, states, strict=True):
-        frames = _render(environment.env, kept)
-        yield Film(environment.name, frames, environment.episode_success, environment.env.curr_path_length)
+    options = replace(vector.options, terminate_on_success=False, fast=False)
+    tasks = [TaskEnv(task, vector.seed, options) for task in vector.tasks]
+    for task, states in zip(tasks, _play(policy, tasks), strict=True):
+        yield Film(task.name, _render(task.env, states), task.episode_success, task.env.curr_path_length)
 
 
-def _play(policy: Callable[[Any], Any], environments: Sequence[Any]) -> list[list[NDArray[np.float64]]]:
+def _play(policy: Callable[[Any], Any], tasks: Sequence[Any]) -> list[list[NDArray[np.float64]]]:
     """The simulators' states at every fourth step of an episode and at its end, by task."""
-    observations = np.stack([environment.reset() for environment in environments]).astype(np.float32)
-    states = [[_state(environment.env)] for environment in environments]
-    steps_left = np.full(len(environments), environments[0].options.horizon)
+    from envs.metaworld.task import physics_of
+
+    observations = np.stack([task.reset() for task in tasks]).astype(np.float32)
+    states = [[physics_of(task.env)] for task in tasks]
+    ends = [task.options.horizon for task in tasks]
     step = 0
-    while steps_left.any():
-        step += 1
+    while (step := step + 1) <= max(ends):
         actions = np.clip(np.asarray(policy(observations), np.float32), -1.0, 1.0)
-        for index, environment in enumerate(environments):
-            if not steps_left[index]:
+        for index, task in enumerate(tasks):
+            if step > ends[index]:
                 continue
-            outcome = environment.step(actions[index])
-            observations[index] = outcome.observation
-            most = 0 if outcome.truncated else _AFTER_SUCCESS if environment.episode_success else np.inf
-            steps_left[index] = min(steps_left[index] - 1, most)
-            if step % _EVERY == 0 or not steps_left[index]:
-                states[index].append(_state(environment.env))
+            outcome = task.step(actions[index])
+            observations[index] = outcome.next_observations
+            if outcome.truncated or task.episode_success:
+                ends[index] = min(ends[index], step if outcome.truncated else step + _AFTER_SUCCESS)
+            if step % _EVERY == 0 or step == ends[index]:
+                states[index].append(physics_of(task.env))
     return states
-
-
-def _state(env: Any) -> NDArray[np.float64]:
-    import mujoco
-
-    state = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-    mujoco.mj_getState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-    return state
 
 
 def _render(env: Any, states: Sequence[NDArray[np.float64]]) -> list[Frame]:
     import mujoco
 
+    from envs.metaworld.task import PHYSICS
+
     data = mujoco.MjData(env.model)
     camera = mujoco.MjvCamera()
-    camera.lookat[:] = _LOOK_AT
     for name, value in _CAMERA.items():
         setattr(camera, name, value)
     env.model.vis.quality.offsamples = 0  # with shadows, five times as long where there is no GPU
     frames = []
     with mujoco.Renderer(env.model, SIZE, SIZE) as renderer:
         for state in states:
-            mujoco.mj_setState(env.model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+            mujoco.mj_setState(env.model, data, state, PHYSICS)
             mujoco.mj_forward(env.model, data)
             renderer.update_scene(data, camera)
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
@@ -159,12 +138,7 @@ def _render(env: Any, states: Sequence[NDArray[np.float64]]) -> list[Frame]:
 
 
 def contact_sheet(films: Sequence[tuple[str, Frame, bool]], path: Path) -> None:
-    """Writes a PNG with a frame of every task, its name and whether the episode was a success.
-
-    Args:
-        films: task, frame ``[SIZE, SIZE, 3]`` and success.
-        path: the picture to write.
-    """
+    """Writes a PNG with a frame (``[SIZE, SIZE, 3]``) of every task, its name and whether its episode was a success."""
     columns = min(_COLUMNS, int(np.ceil(np.sqrt(2 * len(films)))))
     rows = -(-len(films) // columns)
     sheet = Image.new("RGB", (columns * SIZE, rows * (SIZE + _CAPTION)), "white")

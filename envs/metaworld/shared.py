@@ -1,32 +1,37 @@
-"""What a task vector and its workers share: options, the messages of a step, and the memory it goes through."""
+"""What a task vector and its workers share: options, and the memory that a step goes through."""
 
+import os
 from dataclasses import dataclass
 from mmap import mmap
-from types import SimpleNamespace
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.ranges import Count
 
 OBSERVATION_SIZE = 39
 ACTION_SIZE = 4
 
-STEP = b"step"
-DONE = b""
 
-Goals = Literal["random", "evaluation", "fixed"]
-RewardVersion = Literal["v1", "v2"]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Options:
-    """What all tasks of a vector have in common; see `envs.metaworld.vector.TaskVector`."""
+    """How the tasks of a vector are played.
 
-    seed: int
-    horizon: int
-    reward_version: RewardVersion
-    terminate_on_success: bool
-    goals: Goals
-    fast: bool
+    Attributes:
+        horizon: steps after which an episode is cut off.
+        reward_version: which of Meta-World's reward functions.
+        terminate_on_success: whether a success ends the episode.
+        goals: how an episode's goal is chosen: ``random``, one of the 50, with replacement; ``evaluation``, all 50 in
+            order, over and over; ``fixed``, always the first (Kurin et al., 2022).
+        fast: step through exact replacements of Meta-World's slow parts (see `envs.metaworld.fast`).
+    """
+
+    horizon: Count = 500
+    reward_version: Annotated[str, Literal["v1", "v2"]] = "v2"
+    terminate_on_success: bool = False
+    goals: Annotated[str, Literal["random", "evaluation", "fixed"]] = "random"
+    fast: bool = True
 
 
 _ROW = np.dtype(
@@ -48,12 +53,8 @@ _ROW = np.dtype(
 )
 
 
-def block_size(num_tasks: int) -> int:
-    """How many bytes `block` needs."""
-    return num_tasks * _ROW.itemsize
-
-
-def block(buffer: mmap, num_tasks: int) -> SimpleNamespace:
-    """Arrays over a buffer, one row a task: the actions, whether to step, and what the step led to."""
-    rows = np.ndarray(num_tasks, _ROW, buffer)
-    return SimpleNamespace(**{name: rows[name] for name in _ROW.names or ()})
+def block(memory: int, num_tasks: int) -> NDArray[Any]:
+    """A structured array in shared memory, one row a task: the action, whether to step, and what the step led to."""
+    size = num_tasks * _ROW.itemsize
+    os.ftruncate(memory, size)
+    return np.ndarray(num_tasks, _ROW, mmap(memory, size))

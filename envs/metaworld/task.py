@@ -15,16 +15,17 @@ from envs.metaworld.shared import OBSERVATION_SIZE, Options
 
 NUM_GOALS = 50
 
-_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+_STATE = ("episode", "episode_return", "episode_success", "observation")
 _MODEL_FIELDS = ("body_pos", "site_pos")  # all that the tasks change in their models
 _BAD_STATE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
 
 class Outcome(NamedTuple):
-    """What one step of one task led to."""
+    """What one step of one task led to, named as in `envs.metaworld.vector.StepResult`."""
 
-    observation: NDArray[np.float64]
-    reward: float
+    next_observations: NDArray[np.float64]
+    rewards: float
     terminated: bool
     truncated: bool
     success: bool
@@ -37,25 +38,26 @@ class TaskEnv:
     Everything random is a function of the seed, the task's name and the number of the episode, so it depends
     neither on the other tasks nor on who runs them. The goals are those of
     ``metaworld.MT1(name, seed=self.goal_seed)``.
+
+    Attributes:
+        episode: number of the current episode, counted from 0.
+        episode_return: the sum of its rewards so far.
+        episode_success: whether any of its steps was a success.
+        observation: ``[39]``, what to act on next.
     """
 
-    def __init__(self, name: str, options: Options) -> None:
-        self.name = name
-        self.options = options
+    def __init__(self, name: str, seed: int, options: Options) -> None:
+        self.name, self.options = name, options
         self.env = ALL_V3_ENVIRONMENTS[name](reward_function_version=options.reward_version)
         self.env.max_path_length = options.horizon
-        stream = np.random.SeedSequence([options.seed, zlib.crc32(name.encode())])
+        stream = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
         self.goal_seed, self._order_seed = (int(seed) for seed in stream.generate_state(2))
         self.goals = _draw_goals(self.env, self.goal_seed)
         self._set_goal(0)
         self._starts: dict[int, tuple[NDArray[np.float64], dict[str, Any]]] = {}
         self._warnings = self.env.data.warning.number[_BAD_STATE]
-        self.episode = -1
-        """Number of the current episode, counted from 0."""
-        self.episode_return = 0.0
-        self.episode_success = False
+        self.episode, self.episode_return, self.episode_success = -1, 0.0, False
         self.observation = np.zeros(OBSERVATION_SIZE)
-        """What to act on next."""
 
     def goal_index(self, episode: int) -> int:
         """Which of the goals an episode has."""
@@ -72,8 +74,7 @@ class TaskEnv:
         happened before. So the fast path does it once a goal and then goes back to the state it led to.
         """
         self.episode = 0 if restart_goals else self.episode + 1
-        self.episode_return = 0.0
-        self.episode_success = False
+        self.episode_return, self.episode_success = 0.0, False
         goal = self.goal_index(self.episode)
         if goal in self._starts:
             self.observation, state = self._starts[goal]
@@ -88,7 +89,7 @@ class TaskEnv:
         return self.observation
 
     def step(self, action: NDArray[np.float32]) -> Outcome:
-        """One step. `episode_return` and `episode_success` include it, until the next `reset`.
+        """One step, which `episode_return` and `episode_success` include until the next `reset`.
 
         When the simulation becomes unstable, MuJoCo starts it anew by itself and warns. Such a step gives the last
         good observation and no reward, as Meta-World's own path for it does, and cuts the episode off.
@@ -110,20 +111,12 @@ class TaskEnv:
 
     def state(self) -> dict[str, Any]:
         """Everything that the future depends on, as numbers, arrays, and dictionaries and lists of them."""
-        return {
-            "episode": self.episode,
-            "episode_return": self.episode_return,
-            "episode_success": self.episode_success,
-            "observation": self.observation,
-            "simulation": self._simulation(),
-        }
+        return {name: getattr(self, name) for name in _STATE} | {"simulation": self._simulation()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on from a `state` of the same task."""
-        self.episode = state["episode"]
-        self.episode_return = state["episode_return"]
-        self.episode_success = state["episode_success"]
-        self.observation = state["observation"]
+        for name in _STATE:
+            setattr(self, name, state[name])
         self._load_simulation(state["simulation"])
 
     def _simulation(self) -> dict[str, Any]:
@@ -131,21 +124,18 @@ class TaskEnv:
 
         Some attributes are views of the simulator's data and change with it; these are stored as references.
         """
-        model, data = self.env.model, self.env.data
-        physics = np.empty(mujoco.mj_stateSize(model, _PHYSICS))
-        mujoco.mj_getState(model, data, physics, _PHYSICS)
         attributes: dict[str, Any] = {}
         views: dict[str, list[Any]] = {}
         for name, value in vars(self.env).items():
             if isinstance(value, np.ndarray) and not _owned(value):
-                views[name] = _locate(data, value)
+                views[name] = _locate(self.env.data, value)
             elif isinstance(value, np.ndarray | np.generic):
                 attributes[name] = np.array(value)
             elif value is None or isinstance(value, int | float):
                 attributes[name] = value
         return {
-            "physics": physics,
-            "model": {field: getattr(model, field).copy() for field in _MODEL_FIELDS},
+            "physics": physics_of(self.env),
+            "model": {field: getattr(self.env.model, field).copy() for field in _MODEL_FIELDS},
             "attributes": attributes,
             "views": views,
         }
@@ -155,10 +145,10 @@ class TaskEnv:
         mujoco.mj_resetData(model, data)
         for field, values in state["model"].items():
             getattr(model, field)[:] = values
-        mujoco.mj_setState(model, data, state["physics"], _PHYSICS)
+        mujoco.mj_setState(model, data, state["physics"], PHYSICS)
         mujoco.mj_forward(model, data)
         # Again, for mj_forward stores where the solver of the next step starts.
-        mujoco.mj_setState(model, data, state["physics"], _PHYSICS)
+        mujoco.mj_setState(model, data, state["physics"], PHYSICS)
         for name, value in state["attributes"].items():
             setattr(self.env, name, np.array(value)[()] if isinstance(value, np.ndarray) else value)
         for name, (field, row) in state["views"].items():
@@ -167,6 +157,13 @@ class TaskEnv:
     def _set_goal(self, index: int) -> None:
         data = {"rand_vec": self.goals[index], "env_cls": type(self.env), "partially_observable": False}
         self.env.set_task(Goal(self.name, pickle.dumps(data)))
+
+
+def physics_of(env: Any) -> NDArray[np.float64]:
+    """All that MuJoCo goes on from, of one of Meta-World's environments."""
+    physics = np.empty(mujoco.mj_stateSize(env.model, PHYSICS))
+    mujoco.mj_getState(env.model, env.data, physics, PHYSICS)
+    return physics
 
 
 def _draw_goals(env: Any, seed: int) -> list[NDArray[np.float64]]:

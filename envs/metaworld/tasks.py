@@ -8,10 +8,7 @@ from mtrl.errors import InputError, unknown_name
 
 
 def benchmark_tasks(name: str) -> list[str]:
-    """The task names of a multi-task benchmark, in the benchmark's own order.
-
-    Args:
-        name: ``"mt10"`` or ``"mt50"``.
+    """The task names of ``"mt10"`` or ``"mt50"``, in the benchmark's own order.
 
     Raises:
         InputError: for another name.

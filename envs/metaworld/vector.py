@@ -1,13 +1,12 @@
 """A vector of Meta-World tasks, stepped by worker processes."""
 
-import mmap
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing import Pipe
 from typing import Any, NamedTuple, NoReturn, Self
@@ -17,47 +16,31 @@ from gymnasium.spaces import Box
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from envs.metaworld.shared import (
-    ACTION_SIZE,
-    DONE,
-    OBSERVATION_SIZE,
-    STEP,
-    Goals,
-    Options,
-    RewardVersion,
-    block,
-    block_size,
-)
+from envs.metaworld.shared import ACTION_SIZE, OBSERVATION_SIZE, Options, block
 from envs.metaworld.tasks import balanced_groups, check_tasks
 from mtrl.errors import InputError, RunError
-from mtrl.ranges import Count, Index, check_arguments
+from mtrl.ranges import Count, Index, check_arguments, check_fields
 from mtrl.run.machine import cores
+
+_STEP = pickle.dumps(("step", ()))
 
 
 class StepResult(NamedTuple):
-    """What one vector step led to, one row a task.
+    """What one vector step led to, one row a task: a `mtrl.rl.protocols.Step`, and whether the step is a success.
 
-    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset).
+    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset). What ends
+    it is the horizon, an unstable simulation (both truncate it) or, with ``terminate_on_success``, a success.
     """
 
     current_observations: NDArray[np.float32]
-    """``[T, 39]``, what to act on now: where an episode has just ended, the first observation of the next."""
     next_observations: NDArray[np.float32]
-    """``[T, 39]``, what the action led to: where an episode has just ended, its final observation."""
     rewards: NDArray[np.float64]
-    """``[T]``, as Meta-World gives them."""
     terminated: NDArray[np.bool_]
-    """``[T]``, whether a success ended the episode (only with ``terminate_on_success``)."""
     truncated: NDArray[np.bool_]
-    """``[T]``, whether the episode was cut off, by the horizon or because the simulation was unstable."""
     success: NDArray[np.bool_]
-    """``[T]``, whether this step is a success."""
     episode_success: NDArray[np.bool_]
-    """``[T]``, whether any step of the episode so far, this one included, was a success."""
     episode_return: NDArray[np.float64]
-    """``[T]``, the sum of the episode's rewards so far, this step's included."""
     unstable: NDArray[np.bool_]
-    """``[T]``, whether the simulation became unstable: then the transition is no valid sample."""
 
 
 class TaskVector:
@@ -74,51 +57,34 @@ class TaskVector:
         tasks: Meta-World task names, each once.
         seed: not negative.
         num_workers: processes; by default one a core, at most one a task.
-        horizon: steps after which an episode is cut off.
-        reward_version: which of Meta-World's reward functions, ``"v1"`` or ``"v2"``.
-        terminate_on_success: whether a success ends the episode.
-        goals: how an episode's goal is chosen: ``"random"``, one of the 50, with replacement; ``"evaluation"``, all
-            50 in order, over and over; ``"fixed"``, always the first (Kurin et al., 2022).
-        fast: step through exact replacements of Meta-World's slow parts (see `envs.metaworld.fast`).
+        options: the fields of `envs.metaworld.shared.Options`.
 
     Raises:
         InputError: if an argument is not as described.
         RunError: if a worker fails or dies, from every method that waits for workers. The vector is closed then.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        *,
-        seed: Index,
-        num_workers: Count | None = None,
-        horizon: Count = 500,
-        reward_version: RewardVersion = "v2",
-        terminate_on_success: bool = False,
-        goals: Goals = "random",
-        fast: bool = True,
-    ) -> None:
-        self.tasks = check_tasks(tasks)
+    def __init__(self, tasks: Sequence[str], *, seed: Index, num_workers: Count | None = None, **options: Any) -> None:
+        self.tasks, self.seed, self.options = check_tasks(tasks), seed, Options(**options)
         self.num_tasks = len(self.tasks)
+        check_fields(self.options)
         num_workers = cores() if num_workers is None else num_workers
-        self.options = Options(seed, horizon, reward_version, terminate_on_success, goals, fast)
-        check_arguments(TaskVector.__init__, {**asdict(self.options), "num_workers": num_workers})
+        check_arguments(TaskVector.__init__, {"seed": seed, "num_workers": num_workers})
         self.single_observation_space = Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
         self.single_action_space = Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_tasks)
         self.action_space = batch_space(self.single_action_space, self.num_tasks)
 
-        memory = _anonymous_memory(block_size(self.num_tasks))
-        self._block = block(mmap.mmap(memory, 0), self.num_tasks)
+        memory = _anonymous_memory()
+        self._block = block(memory, self.num_tasks)
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers, memory)
         self._waiting: list[_Worker] = []
-        self._stepping = False
-        self._started = False
+        self._started = self._stepping = False
         for rows in balanced_groups(self.tasks, min(num_workers, self.num_tasks)):
             names = {row: self.tasks[row] for row in rows}
             self._workers.append(_Worker(len(self._workers), names, memory))
-        self._call("build", [(self.num_tasks, worker.tasks, self.options) for worker in self._workers])
+        self._call("build", ((self.num_tasks, worker.tasks, seed, self.options) for worker in self._workers))
 
     @property
     def num_workers(self) -> int:
@@ -128,18 +94,15 @@ class TaskVector:
     @property
     def current_observations(self) -> NDArray[np.float32]:
         """``[T, 39]``, a copy of what to act on now, also after `load_state_dict`."""
-        return np.array(self._block.current_observations)
+        return np.array(self._block["current_observations"])
 
     def reset(self, *, restart_goals: bool = False) -> NDArray[np.float32]:
-        """Starts a new episode in every task.
+        """Starts a new episode in every task; returns the first observations, ``[T, 39]``.
 
         Args:
             restart_goals: number the episodes from 0 again, so that the goals are those after the first `reset`.
-
-        Returns:
-            The first observations, ``[T, 39]``.
         """
-        self._call("reset", [restart_goals] * self.num_workers)
+        self._call("reset", [(restart_goals,)] * self.num_workers)
         self._started = True
         return self.current_observations
 
@@ -156,20 +119,19 @@ class TaskVector:
             RunError: if an action is not finite.
         """
         actions = np.asarray(actions, np.float32)
-        shared = self._block
-        if actions.shape != shared.actions.shape:
-            raise InputError(f"actions must have shape {shared.actions.shape}, got {actions.shape}")
+        if actions.shape != self.action_space.shape:
+            raise InputError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
         if not np.isfinite(actions).all():
             task = self.tasks[int(np.isfinite(actions).all(1).argmin())]
             raise RunError(f"an action for task '{task}' is not finite: the policy has diverged")
         self._require_idle()
         if not self._started:
             raise RunError("the task vector must be reset before its first step")
-        np.clip(actions, -1.0, 1.0, out=shared.actions)
-        shared.active[:] = True if active is None else active
-        for values in (shared.rewards, shared.terminated, shared.truncated, shared.success, shared.unstable):
-            values[:] = 0
-        self._send((worker, STEP) for worker in self._workers)
+        np.clip(actions, -1.0, 1.0, out=self._block["actions"])
+        self._block["active"] = True if active is None else active
+        for field in ("rewards", "terminated", "truncated", "success", "unstable"):
+            self._block[field] = 0
+        self._send((worker, _STEP) for worker in self._workers)
         self._stepping = True
 
     def step_wait(self) -> StepResult:
@@ -178,7 +140,7 @@ class TaskVector:
             raise RunError("step_wait was called without step_async")
         self._receive()
         self._stepping = False
-        return StepResult(*(getattr(self._block, field).copy() for field in StepResult._fields))
+        return StepResult(*(self._block[field].copy() for field in StepResult._fields))
 
     def step(self, actions: ArrayLike, active: ArrayLike | None = None) -> StepResult:
         """`step_async`, then `step_wait`."""
@@ -190,11 +152,13 @@ class TaskVector:
 
         A vector of the same tasks and options goes on from it bit for bit, with any number of workers.
         """
+        import torch  # not above: the workers import this package too
+        from torch.utils._pytree import tree_map_only
+
         states: dict[str, Any] = {}
-        for part in self._call("state", [None] * self.num_workers):
-            states |= part
-        tasks = {task: _map_leaves(_to_tensor, states[task]) for task in self.tasks}
-        return {"options": asdict(self.options), "tasks": tasks}
+        for part in self._call("state", [()] * self.num_workers):
+            states |= tree_map_only(np.ndarray, torch.from_numpy, part)
+        return {"options": self._identity(), "tasks": {task: states[task] for task in self.tasks}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state_dict`.
@@ -202,14 +166,20 @@ class TaskVector:
         Raises:
             InputError: if it is of other tasks or options (except ``fast``, which changes no byte).
         """
-        mine = {**asdict(self.options), "tasks": self.tasks}
+        import torch
+        from torch.utils._pytree import tree_map_only
+
+        mine = {**self._identity(), "tasks": self.tasks}
         for key, saved in {**state["options"], "tasks": list(state["tasks"])}.items():
             if key != "fast" and saved != mine[key]:
                 raise InputError(f"the saved task vector has {key}={saved!r}, this one has {mine[key]!r}")
-        states = {task: _map_leaves(_to_array, saved) for task, saved in state["tasks"].items()}
-        parts = ({task: states[task] for task in worker.tasks.values()} for worker in self._workers)
-        self._call("load_state", parts)
+        states = tree_map_only(torch.Tensor, lambda tensor: tensor.cpu().numpy(), state["tasks"])
+        self._call("load_state", (({task: states[task] for task in w.tasks.values()},) for w in self._workers))
         self._started = True
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved state has to agree on, besides the tasks."""
+        return {"seed": self.seed, **asdict(self.options)}
 
     def close(self) -> None:
         """Ends the workers at once; a second time it does nothing."""
@@ -221,10 +191,10 @@ class TaskVector:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, command: str, arguments: Iterable[Any]) -> list[Any]:
+    def _call(self, command: str, arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Has every worker do something other than a step; returns their answers."""
         self._require_idle()
-        messages = (pickle.dumps((command, argument)) for argument in arguments)
+        messages = (pickle.dumps((command, own)) for own in arguments)
         self._send(zip(self._workers, messages, strict=True))
         return self._receive()
 
@@ -248,11 +218,10 @@ class TaskVector:
         while self._waiting:
             worker = self._waiting[0]
             try:
-                answer = worker.connection.recv_bytes()
+                value, trace = pickle.loads(worker.connection.recv_bytes())
             except (EOFError, ConnectionError):
                 self._fail(worker.death())
             del self._waiting[0]
-            value, trace = (None, None) if answer == DONE else pickle.loads(answer)
             if trace is not None:
                 self._fail(RunError(f"{worker} failed: {value}"), trace)
             values.append(value)
@@ -269,8 +238,7 @@ class _Worker:
     """A worker process, seen from the vector."""
 
     def __init__(self, index: int, tasks: dict[int, str], memory: int) -> None:
-        self.index = index
-        self.tasks = tasks
+        self.index, self.tasks = index, tasks
         self.connection, theirs = Pipe()
         # A new interpreter rather than multiprocessing's, which would run the main script's imports again.
         code = "from envs.metaworld.worker import main; main()"
@@ -305,30 +273,9 @@ def _stop(workers: list[_Worker], memory: int) -> None:
     os.close(memory)
 
 
-def _anonymous_memory(size: int) -> int:
+def _anonymous_memory() -> int:
     """A descriptor of memory to share; it has no name, so the last process that holds it takes it along."""
     if hasattr(os, "memfd_create"):
-        memory = os.memfd_create("tasks")
-    else:
-        with tempfile.TemporaryFile() as file:
-            memory = os.dup(file.fileno())
-    os.ftruncate(memory, size)
-    return memory
-
-
-def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _map_leaves(function, value) for key, value in tree.items()}
-    return function(tree)
-
-
-def _to_tensor(leaf: Any) -> Any:
-    import torch  # not above: the workers import this package too
-
-    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-
-def _to_array(leaf: Any) -> Any:
-    import torch
-
-    return leaf.cpu().numpy() if isinstance(leaf, torch.Tensor) else leaf
+        return os.memfd_create("tasks")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,7 +1,6 @@
 """A worker process: steps some of a vector's tasks. `envs.metaworld.vector` starts it, in a new interpreter."""
 
 import contextlib
-import mmap
 import os
 import pickle
 import signal
@@ -15,8 +14,8 @@ from typing import Any
 import mujoco
 
 from envs.metaworld import fast
-from envs.metaworld.shared import DONE, STEP, Options, block, block_size
-from envs.metaworld.task import TaskEnv
+from envs.metaworld.shared import Options, block
+from envs.metaworld.task import Outcome, TaskEnv
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):
-        _serve(Connection(int(sys.argv[1])), memory=int(sys.argv[2]))
+        _serve(Connection(int(sys.argv[1])), _Group(memory=int(sys.argv[2])))
 
 
 def _die_with(parent: int) -> None:
@@ -36,65 +35,49 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _serve(connection: Connection, memory: int) -> None:
-    """Answers each message; an empty answer means done, another one is a pickled (value, traceback)."""
-    group: Any = None
+def _serve(connection: Connection, group: "_Group") -> None:
+    """Answers each (command, arguments) with a (value, traceback)."""
     while True:
-        message = connection.recv_bytes()
+        command, arguments = pickle.loads(connection.recv_bytes())
+        answer: tuple[Any, str | None]
         try:
-            if message == STEP:
-                group.step()
-                answer = DONE
-            else:
-                command, argument = pickle.loads(message)
-                if command == "build":
-                    group = _Group(memory, *argument)
-                    value = None
-                else:
-                    value = getattr(group, command)(argument)
-                answer = pickle.dumps((value, None))
+            answer = getattr(group, command)(*arguments), None
         except Exception as error:
-            summary = f"{type(error).__name__}: {error}".splitlines()[0]
-            answer = pickle.dumps((summary, traceback.format_exc()))
-        connection.send_bytes(answer)
+            answer = f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc()
+        connection.send_bytes(pickle.dumps(answer))
 
 
 class _Group:
     """The tasks of this worker, each with its row of the shared block."""
 
-    def __init__(self, memory: int, num_tasks: int, rows: dict[int, str], options: Options) -> None:
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+
+    def build(self, num_tasks: int, rows: dict[int, str], seed: int, options: Options) -> None:
         if options.fast:
             fast.install()
         mujoco.set_mju_user_warning(lambda _: None)  # instead of a log file; the step says that it was unstable
-        self._block = block(mmap.mmap(memory, block_size(num_tasks)), num_tasks)
-        self._tasks = {row: TaskEnv(name, options) for row, name in rows.items()}
+        self._block = block(self._memory, num_tasks)
+        self._outcomes = self._block[[*Outcome._fields, "episode_return", "episode_success"]]
+        self._tasks = {row: TaskEnv(name, seed, options) for row, name in rows.items()}
 
     def step(self) -> None:
-        shared = self._block
         for row, task in self._tasks.items():
-            if not shared.active[row]:
-                continue
-            outcome = task.step(shared.actions[row])
-            shared.next_observations[row] = outcome.observation
-            shared.rewards[row] = outcome.reward
-            shared.terminated[row] = outcome.terminated
-            shared.truncated[row] = outcome.truncated
-            shared.success[row] = outcome.success
-            shared.unstable[row] = outcome.unstable
-            shared.episode_return[row] = task.episode_return
-            shared.episode_success[row] = task.episode_success
-            if outcome.terminated or outcome.truncated:
-                task.reset()
-            shared.current_observations[row] = task.observation
+            if self._block["active"][row]:
+                outcome = task.step(self._block["actions"][row])
+                self._outcomes[row] = *outcome, task.episode_return, task.episode_success
+                if outcome.terminated or outcome.truncated:
+                    task.reset()
+                self._block["current_observations"][row] = task.observation
 
     def reset(self, restart_goals: bool) -> None:
         for row, task in self._tasks.items():
-            self._block.current_observations[row] = task.reset(restart_goals=restart_goals)
+            self._block["current_observations"][row] = task.reset(restart_goals=restart_goals)
 
-    def state(self, _: None) -> dict[str, dict[str, Any]]:
+    def state(self) -> dict[str, dict[str, Any]]:
         return {task.name: task.state() for task in self._tasks.values()}
 
     def load_state(self, states: dict[str, dict[str, Any]]) -> None:
         for row, task in self._tasks.items():
             task.load_state(states[task.name])
-            self._block.current_observations[row] = task.observation
+            self._block["current_observations"][row] = task.observation

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from envs.metaworld import ACTION_SIZE, TaskVector, benchmark_tasks
-from scripts.benchmarks.timing import Lines, Row, interleaved, interleaved_steps, seconds, table
+from scripts.benchmarks.timing import Row, interleaved, interleaved_steps, ratio, seconds, table
 
 RIVAL = "gymnasium AsyncVectorEnv"
 ROUND_STEPS = 50
@@ -25,11 +25,7 @@ ROUND_STEPS = 50
 
 def envs(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times vector steps with random actions, in rounds over all kinds of vectors, then single tasks."""
-    rows: list[Row] = []
-    for name in arguments.benchmarks:
-        rows += _vectors(name, arguments)
-        rows.append(_physics(name, arguments))
-    return rows
+    return [row for name in arguments.benchmarks for row in (*_vectors(name, arguments), _physics(name, arguments))]
 
 
 def _vectors(name: str, arguments: argparse.Namespace) -> list[Row]:
@@ -59,8 +55,8 @@ def _vectors(name: str, arguments: argparse.Namespace) -> list[Row]:
             "seconds": wall[kind],
             "cpu_seconds": processor[kind],
             "steps_per_second": 1 / median(wall[kind]),
-            "ratio": _ratio(wall[RIVAL], wall[kind]),
-            "cpu_ratio": _ratio(processor[RIVAL], processor[kind]),
+            "ratio": ratio(wall[RIVAL], wall[kind]),
+            "cpu_ratio": ratio(processor[RIVAL], processor[kind]),
         }
         for kind in makers
     ]
@@ -74,38 +70,35 @@ def _physics(name: str, arguments: argparse.Namespace) -> Row:
     from envs.metaworld.shared import Options
     from envs.metaworld.task import TaskEnv
 
-    tasks = benchmark_tasks(name)
-    options = Options(seed=0, horizon=500, reward_version="v2", terminate_on_success=False, goals="fixed", fast=True)
+    tasks, seed, options = benchmark_tasks(name), 0, Options(goals="fixed")
     actions = _actions(len(tasks))
 
     with ExitStack() as replaced:
         for owner, attribute, value in replacements():
             replaced.enter_context(patch.object(owner, attribute, value))
-        made = [TaskEnv(task, options) for task in tasks]
+        made = [TaskEnv(task, seed, options) for task in tasks]
 
         def round_() -> tuple[float, float]:
             stepping = simulating = 0.0
             for index, task in enumerate(made):
+                env = task.env
                 task.reset()
-                actions_left = iter(actions[:, index])
-                stepping += sum(seconds(partial(_step, task, actions_left)) for _ in actions)
+                stepping += sum(seconds(partial(task.step, action)) for action in actions[:, index])
                 task.reset()
                 for action in actions[:, index]:
-                    task.env.set_xyz_action(action[:3])
-                    task.env.data.ctrl[:] = action[3], -action[3]
-                    step = partial(mujoco.mj_step, task.env.model, task.env.data, nstep=task.env.frame_skip)
-                    simulating += seconds(step)
+                    env.set_xyz_action(action[:3])
+                    env.data.ctrl[:] = action[3], -action[3]
+                    simulating += seconds(partial(mujoco.mj_step, env.model, env.data, nstep=env.frame_skip))
             return stepping / actions[:, :, 0].size, simulating / actions[:, :, 0].size
 
-        rounds = interleaved({name: round_}, arguments.repeats, f"{name}: physics alone")[name]
-    step, mj_step = map(list, zip(*rounds, strict=True))
+        step, mj_step = interleaved({name: round_}, arguments.repeats, f"{name}: physics alone")
     return {
         "benchmark": name,
         "kind": "one task's step beside mj_step",
-        "options": asdict(options),
-        "seconds": step,
-        "mj_step_seconds": mj_step,
-        "ratio": _ratio(step, mj_step),
+        "options": {"seed": seed, **asdict(options)},
+        "seconds": step[name],
+        "mj_step_seconds": mj_step[name],
+        "ratio": ratio(step[name], mj_step[name]),
     }
 
 
@@ -117,13 +110,9 @@ def _actions(num_tasks: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).uniform(-1, 1, (ROUND_STEPS, num_tasks, ACTION_SIZE)).astype(np.float32)
 
 
-def _ratio(those: list[float], these: list[float]) -> float:
-    return median(a / b for a, b in zip(those, these, strict=True))
-
-
 def envs_table(rows: list[Row]) -> Table:
     """One line a kind of vector, and one for the physics."""
-    lines: Lines = {}
+    cells = []
     for row in rows:
         if "mj_step_seconds" in row:
             step, bare = (1e6 * median(row[key]) for key in ("seconds", "mj_step_seconds"))
@@ -137,5 +126,5 @@ def envs_table(rows: list[Row]) -> Table:
                 "times faster": f"{row['ratio']:.2f}",
                 "CPU times less": f"{row['cpu_ratio']:.2f}",
             }
-        lines[row["benchmark"], kind] = numbers
-    return table("stepping with random actions", ("benchmark", "what"), lines)
+        cells.append(((row["benchmark"], kind), numbers))
+    return table("stepping with random actions", ("benchmark", "what"), cells)

@@ -1,13 +1,12 @@
 """What a full SAC update is measured against: its own matrix products, and a plain implementation."""
 
 import copy
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from agents.networks import NUM_CRITICS, Actor, TwinCritic, with_task_id
+from agents.networks import NUM_CRITICS, TwinCritic, mlp
 from agents.sac import MultiTaskSAC, actor_losses, critic_losses, critic_targets, temperature_loss
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from scripts.benchmarks.timing import Work
@@ -19,32 +18,28 @@ def matrix_products(agent: MultiTaskSAC) -> Work:
     Every product has the shapes that the update has, over the batches of all tasks together, and writes into
     memory that is already there.
     """
-    samples = len(agent.tasks) * agent.batch_size
+    samples, hidden = len(agent.tasks) * agent.batch_size, agent.config.hidden_sizes
     size = OBSERVATION_SIZE + len(agent.tasks)
-    hidden = agent.config.hidden_sizes
-    products: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def multiply(members: int, rows: int, inner: int, columns: int) -> None:
-        left, right = torch.randn(members, rows, inner), torch.randn(members, inner, columns)
-        operands = [tensor.to(agent.device) for tensor in (left, right, torch.empty(members, rows, columns))]
-        products.append((operands[0], operands[1], operands[2]))
-
-    def network(members: int, sizes: list[int], *, weights: bool, inputs: bool, backward: bool = True) -> None:
-        """The products of one forward pass, and of a backward pass down to the weights or the inputs."""
-        for layer, (before, after) in enumerate(pairwise(sizes)):
-            multiply(members, samples, before, after)
-            if backward and weights:
-                multiply(members, before, samples, after)
-            if backward and (inputs or layer > 0):
-                multiply(members, samples, after, before)
-
     actor, critic = [size, *hidden, 2 * ACTION_SIZE], [size + ACTION_SIZE, *hidden, 1]
-    # The targets; the critics' loss; the actor's, which passes through the critics.
-    network(1, actor, weights=False, inputs=False, backward=False)
-    network(NUM_CRITICS, critic, weights=False, inputs=False, backward=False)
-    network(NUM_CRITICS, critic, weights=True, inputs=False)
-    network(NUM_CRITICS, critic, weights=False, inputs=True)
-    network(1, actor, weights=True, inputs=False)
+    passes = [  # how many networks of which sizes; whether back to their weights, and to their inputs
+        (1, actor, False, False),  # the targets
+        (NUM_CRITICS, critic, False, False),
+        (NUM_CRITICS, critic, True, False),  # the critics' loss
+        (NUM_CRITICS, critic, False, True),  # the actor's, which passes through the critics
+        (1, actor, True, False),
+    ]
+    products: list[list[Tensor]] = []
+    for members, sizes, to_weights, to_inputs in passes:
+        for layer, (before, after) in enumerate(pairwise(sizes)):
+            shapes = [(samples, before, after)]
+            if to_weights:
+                shapes.append((before, samples, after))
+            if to_inputs or (to_weights and layer > 0):
+                shapes.append((samples, after, before))
+            for rows, inner, columns in shapes:
+                operands = torch.randn(members, rows, inner), torch.randn(members, inner, columns)
+                result = torch.empty(members, rows, columns)
+                products.append([tensor.to(agent.device) for tensor in (*operands, result)])
 
     def update() -> None:
         for left, right, result in products:
@@ -53,57 +48,48 @@ def matrix_products(agent: MultiTaskSAC) -> Work:
     return update
 
 
-class LinearTwinCritic(TwinCritic):
-    """Two critics of ordinary layers."""
+class _Members(nn.Sequential):
+    """Networks of ordinary layers, one after the other, each on its own slice of the inputs."""
 
-    def __init__(self, observation_size: int, hidden_sizes: Sequence[int], num_tasks: int) -> None:
-        nn.Module.__init__(self)
-        self.num_tasks, self.members = num_tasks, nn.ModuleList()
-        for _ in range(NUM_CRITICS):
-            sizes = pairwise([observation_size + num_tasks + ACTION_SIZE, *hidden_sizes, 1])
-            layers = [layer for before, after in sizes for layer in (nn.Linear(before, after), nn.ReLU())]
-            self.members.append(nn.Sequential(*layers[:-1]))
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """As `agents.networks.TwinCritic`."""
-        x = torch.cat([with_task_id(observations, self.num_tasks), actions], -1)
-        return torch.stack([member(x).squeeze(-1) for member in self.members])
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([member(own) for member, own in zip(self, inputs, strict=True)])
 
 
-class PlainSAC:
+def linear_critics(agent: MultiTaskSAC) -> TwinCritic:
+    """Critics like an agent's, of two networks of ordinary layers."""
+    critics = copy.deepcopy(agent.critic)
+    sizes = [OBSERVATION_SIZE + critics.num_tasks + ACTION_SIZE, *agent.config.hidden_sizes, 1]
+    critics.layers = _Members(*(mlp(sizes, nn.Linear, None) for _ in range(NUM_CRITICS)))
+    return critics.to(agent.device)
+
+
+def plain_sac(agent: MultiTaskSAC) -> Work:
     """SAC for the mean of the losses as it is usually written, on an agent's replay buffer.
 
-    Two critics of ordinary layers, one backward pass for each loss, one step after the other.
-
-    Args:
-        agent: gives the sizes and the mini-batches.
+    Two critics of ordinary layers, one backward pass for each loss, one step after the other, and the targets' step.
     """
+    config, generator = agent.config, agent.generator
+    actor, critics = copy.deepcopy(agent.actor), linear_critics(agent)
+    target_critics = copy.deepcopy(critics).requires_grad_(False)
+    log_alpha = torch.zeros(1, device=agent.device, requires_grad=True)
+    learned = (critics.parameters(), actor.parameters(), [log_alpha])
+    optimizers = [torch.optim.Adam(parameters, config.learning_rate) for parameters in learned]
 
-    def __init__(self, agent: MultiTaskSAC) -> None:
-        self.agent = agent
-        num_tasks, hidden = len(agent.tasks), agent.config.hidden_sizes
-        self.actor = Actor(OBSERVATION_SIZE, ACTION_SIZE, hidden, num_tasks=num_tasks).to(agent.device)
-        self.critics = LinearTwinCritic(OBSERVATION_SIZE, hidden, num_tasks).to(agent.device)
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_alpha = torch.zeros(1, device=agent.device, requires_grad=True)
-        learned = (self.critics.parameters(), self.actor.parameters(), [self.log_alpha])
-        self.optimizers = [torch.optim.Adam(parameters, agent.config.learning_rate) for parameters in learned]
+    def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
 
-    def update(self) -> None:
-        """One step of critics, actor and temperature, and of the target critics."""
-        config, generator = self.agent.config, self.agent.generator
-        batch = self.agent.replay.sample(self.agent.batch_size, generator)
-        alpha = self.log_alpha.detach().exp().unsqueeze(-1)
-        targets = critic_targets(self.actor, self.target_critics, batch, alpha, config.discount, generator)
-        self._step(0, critic_losses(self.critics, batch, targets).mean())
-        losses, log_prob = actor_losses(self.actor, self.critics, batch, alpha, generator)
-        self._step(1, losses.mean())
-        self._step(2, temperature_loss(self.log_alpha, log_prob, self.agent.target_entropy))
+    def update() -> None:
+        batch = agent.replay.sample(agent.batch_size, generator)
+        alpha = log_alpha.detach().exp().unsqueeze(-1)
+        targets = critic_targets(actor, target_critics, batch, alpha, config.discount, generator)
+        descend(optimizers[0], critic_losses(critics, batch, targets).mean())
+        losses, log_prob = actor_losses(actor, critics, batch, alpha, generator)
+        descend(optimizers[1], losses.mean())
+        descend(optimizers[2], temperature_loss(log_alpha, log_prob, agent.target_entropy))
         with torch.no_grad():
-            for target, parameter in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
+            for target, parameter in zip(target_critics.parameters(), critics.parameters(), strict=True):
                 target.lerp_(parameter, config.target_update_rate)
 
-    def _step(self, which: int, loss: Tensor) -> None:
-        self.optimizers[which].zero_grad()
-        torch.autograd.backward(loss)
-        self.optimizers[which].step()
+    return update

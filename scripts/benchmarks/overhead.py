@@ -1,24 +1,22 @@
 """A full SAC update under every combiner, and what it is measured against."""
 
 import argparse
-import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from statistics import median
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
 from agents.sac import MultiTaskSAC
-from envs.metaworld import OBSERVATION_SIZE
 from mtrl import combiners
 from mtrl.gradients import TaskBatched
 from mtrl.gradients.pipeline import Gradients, Source
 from mtrl.gradients.shared_input import ByParameters
-from scripts.benchmarks.limits import LinearTwinCritic, PlainSAC, matrix_products
-from scripts.benchmarks.timing import Lines, Row, Work, interleaved, seconds, table
+from scripts.benchmarks.limits import linear_critics, matrix_products, plain_sac
+from scripts.benchmarks.timing import Row, Work, interleaved, ratio, seconds, table
 from scripts.benchmarks.updates import chosen, make_agent, make_update
 
 try:
@@ -27,9 +25,6 @@ try:
     from torchjd.autojac import backward, jac_to_grad
 except ImportError:
     Engine = None  # type: ignore[assignment, misc]
-
-RIVAL_REPEATS = 2
-"""Rivals are repeated less: at 50 tasks, one of their updates takes as long as all methods here together."""
 
 
 class RetainGraphLoop(TaskBatched):
@@ -93,36 +88,17 @@ RIVALS: dict[str, type[TaskBatched]] = {
     "torchjd_autojac": TorchJDJacobian,
     "torchjd_autogram": TorchJDGramian,
 }
-YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Work]] = {
-    "matrix_products": matrix_products,
-    "plain_sac": lambda agent: PlainSAC(agent).update,
-}
-
-
-def use_linear_critics(agent: MultiTaskSAC) -> None:
-    """Gives an agent critics that ``autogram`` can read: its batch dimension has to come first in every layer."""
-    agent.critic, agent.target_critic = (
-        LinearTwinCritic(OBSERVATION_SIZE, agent.config.hidden_sizes, len(agent.tasks)).to(agent.device)
-        for _ in range(2)
-    )
-    agent.optimizers["critic"] = torch.optim.Adam(agent.critic.parameters(), fused=True)
-
-
-def installed(name: str) -> bool:
-    """Whether a row of the table can be measured here."""
-    return Engine is not None or not name.startswith("torchjd")
-
-
-def needs_of(name: str) -> str:
-    """What a row of the table is: what its method needs, or what else it shows."""
-    if name in YARDSTICKS:
-        return "yardstick"
-    return "rival" if name in RIVALS else combiners.get(name).needs
+YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Work]] = {"matrix_products": matrix_products, "plain_sac": plain_sac}
+_KINDS = dict.fromkeys(RIVALS, "rival") | dict.fromkeys(YARDSTICKS, "yardstick")
 
 
 def overhead(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Times the full SAC update under every method, each right after unitary's, in rounds over all methods."""
-    names = chosen(arguments.methods, [*combiners.names(), *RIVALS, *YARDSTICKS])
+    """Times the full SAC update under every method, each right after unitary's, in rounds over all methods.
+
+    Rivals take part in fewer: at 50 tasks, one of their updates takes as long as all methods here together.
+    """
+    names = chosen(arguments.methods, [*combiners.names(), *_KINDS])
+    installed = [name for name in names if Engine is not None or not name.startswith("torchjd")]
     rows: list[Row] = []
     for num_tasks, batch_size in arguments.cases:
         make = partial(make_agent, num_tasks, batch_size, arguments.hidden_sizes, device)
@@ -132,15 +108,14 @@ def overhead(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
         def pair(update: Work, unitary: Work = unitary) -> tuple[float, float]:
             return seconds(unitary, device), seconds(update, device)
 
-        costs = {name: partial(pair, _update(name, agent, make)) for name in names if installed(name)}
-        title = f"{num_tasks} tasks x {batch_size} samples"
-        times = interleaved(costs, arguments.repeats, title, rarely=dict.fromkeys(RIVALS, RIVAL_REPEATS))
+        costs = {name: partial(pair, _update(name, agent, make)) for name in installed}
+        base, own = interleaved(costs, arguments.repeats, f"{num_tasks} tasks x {batch_size} samples", rarely=RIVALS)
         for name in names:
-            row: Row = {"tasks": num_tasks, "batch_size": batch_size, "method": name, "needs": needs_of(name)}
-            if name in times:
-                row["unitary_seconds"], row["seconds"] = zip(*times[name], strict=True)
-                row["median"] = statistics.median(row["seconds"])
-                row["ratio"] = statistics.median(time_ / base for base, time_ in times[name])
+            needs = _KINDS.get(name) or combiners.get(name).needs
+            row: Row = {"tasks": num_tasks, "batch_size": batch_size, "method": name, "needs": needs}
+            if name in own:
+                row |= {"unitary_seconds": base[name], "seconds": own[name]}
+                row |= {"median": median(own[name]), "ratio": ratio(own[name], base[name])}
             rows.append(row)
     return rows
 
@@ -151,9 +126,10 @@ def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) ->
         return YARDSTICKS[name](agent)
     if name not in RIVALS:
         return make_update(agent, name)
-    if name == "torchjd_autogram":
+    if name == "torchjd_autogram":  # its batch dimension has to come first in every layer
         agent = make()
-        use_linear_critics(agent)
+        agent.critic, agent.target_critic = linear_critics(agent), linear_critics(agent)
+        agent.optimizers["critic"] = torch.optim.Adam(agent.critic.parameters(), fused=True)
     networks = {"critic": agent.critic, "actor": agent.actor}
     return make_update(agent, "pcgrad", {key: RIVALS[name](own, len(agent.tasks)) for key, own in networks.items()})
 
@@ -161,9 +137,9 @@ def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) ->
 def overhead_table(rows: list[Row]) -> Table:
     """One line a method, one column a case."""
     order = ["losses", "gramian", "jacobian", "yardstick", "rival"]
-    lines: Lines = defaultdict(dict)
+    cells = []
     for row in sorted(rows, key=lambda row: (order.index(row["needs"]), row["method"])):
         cell = f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})" if "ratio" in row else "not installed"
-        lines[row["method"], row["needs"]][f"{row['tasks']} x {row['batch_size']}"] = cell
+        cells.append(((row["method"], row["needs"]), {f"{row['tasks']} x {row['batch_size']}": cell}))
     title = "full SAC update: time relative to unitary scalarization's (and in milliseconds)"
-    return table(title, ("method", "needs"), lines)
+    return table(title, ("method", "needs"), cells)

@@ -12,7 +12,7 @@ from agents.sac import MultiTaskSAC
 from envs.metaworld import TaskVector, benchmark_tasks
 from mtrl import combiners
 from mtrl.run.machine import cores
-from scripts.benchmarks.timing import Lines, Row, Work, interleaved_steps, table
+from scripts.benchmarks.timing import Row, Times, Work, interleaved_steps, table
 from scripts.benchmarks.updates import chosen, make_agent, make_update
 
 
@@ -27,15 +27,14 @@ def throughput(arguments: argparse.Namespace, device: torch.device) -> list[Row]
             iteration = _iteration(agent, vector)
             for method in methods:
                 update = make_update(agent, method)
-                works: dict[str, Work] = {
-                    "stepping": partial(iteration, lambda: None),
-                    "updating": update,
-                    "both": partial(iteration, update),
-                }
+                alone, both = partial(iteration, lambda: None), partial(iteration, update)
+                works: dict[str, Work] = {"stepping": alone, "updating": update, "both": both}
                 title = f"{name} {method}"
                 wall, processor = interleaved_steps(works, arguments.steps, arguments.repeats, title, device)
-                row = {"benchmark": name, "method": method, "seconds": wall, "cpu_seconds": processor}
-                rows.append(row | _ratios(wall, processor, device))
+                both_seconds, least = median(wall["both"]), _least(wall, processor, device)
+                row: Row = {"benchmark": name, "method": method, "seconds": wall, "cpu_seconds": processor}
+                row |= {"least_seconds": least, "ratio": both_seconds / least, "steps_per_second": 1 / both_seconds}
+                rows.append(row)
     return rows
 
 
@@ -55,26 +54,24 @@ def _iteration(agent: MultiTaskSAC, vector: TaskVector) -> Callable[[Work], None
     return iteration
 
 
-def _ratios(wall: dict[str, list[float]], processor: dict[str, list[float]], device: torch.device) -> dict[str, float]:
-    """The iteration against the least that it could take.
+def _least(wall: Times, processor: Times, device: torch.device) -> float:
+    """The seconds that an iteration takes at least.
 
     On a GPU that is the longer one of stepping and updating; where both share the cores, the processor time of
     both spread over all cores.
     """
     if device.type == "cuda":
-        least = max(median(wall["stepping"]), median(wall["updating"]))
-    else:
-        least = (median(processor["stepping"]) + median(processor["updating"])) / cores()
-    both = median(wall["both"])
-    return {"least_seconds": least, "ratio": both / least, "steps_per_second": 1 / both}
+        return max(median(wall["stepping"]), median(wall["updating"]))
+    return (median(processor["stepping"]) + median(processor["updating"])) / cores()
 
 
 def throughput_table(rows: list[Row]) -> Table:
     """One line a benchmark and method."""
-    lines: Lines = {}
+    cells = []
     for row in rows:
         times = {phase: 1e3 * median(taken) for phase, taken in row["seconds"].items()}
         times["least possible"] = 1e3 * row["least_seconds"]
         numbers = times | {"ratio": row["ratio"], "steps/s": row["steps_per_second"]}
-        lines[row["benchmark"], row["method"]] = {column: f"{number:.2f}" for column, number in numbers.items()}
-    return table("one vector step with one update: milliseconds", ("benchmark", "method"), lines)
+        shown = {column: f"{number:.2f}" for column, number in numbers.items()}
+        cells.append(((row["benchmark"], row["method"]), shown))
+    return table("one vector step with one update: milliseconds", ("benchmark", "method"), cells)

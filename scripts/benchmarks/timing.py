@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
+from statistics import median
 from typing import Any, TypeVar
 
 import psutil
@@ -16,9 +16,10 @@ Work = Callable[[], object]
 CPU = torch.device("cpu")
 Row = dict[str, Any]
 """What is measured of one thing; all rows of a command go into its JSON file."""
-Lines = dict[tuple[str, ...], dict[str, str]]
+Times = dict[str, list[float]]
+"""Seconds by name, round by round."""
 Item = TypeVar("Item")
-Cost = TypeVar("Cost")
+_RARE_ROUNDS = 2
 
 
 def seconds(work: Work, device: torch.device = CPU) -> float:
@@ -31,48 +32,48 @@ def seconds(work: Work, device: torch.device = CPU) -> float:
 
 
 def interleaved(
-    costs: Mapping[str, Callable[[], Cost]], repeats: int, title: str, rarely: Mapping[str, int] = MappingProxyType({})
-) -> dict[str, list[Cost]]:
+    costs: Mapping[str, Callable[[], tuple[float, float]]], repeats: int, title: str, rarely: Collection[str] = ()
+) -> tuple[Times, Times]:
     """Measures everything once a round, so that what slows the machine down for a while slows down all of it.
 
     Args:
-        costs: by name, what does something and says what it cost.
+        costs: by name, what does something and says what it cost, in two ways.
         repeats: rounds, after a first one that warms up.
         title: of the progress bar.
-        rarely: what takes part in so many rounds only, and in none to warm up.
-
-    Returns:
-        What each cost, round by round.
+        rarely: names of what takes part in two rounds only, and in none to warm up.
     """
-    found: dict[str, list[Cost]] = {name: [] for name in costs}
+    found: tuple[Times, Times] = {name: [] for name in costs}, {name: [] for name in costs}
     for round_ in tracked(range(1 + repeats), title):
         for name, measure in costs.items():
-            if name not in rarely or 0 < round_ <= rarely[name]:
-                cost = measure()
-                if round_ > 0:
-                    found[name].append(cost)
+            if name not in rarely or 0 < round_ <= _RARE_ROUNDS:
+                for times, cost in zip(found, measure(), strict=True):
+                    if round_ > 0:
+                        times[name].append(cost)
     return found
 
 
 def interleaved_steps(
     works: Mapping[str, Work], steps: int, repeats: int, title: str, device: torch.device = CPU
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+) -> tuple[Times, Times]:
     """The seconds that one step of each work takes, `interleaved` in portions of so many steps.
 
-    Returns:
-        By name, those on the wall's clock, and those of processors, all descendants of this process included.
+    On the wall's clock, and of processors, all descendants of this process included.
     """
 
     def cost(work: Work) -> tuple[float, float]:
-        own = psutil.Process()
-        processes = [own, *own.children(recursive=True)]
-        before = _processor_seconds(processes)
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        before = [process.cpu_times() for process in processes]
         wall = seconds(lambda: [work() for _ in range(steps)], device)
-        return wall / steps, (_processor_seconds(processes) - before) / steps
+        after = [process.cpu_times() for process in processes]
+        processor = sum(b.user + b.system - a.user - a.system for a, b in zip(before, after, strict=True))
+        return wall / steps, processor / steps
 
-    found = interleaved({name: partial(cost, work) for name, work in works.items()}, repeats, title)
-    wall = {name: [cost[0] for cost in costs] for name, costs in found.items()}
-    return wall, {name: [cost[1] for cost in costs] for name, costs in found.items()}
+    return interleaved({name: partial(cost, work) for name, work in works.items()}, repeats, title)
+
+
+def ratio(these: Sequence[float], those: Sequence[float]) -> float:
+    """The median of how many times longer these took than those of the same round."""
+    return median(a / b for a, b in zip(these, those, strict=True))
 
 
 def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
@@ -81,8 +82,14 @@ def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
     return track(items, title, console=console, disable=not console.is_terminal)
 
 
-def table(title: str, words: Collection[str], lines: Lines) -> Table:
-    """A table with columns of words on the left; beside them, each line has a number in some of the other columns."""
+def table(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str, ...], dict[str, str]]]) -> Table:
+    """A table with columns of words on the left, and each line's numbers in some of the columns beside them.
+
+    ``cells`` are a line's words and its numbers by column; what comes later with the same words joins the line.
+    """
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for line, numbers in cells:
+        lines.setdefault(line, {}).update(numbers)
     made = Table(title=title)
     for column in words:
         made.add_column(column, no_wrap=column == "method")  # a name is searched for
@@ -97,8 +104,3 @@ def table(title: str, words: Collection[str], lines: Lines) -> Table:
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor_seconds(processes: Iterable[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return sum(time_.user + time_.system for time_ in times)

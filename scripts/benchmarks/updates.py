@@ -47,12 +47,9 @@ def make_agent(
 
 
 def make_update(agent: MultiTaskSAC, name: str, networks: Mapping[str, TaskBatched] | None = None) -> Work:
-    """The agent's full update under one method; all methods share the agent and its memory for Jacobians.
+    """The agent's full update under one method, with its own per-task gradients or, by ``networks``, a rival's.
 
-    Args:
-        agent: whose update.
-        name: the method.
-        networks: the gradients of critics and actor; by default the agent's own.
+    All methods share the agent and its memory for Jacobians.
     """
     critic = make_combiner(name, len(agent.tasks))
     # As in training: a method that needs positive losses serves the critic alone.

@@ -18,7 +18,7 @@ STEPS = 75  # enough for every expert to touch its object with one finger, then 
 
 @pytest.fixture(scope="module", params=list(ALL_V3_ENVIRONMENTS))
 def task(request: pytest.FixtureRequest) -> Iterator[TaskEnv]:
-    task = TaskEnv(request.param, Options(3, 500, "v2", False, "random", fast=False))
+    task = TaskEnv(request.param, 3, Options(fast=False))
     yield task
     task.env.close()
 
@@ -37,7 +37,7 @@ def expert_actions(task: TaskEnv) -> np.ndarray:
             warnings.simplefilter("ignore", UserWarning)  # "environments clip": the experts overdo it, on purpose
             action = policy.get_action(observation)
         actions.append(np.clip(action + 0.1 * noise.standard_normal(4), -1, 1).astype(np.float32))
-        observation = task.step(actions[-1]).observation
+        observation = task.step(actions[-1]).next_observations
     return np.array(actions)
 
 
@@ -70,7 +70,7 @@ def test_goes_on_from_a_saved_state_bit_for_bit(task: TaskEnv) -> None:
         recorded = []
         for index, action in enumerate(actions[20:]):
             outcome = task.step(action)
-            recorded += [outcome.observation.tobytes(), np.float64(outcome.reward).tobytes()]
+            recorded += [outcome.next_observations.tobytes(), np.float64(outcome.rewards).tobytes()]
             if index == 15:
                 recorded.append(task.reset().tobytes())
         return [*recorded, np.float64(task.episode_return).tobytes()]
@@ -82,7 +82,7 @@ def test_goes_on_from_a_saved_state_bit_for_bit(task: TaskEnv) -> None:
     uninterrupted = run()
     task.load_state(state)
     assert run() == uninterrupted
-    other = TaskEnv(task.name, task.options)
+    other = TaskEnv(task.name, 3, task.options)
     other.load_state(state)
     task = other
     assert run() == uninterrupted

@@ -23,7 +23,7 @@ def expert_action(policy: Any, observation: np.ndarray) -> Any:
 
 def plain_episode(name: str) -> tuple[bool, int, float]:
     """Success, length and return of one episode on Meta-World's own environment, until it succeeds."""
-    task, policy = TaskEnv(name, Options(SEED, 500, "v2", True, "fixed", fast=False)), POLICIES[name]()
+    task, policy = TaskEnv(name, SEED, Options(goals="fixed", fast=False)), POLICIES[name]()
     observation = task.reset()
     total = 0.0
     for length in range(1, 501):

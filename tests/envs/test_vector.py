@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from envs.metaworld import StepResult, TaskVector, benchmark_tasks
-from envs.metaworld.shared import Options, RewardVersion
+from envs.metaworld.shared import Options
 from envs.metaworld.task import TaskEnv
 from envs.metaworld.tasks import balanced_groups
 from mtrl.errors import InputError, RunError
@@ -35,9 +35,8 @@ def rows(results: list[StepResult], index: int) -> list[bytes]:
     return [field[index].tobytes() for result in results for field in result]
 
 
-def plain_task(name: str, **options: Any) -> TaskEnv:
-    defaults: dict[str, Any] = {"seed": 0, "horizon": 500, "reward_version": "v2", "terminate_on_success": False}
-    return TaskEnv(name, Options(**defaults | {"goals": "random", "fast": False} | options))
+def plain_task(name: str, seed: int = 0, reward_version: str = "v2") -> TaskEnv:
+    return TaskEnv(name, seed, Options(reward_version=reward_version, fast=False))
 
 
 def test_benchmarks_are_in_their_own_order() -> None:
@@ -139,7 +138,7 @@ def play_from_reset(vector: TaskVector, steps: int) -> list[StepResult]:
 
 
 @pytest.mark.parametrize("reward_version", ["v1", "v2"])
-def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version: RewardVersion) -> None:
+def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version: str) -> None:
     """Against the untouched environment, stepped by hand."""
     horizon, actions = 5, actions_for(TASKS[:2], 12)
     with TaskVector(TASKS[:2], seed=0, num_workers=1, horizon=horizon, reward_version=reward_version) as vector:
@@ -167,8 +166,7 @@ def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version:
 
 def test_reward_versions_differ() -> None:
     rewards = []
-    versions: tuple[RewardVersion, ...] = ("v1", "v2")
-    for version in versions:
+    for version in ("v1", "v2"):
         with TaskVector(TASKS[:1], seed=0, reward_version=version) as vector:
             rewards.append([result.rewards[0] for result in play_from_reset(vector, 5)])
     assert np.all(np.not_equal(rewards[0], rewards[1]))

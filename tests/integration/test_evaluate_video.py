@@ -32,7 +32,7 @@ def policy(observations):
 
 with TaskVector(tasks, seed=5, horizon=120, terminate_on_success=True, goals="evaluation") as environments:
     counted = evaluate(policy, environments, 2).success[:, 0].tolist()
-    films = list(film(policy, tasks, environments.options))
+    films = list(film(policy, environments))
 films[0].save(sys.argv[1])
 print(json.dumps({
     "counted": counted,

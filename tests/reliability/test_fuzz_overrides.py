@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+import scripts.train  # noqa: F401  # it registers the configuration's schema
 from mtrl.run.directory import flatten
 from mtrl.run.machine import device_of
 from scripts.build import make_combiners, replay_capacity, task_names
