@@ -1,9 +1,9 @@
 """Figures of how the tasks' gradients got on: their cosines, whom the update serves, and the tasks' weights."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -52,18 +52,15 @@ def _conflict_curves(comparison: Comparison, objectives: Sequence[str]) -> Pictu
     grid = figure.subplots(len(objectives), len(_MEASURES), sharex=True, sharey="col", squeeze=False)
     for objective, row in zip(objectives, grid, strict=True):
         for (measure, title), axes in zip(_MEASURES.items(), row, strict=True):
-            _draw(axes, comparison, f"{objective}: {title}", f"{objective}/{measure}")
-    if not any(axes.lines for axes in figure.axes):
-        return None
-    drawing.legend_above(drawing.over_training(figure, comparison))
-    return Picture(
+            drawing.curves(axes, comparison, f"{objective}: {title}", partial(_smooth, keys=[f"{objective}/{measure}"]))
+    return drawing.picture_over_training(
+        comparison,
+        figure,
         "conflict",
         "Conflict between the tasks' gradients",
         "Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. Cosines are "
         "between per-task gradients of one update; a pair conflicts where its cosine is negative; magnitude "
-        "similarity is 1 where two gradients are equally long and near 0 where one drowns the other. "
-        f"{drawing.selection(comparison)}",
-        figure,
+        "similarity is 1 where two gradients are equally long and near 0 where one drowns the other.",
     )
 
 
@@ -72,23 +69,24 @@ def _agreement(comparison: Comparison) -> Picture | None:
     cosines = [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
     figure = Figure(figsize=(8, 3.4))
     left, right = figure.subplots(1, 2)
-    _draw(left, comparison, "mean cosine to the average direction", *cosines)
-    _draw(right, comparison, "norm of the summed gradient", "shared/summed_gradient_norm")
+    drawing.curves(left, comparison, "mean cosine to the average direction", partial(_smooth, keys=cosines))
+    drawing.curves(
+        right, comparison, "norm of the summed gradient", partial(_smooth, keys=["shared/summed_gradient_norm"])
+    )
     if not left.lines:
         return None
     right.set_yscale("log")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
-    drawing.legend_above(drawing.over_training(figure, comparison))
-    return Picture(
+    return drawing.picture_over_training(
+        comparison,
+        figure,
         "agreement",
         "Do the tasks' gradients agree?",
         "Left: the cosine between each task's gradient of the shared parameters and the average of all, mean over "
         "tasks (Gama and Grassi, 2025, figures 3a and 7). Right: the norm of their sum (Kurin et al., 2022, section "
-        "5.3). Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. "
-        f"{drawing.selection(comparison)}",
-        figure,
+        "5.3). Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds.",
     )
 
 
@@ -207,28 +205,20 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
 
 def _by_task(comparison: Comparison, method: Method, prefix: str) -> tuple[Array, Array] | None:
     """Where a quantity of each task was measured, and its mean over seeds ``[T, M]``; None where none was."""
-    smooth = [_smooth(method, f"{prefix}/{task}") for task in comparison.tasks]
+    smooth = [_smooth(method, [f"{prefix}/{task}"]) for task in comparison.tasks]
     whole = [rows for rows in smooth if rows is not None]
     if len(whole) < len(smooth):
         return None
     return whole[0][0], np.stack([mean_of_present(values) for _, values in whole])
 
 
-def _smooth(method: Method, *keys: str) -> Rows | None:
+def _smooth(method: Method, keys: Sequence[str]) -> Rows | None:
     """Averages over windows of training, and over the keys: single mini-batches say little about conflict."""
     runs = [run.metrics for run in method.runs if set(keys) <= set(run.metrics.conflict)]
-    if not runs:
+    aligned = drawing.aligned([(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs])
+    if aligned is None:
         return None
-    where, rows = drawing.aligned(
-        [(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs]
-    )
+    where, rows = aligned
     windows = np.array_split(np.arange(len(where)), min(len(where), _WINDOWS))
     means = [mean_of_present(rows[:, window].T) for window in windows]
     return np.array([where[window].mean() for window in windows]), np.stack(means, 1)
-
-
-def _draw(axes: Axes, comparison: Comparison, title: str, *keys: str) -> None:
-    """A panel with a `_smooth` curve for each method."""
-    axes.set_title(title, fontsize=9)
-    smooth = {method.name: _smooth(method, *keys) for method in drawing.selected(comparison)}
-    drawing.curves(axes, comparison, {name: rows for name, rows in smooth.items() if rows is not None})

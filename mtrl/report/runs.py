@@ -24,22 +24,21 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a run logged, as far as it is compared: E evaluations, M measurements of conflict.
+    """What a run logged, as far as it is compared: E evaluations, M measurements of conflict; NaN where one is missing.
 
     Attributes:
         steps: ``[E]``, vector steps at each evaluation; epochs where the run is supervised.
         seconds: ``[E]``, seconds of training by then.
-        scores: ``[E]``, the metric's mean over tasks; NaN where the run is supervised, for its tasks have metrics of
-            their own.
+        scores: ``[E]``, the metric's mean over tasks; NaN where the run is supervised: its tasks have their own.
         task_scores: ``[E, T]``, the metric of each task; where the run is supervised, its first one, on validation.
         durations: seconds per 10,000 updates in each interval between two log entries with updates; seconds of each
             epoch's updates where the run is supervised.
         conflict_steps: ``[M]``, where conflict was measured, as ``steps``; at most 100, evenly thinned.
-        conflict: ``[M]`` for each logged key, without its ``conflict/``; NaN where a measurement lacks it.
+        conflict: ``[M]`` for each logged key, without its ``conflict/``.
         cosines: by objective ``[3, T, T]``, the pairwise cosines of the tasks' gradients in the early, middle and late
-            third of training, each the mean of at most five matrices; NaN where there is none.
+            third of training, each the mean of at most five matrices.
         old_matrices: whether matrices stand among the numbers, as older versions wrote them; these are not read.
-        logged: ``[E]`` for each other key that is compared; nothing where the run is not supervised.
+        logged: ``[E]`` for each other key that supervised runs are compared by.
     """
 
     steps: Array
@@ -67,8 +66,7 @@ def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], l
     Args:
         folder: where to look.
         metric: of reinforcement learning: the key of the metric's mean over tasks, e.g. ``eval/success_mean``.
-        task_metric: of reinforcement learning: what stands before a task's name in the key of its metric, e.g.
-            ``eval/success/``.
+        task_metric: the same for a task, without the task's name, e.g. ``eval/success/``.
 
     Returns:
         The runs, and a sentence for each directory with a ``config.yaml`` that is left out: because it is not a run's,
@@ -84,11 +82,7 @@ def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], l
     for file in sorted(folder.rglob("config.yaml")):
         try:
             record = read_record(file.parent)
-            if record.kind == "supervised":
-                metrics = _read_epochs(record)
-            else:
-                metrics = _read_evaluations(record, metric, task_metric)
-            runs.append(Run(**vars(record), metrics=metrics))
+            runs.append(Run(**vars(record), metrics=_read_metrics(record, metric, task_metric)))
         except InputError as error:
             remarks.append(f"Left out: {error}.")
         except (OSError, ValueError, TypeError, OverflowError) as error:
@@ -123,56 +117,42 @@ def _check_benchmark(runs: Sequence[RunRecord]) -> None:
             )
 
 
-def _read_evaluations(record: RunRecord, metric: str, task_metric: str) -> Metrics:
-    """Reads the lines that are compared; of the many others, in which training is logged, only the speed."""
+def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
+    """Reads the lines that are compared; of the many others, in which agents log their training, only the speed."""
     path = record.directory / "metrics.jsonl"
-    wanted = f'"{metric}"'.encode()
-    evaluated: list[_Line] = []
-    in_conflict: list[_Line] = []
-    durations: list[float] = []
-    for number, line in _lines(path):
-        if wanted in line:
-            evaluated.append((number, line))
-        elif b'"conflict/' in line:
-            in_conflict.append((number, line))
-        elif (speed := _UPDATES_PER_SECOND.search(line)) and float(speed[1]) > 0:
-            durations.append(10_000 / float(speed[1]))
-    evaluations = _entries(path, evaluated)
-    conflict = _entries(path, _thinned(in_conflict, _CONFLICT_ENTRIES))
-    _require(path, evaluations, ["time", *(task_metric + task for task in record.tasks)])
+    lines = _lines(path)
+    if record.kind == "supervised":
+        step, task_metric, needed = "epoch", "val/", ["time", "speed/epoch_seconds"]
+        evaluations = _entries(path, [(number, line) for number, line in lines if b'"epoch"' in line])
+        conflict = _thinned(evaluations, _CONFLICT_ENTRIES)
+        durations = _column(evaluations, "speed/epoch_seconds")
+    else:
+        step, wanted, needed = "step", f'"{metric}"'.encode(), ["time"]
+        evaluations = _entries(path, [(number, line) for number, line in lines if wanted in line])
+        others = [(number, line) for number, line in lines if wanted not in line]
+        measured = [(number, line) for number, line in others if b'"conflict/' in line]
+        conflict = _entries(path, _thinned(measured, _CONFLICT_ENTRIES))
+        found = [_UPDATES_PER_SECOND.search(line) for _, line in others if b'"conflict/' not in line]
+        durations = np.array([10_000 / float(speed[1]) for speed in found if speed and float(speed[1]) > 0])
+    tasks = [task_metric + task for task in record.tasks]
+    for entry in evaluations:
+        if missing := next((key for key in (*needed, *tasks) if key not in entry), None):
+            raise InputError(f"{path}: the evaluation at step {entry['step']} has no '{missing}'")
+    weights = {f"shared/weight/{task}": values for task, values in _columns(conflict, "train/weight/").items()}
     return Metrics(
-        steps=_column(evaluations, "step"),
+        steps=_column(evaluations, step),
         seconds=_column(evaluations, "time"),
         scores=_column(evaluations, metric),
-        task_scores=np.stack([_column(evaluations, task_metric + task) for task in record.tasks], 1),
-        durations=np.array(durations),
-        conflict_steps=_column(conflict, "step"),
-        conflict=_columns(conflict, "conflict/"),
-        cosines=_read_cosines(record),
-        old_matrices=_hold_matrices(conflict),
-        logged={},
-    )
-
-
-def _read_epochs(record: RunRecord) -> Metrics:
-    """Reads the line of each epoch, in which everything is."""
-    path = record.directory / "metrics.jsonl"
-    epochs = _entries(path, [(number, line) for number, line in _lines(path) if b'"epoch"' in line])
-    conflict = _thinned(epochs, _CONFLICT_ENTRIES)
-    weights = {f"shared/weight/{task}": values for task, values in _columns(conflict, "train/weight/").items()}
-    _require(path, epochs, ["time", "speed/epoch_seconds", *(f"val/{task}" for task in record.tasks)])
-    return Metrics(
-        steps=_column(epochs, "epoch"),
-        seconds=_column(epochs, "time"),
-        scores=np.full(len(epochs), np.nan),
-        task_scores=np.stack([_column(epochs, f"val/{task}") for task in record.tasks], 1),
-        durations=_column(epochs, "speed/epoch_seconds"),
-        conflict_steps=_column(conflict, "epoch"),
+        task_scores=np.stack([_column(evaluations, key) for key in tasks], 1),
+        durations=durations,
+        conflict_steps=_column(conflict, step),
         conflict=_columns(conflict, "conflict/") | weights,
         cosines=_read_cosines(record),
-        old_matrices=_hold_matrices(epochs),
+        old_matrices=any(key.endswith(_MATRIX) for entry in (*evaluations, *conflict) for key in entry),
         logged={
-            prefix + key: values for prefix in ("val/", "distance/") for key, values in _columns(epochs, prefix).items()
+            prefix + key: values
+            for prefix in ("val/", "distance/")
+            for key, values in _columns(evaluations, prefix).items()
         },
     )
 
@@ -216,13 +196,6 @@ def _entries(path: Path, lines: Sequence[_Line]) -> list[dict[str, Any]]:
     return entries
 
 
-def _require(path: Path, entries: list[dict[str, Any]], keys: list[str]) -> None:
-    for entry in entries:
-        for key in keys:
-            if key not in entry:
-                raise InputError(f"{path}: the evaluation at step {entry['step']} has no '{key}'")
-
-
 def _thinned(entries: Sequence[_Entry], most: int) -> list[_Entry]:
     kept = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), most)).astype(int))
     return [entries[index] for index in kept]
@@ -236,7 +209,3 @@ def _columns(entries: list[dict[str, Any]], prefix: str) -> dict[str, Array]:
 
 def _column(entries: list[dict[str, Any]], key: str) -> Array:
     return np.array([entry.get(key) for entry in entries], float)  # null and missing are NaN
-
-
-def _hold_matrices(entries: list[dict[str, Any]]) -> bool:
-    return any(key.endswith(_MATRIX) for entry in entries for key in entry)

@@ -1,25 +1,17 @@
 """The report on supervised runs: what each method reaches on the test split, beside single-task training."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from functools import partial
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
 from mtrl.report import drawing, figures
-from mtrl.report.comparison import (
-    Comparison,
-    Method,
-    differences,
-    runs_by_method,
-    shared_warnings,
-    unscored_warning,
-)
+from mtrl.report.comparison import Comparison, Method, differences, runs_by_method, unscored_warning
 from mtrl.report.conflict_figures import conflict_pictures
-from mtrl.report.drawing import Picture
+from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import Run
 from mtrl.report.section import Section
 from mtrl.report.statistics import Array, mean_of_present
@@ -51,6 +43,8 @@ class SupervisedComparison(Comparison):
         reference_name: what the gains are over: single-task training or, where that was not run, the baseline.
     """
 
+    progress = "epochs"
+    interval = "epoch"
     methods: Sequence[SupervisedMethod]
     metrics: dict[str, str]
     higher_is_better: dict[str, bool]
@@ -89,15 +83,12 @@ def compare_supervised(
         *left_out,
         *(f"Left out: {directory / 'summary.json'}: {reason}." for directory, reason in unread.items()),
     ]
-    singles: dict[str, list[Run]] = defaultdict(list)
-    multiple: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    by_tasks: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        if run.directory in unread:
-            continue
-        if len(run.tasks) == 1:
-            singles[run.tasks[0]].append(run)
-        else:
-            multiple[tuple(run.tasks)].append(run)
+        if run.directory not in unread:
+            by_tasks[tuple(run.tasks)].append(run)
+    singles = {tasks[0]: own for tasks, own in by_tasks.items() if len(tasks) == 1}
+    multiple = {tasks: own for tasks, own in by_tasks.items() if len(tasks) > 1}
     if not multiple:
         reason = f"; {left_out[-1].removesuffix('.')}" if unread else ""
         raise InputError(
@@ -115,7 +106,7 @@ def compare_supervised(
         if not _finished(own)
     ]
     comparisons = [
-        _compare(own, {task: singles[task] for task in tasks}, baseline, seed, left_out)
+        _compare(own, {task: singles.get(task, []) for task in tasks}, baseline, seed, left_out)
         for tasks, own in sorted(multiple.items())
         if _finished(own)
     ]
@@ -127,17 +118,17 @@ def compare_supervised(
 
 
 def _compare(
-    runs: list[Run], singles: Mapping[str, list[Run]], baseline: str, seed: int, left_out: list[str]
+    runs: list[Run], singles: Mapping[str, list[Run]], baseline: str, seed: int, left_out: Sequence[str]
 ) -> SupervisedComparison:
     described = next(run.summary.metrics for run in runs if run.summary is not None)
     higher = {key: metric.higher_is_better for key, metric in described.items()}
     by_name = runs_by_method(runs, baseline)
     tested = {name: _tested(own, list(higher)) for name, own in by_name.items()}
     single: dict[str, Array] = {}
+    missing = [task for task, own in singles.items() if not _finished(own)]
     for task, own in singles.items():
         if _finished(own):
             single |= _tested(own, [key for key in higher if key.split("/")[0] == task])[1]
-    missing = [task for task in singles if task not in single]
     if missing and not tested[baseline][0]:
         raise InputError(
             f"gains have nothing to be measured by: neither single-task training of {missing[0]} nor the baseline, "
@@ -146,34 +137,20 @@ def _compare(
     over = tested[baseline][1] if missing else single
     reference = {key: float(over[key].mean()) for key in higher}
     reference_name = baseline if missing else SINGLE
-    methods = [
-        SupervisedMethod(
-            name,
-            runs=[run for run in own if len(run.metrics.steps)],
-            seeds=tested[name][0],
-            scores=_gains(tested[name][1], reference, higher),
-            test=tested[name][1],
-        )
-        for name, own in by_name.items()
-    ]
-    configuration = differences(by_name)
     every = [*runs, *(run for own in singles.values() for run in own)]
+    unscored = [unscored_warning(every)] if len(_finished(every)) < len(every) else []
     return SupervisedComparison(
         score=f"relative gain over {reference_name}, %",
-        progress="epochs",
-        interval="epoch",
         seed=seed,
         baseline=baseline,
-        methods=methods,
+        methods=[
+            SupervisedMethod(name, by_name[name], seeds, scores=_gains(test, reference, higher), test=test)
+            for name, (seeds, test) in tested.items()
+        ],
         runs=every,
         compared=_finished(every),
-        configuration=configuration,
-        warnings=[
-            *([unscored_warning(every)] if len(_finished(every)) < len(every) else []),
-            *_reference_warnings(runs, singles, missing, baseline),
-            *shared_warnings(methods, baseline, configuration, every),
-            *left_out,
-        ],
+        remarks=[*unscored, *_reference_warnings(runs, singles, missing, baseline)],
+        left_out=left_out,
         metrics={key: f"{key.split('/')[0]} {metric.name}" for key, metric in described.items()},
         higher_is_better=higher,
         single={} if missing else single,
@@ -242,24 +219,37 @@ def supervised_section(comparison: SupervisedComparison) -> Section:
     """What the report says of a comparison."""
     subject = f"{comparison.benchmark} ({', '.join(comparison.tasks)})"
     methods, *others = supervised_tables(comparison)
-    with drawing.style():
-        pictures = [
-            _gain_intervals(comparison),
-            _test_metrics(comparison),
-            _validation_curves(comparison),
-            _distances(comparison),
-            figures.times(comparison, "epoch_time", "an epoch's updates"),
-            figures.memory(comparison),
-            *conflict_pictures(comparison),
-        ]
     return Section(
         comparison,
         subject=subject,
         compared_by=f"on the test split by {comparison.score}",
-        pictures=[picture for picture in pictures if picture is not None],
+        pictures=drawing.drawn(_pictures(comparison)),
         headline=methods.columns(f"{subject}: {comparison.score}", ["method", "seeds", "gain, %", "mean rank"]),
         tables=[methods, *others],
     )
+
+
+def _pictures(comparison: SupervisedComparison) -> Iterator[Picture | None]:
+    yield _gain_intervals(comparison)
+    yield _test_metrics(comparison)
+    yield _logged_curves(
+        comparison,
+        {f"val/{key}": label for key, label in comparison.metrics.items()},
+        "validation",
+        "Validation over training",
+        "Mean over seeds on the validation split, with the 95% bootstrap interval over seeds.",
+    )
+    yield _logged_curves(
+        comparison,
+        {"distance/total": "total distance", "distance/shortest": "shortest distance", "distance/ratio": "their ratio"},
+        "distance",
+        "How far the shared parameters travel",
+        "The length of the path so far, the straight line from its start, and their quotient: 1 is the straight way "
+        "(Pascal et al., section 4.4). Mean over seeds, with the 95% bootstrap interval over seeds.",
+    )
+    yield figures.times(comparison, "epoch_time", "an epoch's updates")
+    yield figures.memory(comparison)
+    yield from conflict_pictures(comparison)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -286,23 +276,28 @@ def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
 
 def _methods_table(comparison: SupervisedComparison) -> Table:
     """Each method's gain, mean rank, and means over tasks that share a metric."""
-    scored = [method for method in comparison.methods if method.seeds]
-    reached = {method.name: {key: float(values.mean()) for key, values in method.test.items()} for method in scored}
+    estimate, means = comparison.estimate, comparison.means
+    reached = {
+        method.name: {key: float(values.mean()) for key, values in method.test.items()}
+        for method in comparison.methods
+        if method.seeds
+    }
     ranks = mean_rank(reached, comparison.higher_is_better)
-    groups = list(comparison.means(scored[0].test))
-    rows: list[list[Cell]] = []
-    for method in sorted(comparison.methods, key=lambda method: not method.seeds):
-        found: list[Cell] = [None] * (2 + len(groups))
-        if method.seeds:
-            means = comparison.means(method.test).values()
-            gain = comparison.estimate(method.scores.mean(1))
-            found = [gain, ranks[method.name], *(comparison.estimate(own.mean(1)) for own in means)]
-        rows.append([method.name, len(method.seeds), *found])
-    return Table(
+
+    def mean_of(group: str) -> Callable[[SupervisedMethod], Cell]:
+        return lambda method: estimate(means(method.test)[group].mean(1))
+
+    return Table.of(
         "methods",
         "Methods",
-        ["method", "seeds", "gain, %", "mean rank", *(f"{name}, mean over tasks" for name in groups)],
-        rows,
+        sorted(comparison.methods, key=lambda method: not method.seeds),
+        {
+            "method": lambda method: method.name,
+            "seeds": lambda method: len(method.seeds),
+            "gain, %": lambda method: estimate(method.scores.mean(1)),
+            "mean rank": lambda method: ranks.get(method.name),
+            **{f"{group}, mean over tasks": mean_of(group) for group in means(comparison.methods[0].test)},
+        },
         f"On the test split, with 95% intervals that resample whole seeds. gain: {comparison.score}, the mean within a "
         "task, then over tasks (Gama and Grassi, 2025, equation 1). The reference is taken as it is, the mean over its "
         "seeds. mean rank: of the mean metrics of all methods, 1 is best (equation 2).",
@@ -330,10 +325,9 @@ def _gains_table(comparison: SupervisedComparison) -> Table:
     rows: list[list[Cell]] = []
     for method in comparison.methods:
         if method.seeds:
-            by_task = dict(zip(comparison.tasks, method.scores.mean(0).tolist(), strict=True))
-            statistics = gain_statistics(by_task)
-            gains = [comparison.estimate(column) for column in method.scores.T]
-            rows.append([method.name, *gains, *(statistics[key] for key in ("min", "max", "median", "std"))])
+            even = gain_statistics(dict(zip(comparison.tasks, method.scores.mean(0).tolist(), strict=True)))
+            gains = map(comparison.estimate, method.scores.T)
+            rows.append([method.name, *gains, *(even[key] for key in ("min", "max", "median", "std"))])
     return Table(
         "gains",
         "How evenly the tasks gain",
@@ -347,19 +341,20 @@ def _gains_table(comparison: SupervisedComparison) -> Table:
 def _alignment_table(comparison: SupervisedComparison) -> Table:
     """How well the tasks' gradients agree, and how long their sum is."""
     norm, cosines = "shared/summed_gradient_norm", [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
-    rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        logged = [run.metrics.conflict for run in method.runs if {norm, *cosines} <= set(run.metrics.conflict)]
-        if logged:
-            by_task = [np.array([mean_of_present(own[key]) for own in logged]) for key in cosines]
-            norms = np.array([mean_of_present(own[norm]) for own in logged])
-            columns = [*by_task, np.stack(by_task, 1).mean(1), norms]
-            rows.append([method.name, *(comparison.estimate(values) for values in columns)])
-    return Table(
+
+    def read(run: Run) -> list[float] | None:
+        logged = run.metrics.conflict
+        if not {norm, *cosines} <= set(logged):
+            return None
+        by_task = [float(mean_of_present(logged[key])) for key in cosines]
+        return [*by_task, float(np.mean(by_task)), float(mean_of_present(logged[norm]))]
+
+    return _over_runs(
+        comparison,
+        read,
         "alignment",
         "Do the tasks' gradients agree?",
-        ["method", *comparison.tasks, "mean over tasks", "norm of the summed gradient"],
-        rows,
+        [*comparison.tasks, "mean over tasks", "norm of the summed gradient"],
         "Cosine of each task's gradient of the shared parameters to the average of all (Gama and Grassi, 2025, figures "
         "3a and 7), and the norm of their sum (Kurin et al., 2022, section 5.3): means over training, with 95% "
         "intervals over runs.",
@@ -368,21 +363,38 @@ def _alignment_table(comparison: SupervisedComparison) -> Table:
 
 def _distance_table(comparison: SupervisedComparison) -> Table:
     """How far the shared parameters travelled."""
-    keys = ("total", "shortest", "ratio")
-    rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        logged = [run.metrics.logged for run in method.runs if run.summary and "distance/ratio" in run.metrics.logged]
-        if logged:
-            ends = [np.array([own[f"distance/{key}"][-1] for own in logged]) for key in keys]
-            rows.append([method.name, *(comparison.estimate(values) for values in ends)])
-    return Table(
+
+    def read(run: Run) -> list[float] | None:
+        if run.summary is None or "distance/ratio" not in run.metrics.logged:
+            return None
+        return [float(run.metrics.logged[f"distance/{key}"][-1]) for key in ("total", "shortest", "ratio")]
+
+    return _over_runs(
+        comparison,
+        read,
         "distance",
         "How far the shared parameters travel",
-        ["method", "total distance", "shortest distance", "ratio"],
-        rows,
+        ["total distance", "shortest distance", "ratio"],
         "At the end of finished runs: the length of the path, the straight line from its start to its end, and their "
         "quotient (Pascal et al., section 4.4), with 95% intervals over runs.",
     )
+
+
+def _over_runs(
+    comparison: Comparison,
+    read: Callable[[Run], list[float] | None],
+    name: str,
+    title: str,
+    columns: Sequence[str],
+    note: str,
+) -> Table:
+    """A row for each method with runs that values are read of."""
+    rows: list[list[Cell]] = []
+    for method in comparison.methods:
+        found = [values for run in method.runs if (values := read(run))]
+        if found:
+            rows.append([method.name, *map(comparison.estimate, np.array(found).T)])
+    return Table(name, title, ["method", *columns], rows, note)
 
 
 # --------------------------------------------------------------------------------------------------------- figures
@@ -401,24 +413,18 @@ def _gain_intervals(comparison: SupervisedComparison) -> Picture:
 def _test_metrics(comparison: SupervisedComparison) -> Picture:
     """A panel for each metric, a row for each method."""
     methods = [method for method in comparison.methods if method.seeds]
-    columns = min(len(comparison.metrics), 4)
-    rows = ceil(len(comparison.metrics) / columns)
-    figure = Figure(figsize=(2.2 + 2.1 * columns, rows * (0.9 + 0.3 * len(methods))))
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(comparison.metrics) :]:
-        axes.remove()
-    for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=False)):
+    figure, grid = drawing.panels(len(comparison.metrics), 4, (2.1, 0.9 + 0.3 * len(methods)), (2.2, 0))
+    for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=True)):
         for row, method in enumerate(methods):
-            colour, mean = drawing.look(comparison, method.name)[0], comparison.estimate(method.test[key])
-            drawing.interval(axes, row, mean, colour, 3)
-            drawing.scores(axes, row, method.test[key], mean, colour, 6)
+            mean, colour = comparison.estimate(method.test[key]), drawing.look(comparison, method.name)[0]
+            drawing.scores(axes, row, method.test[key], colour, 6, (mean, 3))
         if comparison.single:
             alone = comparison.estimate(comparison.single[key])
             axes.axvline(alone.value, color=drawing.GREY, ls="--", lw=1)
             axes.axvspan(*np.nan_to_num([alone.low, alone.high], nan=alone.value), color=drawing.GREY, alpha=0.15, lw=0)
         axes.set_title(f"{label} {'→' if comparison.higher_is_better[key] else '←'}", fontsize=9)
         drawing.label_rows(axes, methods)
-        axes.tick_params(labelleft=index % columns == 0, labelsize=8)
+        axes.tick_params(labelleft=index % 4 == 0, labelsize=8)
         axes.locator_params(axis="x", nbins=4)
     alone_too = f" Dashed and grey: {SINGLE} and its interval." if comparison.single else ""
     return Picture(
@@ -430,46 +436,16 @@ def _test_metrics(comparison: SupervisedComparison) -> Picture:
     )
 
 
-def _validation_curves(comparison: SupervisedComparison) -> Picture | None:
-    return _logged_curves(
-        comparison,
-        {f"val/{key}": label for key, label in comparison.metrics.items()},
-        "validation",
-        "Validation over training",
-        "Mean over seeds on the validation split, with the 95% bootstrap interval over seeds.",
-    )
-
-
-def _distances(comparison: SupervisedComparison) -> Picture | None:
-    return _logged_curves(
-        comparison,
-        {"distance/total": "total distance", "distance/shortest": "shortest distance", "distance/ratio": "their ratio"},
-        "distance",
-        "How far the shared parameters travel",
-        "The length of the path so far, the straight line from its start, and their quotient: 1 is the straight way "
-        "(Pascal et al., section 4.4). Mean over seeds, with the 95% bootstrap interval over seeds.",
-    )
-
-
 def _logged_curves(
     comparison: SupervisedComparison, keys: Mapping[str, str], name: str, title: str, caption: str
 ) -> Picture | None:
     """A panel for each logged key, a curve for each method."""
-    columns = min(len(keys), 4)
-    rows = ceil(len(keys) / columns)
-    figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.2 * rows + 0.9))
-    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
-    for axes in grid[len(keys) :]:
-        axes.remove()
-    for (key, label), axes in zip(keys.items(), grid, strict=False):
-        curves = {}
-        for method in drawing.selected(comparison):
-            series = [(run.metrics.steps, run.metrics.logged[key]) for run in method.runs if key in run.metrics.logged]
-            if series:
-                curves[method.name] = drawing.aligned(series)
-        drawing.curves(axes, comparison, curves)
-        axes.set_title(label, fontsize=9)
-    if not any(axes.lines for axes in figure.axes):
-        return None
-    drawing.legend_above(drawing.over_training(figure, comparison))
-    return Picture(name, title, f"{caption} {drawing.READING} {drawing.selection(comparison)}", figure)
+    figure, grid = drawing.panels(len(keys), 4, (2.6, 2.2), (0, 0.9), sharex=True)
+    for (key, label), axes in zip(keys.items(), grid, strict=True):
+        drawing.curves(axes, comparison, label, partial(_logged, key=key))
+    return drawing.picture_over_training(comparison, figure, name, title, f"{caption} {drawing.READING}")
+
+
+def _logged(method: Method, key: str) -> Rows | None:
+    runs = [run.metrics for run in method.runs if key in run.metrics.logged]
+    return drawing.aligned([(run.steps, run.logged[key]) for run in runs])
