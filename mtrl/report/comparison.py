@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,12 +36,14 @@ class Method:
         seeds: ``[n]``, those of the compared runs, sorted, each once.
         scores: ``[n, T]``, what methods are compared by, higher is better; the mean over runs where a seed was run
             twice.
+        reached: ``[n, ...]``, what else these runs came to, by name.
     """
 
     name: str
     every: list[Run]
     seeds: list[int]
     scores: Array
+    reached: dict[str, Array]
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -139,10 +143,12 @@ class Comparison:
             return [f"Only {self.baseline} was run: there is nothing to compare it with."]
         sentences = [paired.sentence() for paired in self.paired]
         if len(sentences) > _MOST_SENTENCES:
-            by_verdict: dict[str, list[str]] = {}
-            for paired in sorted(self.paired, key=lambda paired: paired.verdict):
-                by_verdict.setdefault(paired.verdict, []).append(paired.method)
-            sentences = [f"Against {self.baseline}, {said}: {', '.join(names)}." for said, names in by_verdict.items()]
+            by_verdict = attrgetter("verdict")
+            grouped = groupby(sorted(self.paired, key=by_verdict), by_verdict)
+            sentences = [
+                f"Against {self.baseline}, {said}: {', '.join(paired.method for paired in own)}."
+                for said, own in grouped
+            ]
         count = max((paired.comparisons for paired in self.paired), default=0)
         adjusted = f", adjusted for {count} comparisons (Holm, 1979)" if count > 1 else ""
         if any(paired.seeds for paired in self.paired):
@@ -219,9 +225,6 @@ def _value(found: Mapping[str, int]) -> str:
     return "; ".join(f"{value} ({count} runs)" if count > 1 else f"{value} (1 run)" for value, count in found.items())
 
 
-# ------------------------------------------------------------------------------------------------------ warnings
-
-
 def unscored_warning(runs: Sequence[Run]) -> str:
     """Names the unfinished among the runs."""
     unfinished = [run for run in runs if run.summary is None]
@@ -233,16 +236,14 @@ def unscored_warning(runs: Sequence[Run]) -> str:
 
 def _seed_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
     warnings = []
-    seeds = {tuple(method.seeds) for method in methods if method.seeds}
     for method in methods:
-        compared_twice = [seed for seed in method.seeds if [run.seed for run in method.runs].count(seed) > 1]
+        run = Counter(run.seed for run in method.runs)
         if not method.seeds:
             role = "the baseline, so that nothing can be compared with it," if method.name == baseline else method.name
             warnings.append(f"No run of {role} can be scored yet.")
-        if compared_twice:
-            listed = ", ".join(map(str, compared_twice))
-            warnings.append(f"{method.name} has several runs of seed {listed}: each seed counts once, as their mean.")
-    if len(seeds) > 1:
+        if twice := ", ".join(str(seed) for seed in method.seeds if run[seed] > 1):
+            warnings.append(f"{method.name} has several runs of seed {twice}: each seed counts once, as their mean.")
+    if len({tuple(method.seeds) for method in methods if method.seeds}) > 1:
         warnings.append("Methods were run with different seeds; the paired differences use those in common.")
     return warnings
 
@@ -254,12 +255,12 @@ def _configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> l
         return [f"Runs differ in more than combiner and seed, in {keys}: see the differences in configuration."]
     warnings = []
     for key, values in others.items():
-        where = {value: [name for name in values if values[name] == value] for value in values.values()}
-        listed = ", ".join(
-            f"{value} in {', '.join(names) if len(names) < 4 else f'{len(names)} methods'}"
-            for value, names in where.items()
-        )
-        warnings.append(f"Runs differ in more than combiner and seed: {key} is {_cut(listed)}.")
+        where: dict[str, list[str]] = {}
+        for name, value in values.items():
+            where.setdefault(value, []).append(name)
+        found = [(value, ", ".join(own) if len(own) < 4 else f"{len(own)} methods") for value, own in where.items()]
+        listed = _cut(", ".join(f"{value} in {own}" for value, own in found))
+        warnings.append(f"Runs differ in more than combiner and seed: {key} is {listed}.")
     return warnings
 
 

@@ -36,11 +36,7 @@ class Picture:
     figure: Figure
 
     def save(self, folder: Path, prefix: str = "") -> bytes:
-        """Writes PNG and PDF, whose names begin with the prefix; the same figure gives the same bytes.
-
-        Returns:
-            The PNG.
-        """
+        """Writes PNG and PDF, whose names begin with the prefix, and returns the PNG; the same bytes each time."""
         png = folder / f"{prefix}{self.name}.png"
         with style():
             self.figure.savefig(png, dpi=130)
@@ -92,11 +88,9 @@ def curve(
     mean = mean_of_present(values)
     marker = "o" if np.isfinite(mean).sum() < 3 else None  # else a single evaluation would not be seen
     everyone: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values))
-    axes.plot(
-        where, np.where(everyone, mean, np.nan), color=colour, linestyle=style, lw=1.8, label=label, marker=marker
-    )
+    axes.plot(where, np.where(everyone, mean, np.nan), color=colour, ls=style, lw=1.8, label=label, marker=marker)
     inside = everyone & np.append(everyone[1:], True) & np.insert(everyone[:-1], 0, True)
-    axes.plot(where, np.where(inside, np.nan, mean), color=colour, linestyle=":", lw=1.2)
+    axes.plot(where, np.where(inside, np.nan, mean), color=colour, ls=":", lw=1.2)
     if band:
         _, low, high = mean_curve(values, np.random.default_rng(seed))
         axes.fill_between(where, low, high, color=colour, alpha=0.15, lw=0)
@@ -134,9 +128,7 @@ def look(comparison: Comparison, name: str) -> tuple[str, str]:
     names = [method.name for method in selected(comparison)]
     if name not in names:
         return GREY, "-"
-    if name == comparison.baseline:
-        return COLOURS[0], _STYLES[0]
-    place = 1 + [other for other in names if other != comparison.baseline].index(name)
+    place = names.index(name) + (comparison.baseline not in names)  # it is the first
     return COLOURS[place % MOST], _STYLES[place % MOST]
 
 
@@ -151,16 +143,12 @@ def over_training(figure: Figure, comparison: Comparison) -> Figure:
 def picture_over_training(
     comparison: Comparison, figure: Figure, name: str, title: str, caption: str
 ) -> Picture | None:
-    """A picture of curves over training; None where none was drawn.
-
-    All panels share a legend above them, in as many columns as the figure is wide.
-    """
+    """A picture of curves over training, under a legend of all its panels; None where none was drawn."""
     if not any(axes.lines for axes in figure.axes):
         return None
     over_training(figure, comparison)
     names = [str(label) for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
-    inches = 0.6 + 0.09 * max(map(len, names), default=0)
-    columns = int(figure.get_figwidth() / inches)
+    columns = int(figure.get_figwidth() / (0.6 + 0.09 * max(map(len, names), default=0)))
     figure.legend(loc="outside upper center", ncols=min(max(columns, 1), 4))
     return Picture(name, title, f"{caption} {selection(comparison)}", figure)
 
@@ -193,15 +181,7 @@ def scores(axes: Axes, row: float, values: Array, colour: str, size: float, *int
 def panels(
     count: int, columns: int, size: tuple[float, float], more: tuple[float, float], *, sharex: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of small panels.
-
-    Args:
-        count: how many.
-        columns: at most so many side by side.
-        size: width and height of a panel in inches.
-        more: what the figure is wider and higher by.
-        sharex: whether horizontal axes are shared.
-    """
+    """A figure of panels of a size (inches), at most so many side by side; it is wider and higher by some more."""
     columns = min(count, columns)
     lines = math.ceil(count / columns)
     figure = Figure(figsize=(max(5.0, more[0] + size[0] * columns), size[1] * lines + more[1]))

@@ -13,9 +13,9 @@ from mtrl.errors import InputError
 from mtrl.report.statistics import Array, mean_of_present
 from mtrl.run.record import RunRecord, read_record
 
-THIRDS = 3
+_THIRDS = 3
 _CONFLICT_ENTRIES = 100
-_MATRICES = 5 * THIRDS
+_MATRICES = 5 * _THIRDS
 _UPDATES_PER_SECOND = re.compile(rb'"speed/updates_per_s":\s*([0-9.eE+-]+)')
 _MATRIX = "/cosines"  # how the keys of matrices end
 _Line = tuple[int, bytes]
@@ -73,7 +73,8 @@ def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], l
         or because something in it is damaged (a half-written last line is not damage).
 
     Raises:
-        InputError: if the folder is missing or holds no run that can be read, or the runs are of different benchmarks.
+        InputError: if the folder is missing or holds no run that can be read, or the runs are of different kinds
+            or benchmarks.
     """
     if not folder.is_dir():
         raise InputError(f"runs={folder}: there is no such folder")
@@ -106,53 +107,54 @@ def _check_benchmark(runs: Sequence[RunRecord]) -> None:
     for run in runs:
         if run.kind != first.kind:
             learning, supervised = sorted([first, run], key=lambda own: own.kind)
-            raise InputError(
-                "runs of reinforcement learning and supervised runs cannot be compared "
-                f"({learning.directory} and {supervised.directory}): compare them one by one"
-            )
-        if run.benchmark != first.benchmark:
-            raise InputError(
-                f"runs of different benchmarks cannot be compared ({first.benchmark} in {first.directory}, "
-                f"{run.benchmark} in {run.directory}): compare them one by one"
-            )
+            what = "reinforcement learning and supervised runs"
+            where = f"{learning.directory} and {supervised.directory}"
+        elif run.benchmark != first.benchmark:
+            what = "different benchmarks"
+            where = f"{first.benchmark} in {first.directory}, {run.benchmark} in {run.directory}"
+        elif run.kind == "rl" and run.tasks != first.tasks:
+            what, where = "different benchmarks", f"different tasks in {first.directory} and {run.directory}"
+        else:
+            continue
+        raise InputError(f"runs of {what} cannot be compared ({where}): compare them one by one")
 
 
 def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
     """Reads the lines that are compared; of the many others, in which agents log their training, only the speed."""
     path = record.directory / "metrics.jsonl"
     lines = _lines(path)
-    if record.kind == "supervised":
-        step, task_metric, needed = "epoch", "val/", ["time", "speed/epoch_seconds"]
-        evaluations = _entries(path, [(number, line) for number, line in lines if b'"epoch"' in line])
+    supervised = record.kind == "supervised"
+    step, prefix = ("epoch", "val/") if supervised else ("step", task_metric)
+    wanted = f'"{step if supervised else metric}"'.encode()
+    evaluations = _entries(path, [line for line in lines if wanted in line[1]])
+    needed = ["time", *["speed/epoch_seconds"] * supervised, *(prefix + task for task in record.tasks)]
+    if supervised:
         conflict = _thinned(evaluations, _CONFLICT_ENTRIES)
         durations = _column(evaluations, "speed/epoch_seconds")
     else:
-        step, wanted, needed = "step", f'"{metric}"'.encode(), ["time"]
-        evaluations = _entries(path, [(number, line) for number, line in lines if wanted in line])
-        others = [(number, line) for number, line in lines if wanted not in line]
-        measured = [(number, line) for number, line in others if b'"conflict/' in line]
+        others = [line for line in lines if wanted not in line[1]]
+        measured = [line for line in others if b'"conflict/' in line[1]]
         conflict = _entries(path, _thinned(measured, _CONFLICT_ENTRIES))
-        found = [_UPDATES_PER_SECOND.search(line) for _, line in others if b'"conflict/' not in line]
-        durations = np.array([10_000 / float(speed[1]) for speed in found if speed and float(speed[1]) > 0])
-    tasks = [task_metric + task for task in record.tasks]
+        speeds = [_UPDATES_PER_SECOND.search(line) for _, line in others if b'"conflict/' not in line]
+        durations = np.array([10_000 / float(speed[1]) for speed in speeds if speed and float(speed[1]) > 0])
     for entry in evaluations:
-        if missing := next((key for key in (*needed, *tasks) if key not in entry), None):
+        if missing := next((key for key in needed if key not in entry), None):
             raise InputError(f"{path}: the evaluation at step {entry['step']} has no '{missing}'")
     weights = {f"shared/weight/{task}": values for task, values in _columns(conflict, "train/weight/").items()}
     return Metrics(
         steps=_column(evaluations, step),
         seconds=_column(evaluations, "time"),
         scores=_column(evaluations, metric),
-        task_scores=np.stack([_column(evaluations, key) for key in tasks], 1),
+        task_scores=np.stack([_column(evaluations, prefix + task) for task in record.tasks], 1),
         durations=durations,
         conflict_steps=_column(conflict, step),
         conflict=_columns(conflict, "conflict/") | weights,
         cosines=_read_cosines(record),
         old_matrices=any(key.endswith(_MATRIX) for entry in (*evaluations, *conflict) for key in entry),
         logged={
-            prefix + key: values
-            for prefix in ("val/", "distance/")
-            for key, values in _columns(evaluations, prefix).items()
+            start + key: values
+            for start in ("val/", "distance/")
+            for key, values in _columns(evaluations, start).items()
         },
     )
 
@@ -160,14 +162,14 @@ def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
 def _read_cosines(record: RunRecord) -> dict[str, Array]:
     """The means of the matrices of pairwise cosines in each third of training, by objective."""
     path = record.directory / "matrices.jsonl"
-    lines = [(number, line) for number, line in _lines(path) if f'{_MATRIX}"'.encode() in line]
+    lines = [line for line in _lines(path) if f'{_MATRIX}"'.encode() in line[1]]
     entries = _entries(path, _thinned(lines, _MATRICES))
     keys = dict.fromkeys(key for entry in entries for key in entry if key.endswith(_MATRIX))
     nothing = np.full((1, len(record.tasks), len(record.tasks)), np.nan)
     found = {}
     for key in keys:
         matrices = [np.array(entry[key], float) for entry in entries if key in entry]
-        thirds = np.array_split(np.stack(matrices), THIRDS)
+        thirds = np.array_split(np.stack(matrices), _THIRDS)
         means = [mean_of_present(np.concatenate([third, nothing])) for third in thirds]
         found[key.removeprefix("conflict/").removesuffix(_MATRIX)] = np.stack(means)
     return found

@@ -104,11 +104,10 @@ def mean_curve(curves: Array, generator: Generator, resamples: int = 1000) -> tu
     counts = _counts(len(curves), resamples, generator)
     with np.errstate(invalid="ignore"):
         resampled = (counts @ np.where(present, curves, 0)) / (counts @ present)
-    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    several = present.sum(0) > 1
-    if several.any():
-        low[several], high[several] = np.nanquantile(resampled[:, several], [0.025, 0.975], axis=0)
-    return mean, low, high
+    ends = np.full((2, len(mean)), np.nan)
+    if (several := present.sum(0) > 1).any():
+        ends[:, several] = np.nanquantile(resampled[:, several], [0.025, 0.975], axis=0)
+    return mean, ends[0], ends[1]
 
 
 def mean_of_present(values: Array) -> Array:
@@ -194,8 +193,8 @@ class PairedComparison:
             )
         low, high = self.difference.low, self.difference.high
         interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
-        plural = "s" if self.seeds > 1 else ""
-        numbers = f"{self.difference.value:+.3f}{interval} over {self.seeds} paired seed{plural}"
+        over = f"over {self.seeds} paired seed{'s' if self.seeds > 1 else ''}"
+        numbers = f"{self.difference.value:+.3f}{interval} {over}"
         if self.verdict == "too few seeds to tell":
             return (
                 f"Too few seeds to tell {self.method} from {self.baseline}: {numbers}; fewer than "

@@ -22,19 +22,11 @@ SINGLE = "single-task training"
 
 
 @dataclass(frozen=True)
-class SupervisedMethod(Method):
-    """The runs of one way of training a supervised model; `scores` are relative gains of each task, in per cent.
-
-    Attributes:
-        test: ``[n]`` by metric key, what the selected models reach on the test split.
-    """
-
-    test: dict[str, Array]
-
-
-@dataclass(frozen=True)
 class SupervisedComparison(Comparison):
     """A comparison of supervised runs of one set of tasks.
+
+    `Method.scores` are relative gains of each task in per cent; `Method.reached` holds ``[n]`` by metric key what the
+    selected models reach on the test split.
 
     Attributes:
         metrics: a label for each metric key: the task and the metric's name.
@@ -45,18 +37,10 @@ class SupervisedComparison(Comparison):
 
     progress = "epochs"
     interval = "epoch"
-    methods: Sequence[SupervisedMethod]
     metrics: dict[str, str]
     higher_is_better: dict[str, bool]
     single: dict[str, Array]
     reference_name: str
-
-    def means(self, test: Mapping[str, Array]) -> dict[str, Array]:
-        """``[n, T]`` by metric name: what the tasks that are judged by a metric reach, where these are several."""
-        groups: dict[str, list[Array]] = defaultdict(list)
-        for task in self.tasks:
-            groups[self.metrics[task].removeprefix(f"{task} ")].append(test[task])
-        return {name: np.stack(columns, 1) for name, columns in groups.items() if len(columns) > 1}
 
 
 def compare_supervised(
@@ -70,7 +54,7 @@ def compare_supervised(
         runs: of one benchmark.
         baseline: the name of the method that the others are compared with.
         seed: of the resamples.
-        left_out: lines about what could not be read, for the reader.
+        left_out: lines about what could not be read.
 
     Returns:
         One comparison for each set of tasks.
@@ -144,7 +128,7 @@ def _compare(
         seed=seed,
         baseline=baseline,
         methods=[
-            SupervisedMethod(name, by_name[name], seeds, scores=_gains(test, reference, higher), test=test)
+            Method(name, by_name[name], seeds, _gains(test, reference, higher), test)
             for name, (seeds, test) in tested.items()
         ],
         runs=every,
@@ -212,9 +196,6 @@ def _reference_warnings(
     return warnings
 
 
-# ----------------------------------------------------------------------------------------------------- the section
-
-
 def supervised_section(comparison: SupervisedComparison) -> Section:
     """What the report says of a comparison."""
     subject = f"{comparison.benchmark} ({', '.join(comparison.tasks)})"
@@ -252,9 +233,6 @@ def _pictures(comparison: SupervisedComparison) -> Iterator[Picture | None]:
     yield from conflict_pictures(comparison)
 
 
-# ---------------------------------------------------------------------------------------------------------- tables
-
-
 def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
     """Every table, that of the methods first."""
     return [
@@ -275,17 +253,18 @@ def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
 
 
 def _methods_table(comparison: SupervisedComparison) -> Table:
-    """Each method's gain, mean rank, and means over tasks that share a metric."""
-    estimate, means = comparison.estimate, comparison.means
+    estimate = comparison.estimate
     reached = {
-        method.name: {key: float(values.mean()) for key, values in method.test.items()}
-        for method in comparison.methods
-        if method.seeds
+        method.name: {key: float(values.mean()) for key, values in method.reached.items()}
+        for method in comparison.scored
     }
     ranks = mean_rank(reached, comparison.higher_is_better)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for task in comparison.tasks:
+        alike[comparison.metrics[task].removeprefix(f"{task} ")].append(task)
 
-    def mean_of(group: str) -> Callable[[SupervisedMethod], Cell]:
-        return lambda method: estimate(means(method.test)[group].mean(1))
+    def mean_of(tasks: Sequence[str]) -> Callable[[Method], Cell]:
+        return lambda method: estimate(np.stack([method.reached[task] for task in tasks], 1).mean(1))
 
     return Table.of(
         "methods",
@@ -296,7 +275,7 @@ def _methods_table(comparison: SupervisedComparison) -> Table:
             "seeds": lambda method: len(method.seeds),
             "gain, %": lambda method: estimate(method.scores.mean(1)),
             "mean rank": lambda method: ranks.get(method.name),
-            **{f"{group}, mean over tasks": mean_of(group) for group in means(comparison.methods[0].test)},
+            **{f"{name}, mean over tasks": mean_of(tasks) for name, tasks in alike.items() if len(tasks) > 1},
         },
         f"On the test split, with 95% intervals that resample whole seeds. gain: {comparison.score}, the mean within a "
         "task, then over tasks (Gama and Grassi, 2025, equation 1). The reference is taken as it is, the mean over its "
@@ -305,9 +284,8 @@ def _methods_table(comparison: SupervisedComparison) -> Table:
 
 
 def _metrics_table(comparison: SupervisedComparison) -> Table:
-    """Each method's test metrics, and those of single-task training."""
     keys = list(comparison.metrics)
-    tested = {method.name: method.test for method in comparison.methods if method.seeds}
+    tested = {method.name: method.reached for method in comparison.scored}
     if comparison.single:
         tested = {SINGLE: comparison.single} | tested
     arrows = {key: "↑" if comparison.higher_is_better[key] else "↓" for key in keys}
@@ -321,13 +299,11 @@ def _metrics_table(comparison: SupervisedComparison) -> Table:
 
 
 def _gains_table(comparison: SupervisedComparison) -> Table:
-    """Each method's gain in each task, and how evenly the tasks gain."""
     rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        if method.seeds:
-            even = gain_statistics(dict(zip(comparison.tasks, method.scores.mean(0).tolist(), strict=True)))
-            gains = map(comparison.estimate, method.scores.T)
-            rows.append([method.name, *gains, *(even[key] for key in ("min", "max", "median", "std"))])
+    for method in comparison.scored:
+        even = gain_statistics(dict(zip(comparison.tasks, method.scores.mean(0).tolist(), strict=True)))
+        gains = map(comparison.estimate, method.scores.T)
+        rows.append([method.name, *gains, *(even[key] for key in ("min", "max", "median", "std"))])
     return Table(
         "gains",
         "How evenly the tasks gain",
@@ -339,7 +315,6 @@ def _gains_table(comparison: SupervisedComparison) -> Table:
 
 
 def _alignment_table(comparison: SupervisedComparison) -> Table:
-    """How well the tasks' gradients agree, and how long their sum is."""
     norm, cosines = "shared/summed_gradient_norm", [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
 
     def read(run: Run) -> list[float] | None:
@@ -362,8 +337,6 @@ def _alignment_table(comparison: SupervisedComparison) -> Table:
 
 
 def _distance_table(comparison: SupervisedComparison) -> Table:
-    """How far the shared parameters travelled."""
-
     def read(run: Run) -> list[float] | None:
         if run.summary is None or "distance/ratio" not in run.metrics.logged:
             return None
@@ -397,9 +370,6 @@ def _over_runs(
     return Table(name, title, ["method", *columns], rows, note)
 
 
-# --------------------------------------------------------------------------------------------------------- figures
-
-
 def _gain_intervals(comparison: SupervisedComparison) -> Picture:
     picture = figures.intervals(
         comparison,
@@ -411,13 +381,12 @@ def _gain_intervals(comparison: SupervisedComparison) -> Picture:
 
 
 def _test_metrics(comparison: SupervisedComparison) -> Picture:
-    """A panel for each metric, a row for each method."""
-    methods = [method for method in comparison.methods if method.seeds]
+    methods = comparison.scored
     figure, grid = drawing.panels(len(comparison.metrics), 4, (2.1, 0.9 + 0.3 * len(methods)), (2.2, 0))
     for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=True)):
         for row, method in enumerate(methods):
-            mean, colour = comparison.estimate(method.test[key]), drawing.look(comparison, method.name)[0]
-            drawing.scores(axes, row, method.test[key], colour, 6, (mean, 3))
+            mean, colour = comparison.estimate(method.reached[key]), drawing.look(comparison, method.name)[0]
+            drawing.scores(axes, row, method.reached[key], colour, 6, (mean, 3))
         if comparison.single:
             alone = comparison.estimate(comparison.single[key])
             axes.axvline(alone.value, color=drawing.GREY, ls="--", lw=1)
@@ -439,7 +408,6 @@ def _test_metrics(comparison: SupervisedComparison) -> Picture:
 def _logged_curves(
     comparison: SupervisedComparison, keys: Mapping[str, str], name: str, title: str, caption: str
 ) -> Picture | None:
-    """A panel for each logged key, a curve for each method."""
     figure, grid = drawing.panels(len(keys), 4, (2.6, 2.2), (0, 0.9), sharex=True)
     for (key, label), axes in zip(keys.items(), grid, strict=True):
         drawing.curves(axes, comparison, label, partial(_logged, key=key))

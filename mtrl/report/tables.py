@@ -20,15 +20,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        name: of its files.
-        title: what a reader sees.
-        header: the columns.
-        rows: cells by row; None is an empty cell.
-        note: how to read it; paragraphs are an empty line apart.
-    """
+    """A table: columns, and rows in which None is an empty cell; paragraphs of its note are an empty line apart."""
 
     name: str
     title: str
@@ -89,9 +81,6 @@ def _escaped(text: str) -> str:
     for character, escape in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
         text = text.replace(character, escape)
     return text
-
-
-# -------------------------------------------------------------------------------------------- of every comparison
 
 
 def paired_table(comparison: Comparison) -> Table:

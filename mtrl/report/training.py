@@ -23,31 +23,18 @@ _COLUMNS = 5
 
 
 @dataclass(frozen=True)
-class TrainedMethod(Method):
-    """The runs of one way of training an agent; `scores` are means over the last evaluations up to the common step.
-
-    Attributes:
-        final: ``[n, T]``, scores at the step of comparison.
-        best: ``[n, T]``, scores at the evaluation, up to that step, with the best mean over tasks.
-    """
-
-    final: Array
-    best: Array
-
-
-@dataclass(frozen=True)
 class TrainingComparison(Comparison):
     """A comparison of runs of reinforcement learning.
 
     Attributes:
         metric: the key of the metric.
         step: where the methods are compared: the last evaluation that every compared run reached.
-        last_k: over how many evaluations `Method.scores` are taken.
+        last_k: over how many evaluations, up to this step, `Method.scores` are means; `Method.reached` holds ``[n, T]``
+            the ``final`` scores at this step, and the ``best``: at the evaluation with the highest mean over tasks.
     """
 
     progress = "vector steps (one environment step in every task)"
     interval = "10,000 updates"
-    methods: Sequence[TrainedMethod]
     metric: str
     step: int
     last_k: int
@@ -62,22 +49,16 @@ def compare_training(
     evaluation that each of them reached, so that a longer run has no advantage.
 
     Args:
-        runs: of one benchmark.
+        runs: of one benchmark and list of tasks.
         metric: what `Metrics.scores` holds.
         baseline: the name of the method that the others are compared with.
         seed: of the resamples.
+        left_out: lines about what could not be read.
         last_k: how many evaluations count as the last.
-        left_out: lines about what could not be read, for the reader.
 
     Raises:
-        InputError: if no run has an evaluation, there is no such baseline, or the runs are of different tasks.
+        InputError: if no run has an evaluation, or there is no such baseline.
     """
-    other = next((run for run in runs if run.tasks != runs[0].tasks), None)
-    if other is not None:
-        raise InputError(
-            f"runs of different benchmarks cannot be compared (different tasks in {runs[0].directory} and "
-            f"{other.directory}): compare them one by one"
-        )
     evaluated = [run for run in runs if len(run.metrics.steps)]
     if not evaluated:
         raise InputError(f"none of the {len(runs)} runs has an evaluation ('{metric}') yet")
@@ -103,7 +84,7 @@ def _label(metric: str) -> str:
     return "success rate" if metric == "eval/success_mean" else metric
 
 
-def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int) -> TrainedMethod:
+def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int) -> Method:
     rows: dict[int, list[Array]] = defaultdict(list)
     directories = {run.directory for run in compared}
     for run in runs:
@@ -114,7 +95,7 @@ def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k
     seeds = sorted(rows)
     empty = np.zeros((3, 0, len(runs[0].tasks)))
     final, last, best = np.stack([np.mean(rows[seed], 0) for seed in seeds], 1) if seeds else empty
-    return TrainedMethod(name, runs, seeds, scores=last, final=final, best=best)
+    return Method(name, runs, seeds, last, {"final": final, "best": best})
 
 
 def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> list[str]:
@@ -134,9 +115,6 @@ def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> li
             f"the longest goes on to {int(longest):,}."
         )
     return warnings
-
-
-# ----------------------------------------------------------------------------------------------------- the section
 
 
 def training_section(comparison: TrainingComparison) -> Section:
@@ -173,9 +151,8 @@ def bias_of_best(comparison: TrainingComparison) -> str | None:
     episodes = evaluation.get("episodes") if isinstance(evaluation, dict) else None
     if comparison.metric != "eval/success_mean" or not isinstance(episodes, int) or episodes < 1:
         return None
-    method = max(
-        (method for method in comparison.methods if method.seeds), key=lambda method: float(method.best.mean())
-    )
+    best = {method.name: method.reached["best"].mean() for method in comparison.scored}
+    method = max(comparison.scored, key=lambda method: best[method.name])
     rates = np.clip(method.scores.mean(0), 0, 1)
     evaluations = max(int((run.metrics.steps <= comparison.step).sum()) for run in comparison.compared)
     luck = best_by_luck(rates, episodes, evaluations, np.random.default_rng(comparison.seed))
@@ -183,11 +160,8 @@ def bias_of_best(comparison: TrainingComparison) -> str | None:
         f"The best of {evaluations} evaluations flatters: it picks the luckiest. If every evaluation were "
         f"a fresh draw of {episodes} episodes per task at {method.name}'s mean rates of the last "
         f"{comparison.last_k} evaluations ({rates.mean():.3f}), the best would be about {luck:.3f} without any "
-        f"progress; {method.name} shows {method.best.mean():.3f}."
+        f"progress; {method.name} shows {best[method.name]:.3f}."
     )
-
-
-# ---------------------------------------------------------------------------------------------------------- tables
 
 
 def training_tables(comparison: TrainingComparison) -> list[Table]:
@@ -214,7 +188,6 @@ def training_tables(comparison: TrainingComparison) -> list[Table]:
 
 
 def _methods_table(comparison: TrainingComparison) -> Table:
-    """Each method's final, last-k and best scores."""
     k, estimate = comparison.last_k, comparison.estimate
     note = (
         f"{comparison.metric} at step {comparison.step:,} with 95% intervals. last {k}: mean over the last {k} "
@@ -233,15 +206,14 @@ def _methods_table(comparison: TrainingComparison) -> Table:
             f"last {k}": lambda method: estimate(method.scores, mean_over_tasks),
             f"last {k}, whole seeds": lambda method: estimate(method.scores.mean(1)),
             f"IQM of last {k}": lambda method: estimate(method.scores.mean(1), interquartile_mean_over_seeds),
-            "final": lambda method: estimate(method.final, mean_over_tasks),
-            "best": lambda method: estimate(method.best, mean_over_tasks),
+            "final": lambda method: estimate(method.reached["final"], mean_over_tasks),
+            "best": lambda method: estimate(method.reached["best"], mean_over_tasks),
         },
         "\n\n".join(filter(None, [note, bias_of_best(comparison)])),
     )
 
 
 def _tasks_table(comparison: TrainingComparison) -> Table:
-    """Each method's score in every task."""
     return Table(
         "tasks",
         "Tasks",
@@ -252,9 +224,6 @@ def _tasks_table(comparison: TrainingComparison) -> Table:
         ],
         f"Mean over seeds of the last {comparison.last_k} evaluations, with 95% intervals.",
     )
-
-
-# --------------------------------------------------------------------------------------------------------- figures
 
 
 def _learning_curves(comparison: TrainingComparison) -> Picture:
