@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -90,11 +90,6 @@ class Comparison:
     compared: Sequence[Run]
     remarks: Sequence[str]
     left_out: Sequence[str]
-
-    @property
-    def benchmark(self) -> str:
-        """The benchmark's name."""
-        return self.runs[0].benchmark
 
     @property
     def tasks(self) -> list[str]:
@@ -265,19 +260,22 @@ def _configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> l
 
 
 def _machine_warnings(comparison: Comparison) -> list[str]:
-    machines, warnings = comparison.machines, []
+    machines = comparison.machines
+    warnings: list[str] = []
     for package in dict.fromkeys(package for machine in machines for package in machine.versions):
-        versions = dict.fromkeys(machine.versions.get(package, "none") for machine in machines)
-        if len(versions) > 1:
-            warnings.append(f"Runs were made with different versions of {package}: {', '.join(versions)}.")
-    hardware = dict.fromkeys(machine.hardware for machine in machines)
-    if len(hardware) > 1:
-        warnings.append(f"Runs were made on different hardware, so that their times differ: {'; '.join(hardware)}.")
+        versions = (machine.versions.get(package, "none") for machine in machines)
+        warnings += _differing(f"Runs were made with different versions of {package}", versions)
+    hardware = (machine.hardware for machine in machines)
+    warnings += _differing("Runs were made on different hardware, so that their times differ", hardware, "; ")
     for key in _SPEED_ONLY:
-        values = dict.fromkeys(json.dumps(run.config.get(key), default=str) for run in comparison.runs)
-        if len(values) > 1:
-            warnings.append(f"Runs differ in {key}, so that their times differ: {', '.join(values)}.")
+        values = (json.dumps(run.config.get(key), default=str) for run in comparison.runs)
+        warnings += _differing(f"Runs differ in {key}, so that their times differ", values)
     return warnings
+
+
+def _differing(what: str, values: Iterable[str], separator: str = ", ") -> list[str]:
+    found = dict.fromkeys(values)
+    return [f"{what}: {separator.join(found)}."] if len(found) > 1 else []
 
 
 def named(runs: Sequence[Run]) -> str:

@@ -163,8 +163,7 @@ def label_rows(axes: Axes, methods: Sequence[Method]) -> None:
 def rows(methods: Sequence[Method]) -> tuple[Figure, Axes]:
     """Axes with a row for each method."""
     figure = Figure(figsize=(8, 0.9 + 0.36 * len(methods)))
-    axes = figure.add_subplot()
-    label_rows(axes, methods)
+    label_rows(axes := figure.add_subplot(), methods)
     return figure, axes
 
 

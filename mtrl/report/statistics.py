@@ -76,12 +76,9 @@ def interquartile_mean_over_seeds(values: Array, generator: Generator) -> Estima
 
 
 def probability_of_improvement(x: Array, y: Array, generator: Generator) -> Estimate:
-    """How often a run of x beats a run of y on a task, averaged over tasks; a tie counts half (Agarwal et al., 2021).
+    """How often a run of x ``[n, T]`` beats one of y ``[m, T]`` on a task, averaged over tasks; a tie counts half.
 
-    Args:
-        x: ``[n, T]``.
-        y: ``[m, T]``, the same tasks; the seeds, which are resampled independently, need not be the same.
-        generator: draws the resamples.
+    Agarwal et al. (2021). The seeds, which are resampled independently, need not be the same.
     """
     wins = (x[:, None] > y).mean(-1) + (x[:, None] == y).mean(-1) / 2
     n, m = wins.shape
@@ -90,15 +87,9 @@ def probability_of_improvement(x: Array, y: Array, generator: Generator) -> Esti
 
 
 def mean_curve(curves: Array, generator: Generator, resamples: int = 1000) -> tuple[Array, Array, Array]:
-    """The mean over seeds at every point of a curve, and its interval.
+    """The mean over seeds at every point of curves ``[n, S]``, and the ends of its interval, each ``[S]``.
 
-    Args:
-        curves: ``[n, S]``, one row per seed, NaN where a run has no value; each point is over the seeds that have one.
-        generator: draws the resamples: whole seeds.
-        resamples: how many.
-
-    Returns:
-        Mean, lower and upper end of the interval, each ``[S]``; NaN where no seed has a value.
+    Where a run has no value (NaN), a point is over the other seeds; NaN where none has a value.
     """
     present, mean = ~np.isnan(curves), mean_of_present(curves)
     counts = _counts(len(curves), resamples, generator)
@@ -119,15 +110,11 @@ def mean_of_present(values: Array) -> Array:
 
 
 def sign_flip_p_value(differences: Array, generator: Generator) -> float:
-    """The two-sided p-value of the sign-flip permutation test that paired differences are symmetric about zero.
+    """The two-sided p-value of the sign-flip permutation test that paired differences ``[n]`` are symmetric about zero.
 
     Exact up to 16 pairs: every assignment of signs is tried, and the smallest possible p-value is ``2 / 2^n`` (Fisher,
     1935). Beyond, 65,536 random assignments stand for them, the observed one counted among them (Phipson and Smyth,
     2010).
-
-    Args:
-        differences: ``[n]``, one per seed.
-        generator: draws the assignments where there are too many to try.
     """
     n = len(differences)
     if n <= _EXACT_SEEDS:

@@ -63,10 +63,8 @@ def compare_supervised(
         InputError: if no run of several tasks is finished, or there is no such baseline.
     """
     unread = {run.directory: reason for run in runs if (reason := _why_unread(run))}
-    left_out = [
-        *left_out,
-        *(f"Left out: {directory / 'summary.json'}: {reason}." for directory, reason in unread.items()),
-    ]
+    said = [f"Left out: {directory / 'summary.json'}: {reason}." for directory, reason in unread.items()]
+    left_out = [*left_out, *said]
     by_tasks: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
         if run.directory not in unread:
@@ -74,7 +72,7 @@ def compare_supervised(
     singles = {tasks[0]: own for tasks, own in by_tasks.items() if len(tasks) == 1}
     multiple = {tasks: own for tasks, own in by_tasks.items() if len(tasks) > 1}
     if not multiple:
-        reason = f"; {left_out[-1].removesuffix('.')}" if unread else ""
+        reason = f"; {said[-1].removesuffix('.')}" if said else ""
         raise InputError(
             f"all {len(runs)} runs are of a single task: they are what multi-task runs are measured by, and there "
             f"is none of these{reason}"
@@ -108,11 +106,10 @@ def _compare(
     higher = {key: metric.higher_is_better for key, metric in described.items()}
     by_name = runs_by_method(runs, baseline)
     tested = {name: _tested(own, list(higher)) for name, own in by_name.items()}
-    single: dict[str, Array] = {}
     missing = [task for task, own in singles.items() if not _finished(own)]
+    single: dict[str, Array] = {}
     for task, own in singles.items():
-        if _finished(own):
-            single |= _tested(own, [key for key in higher if key.split("/")[0] == task])[1]
+        single |= _tested(own, [key for key in higher if key.split("/")[0] == task])[1]
     if missing and not tested[baseline][0]:
         raise InputError(
             f"gains have nothing to be measured by: neither single-task training of {missing[0]} nor the baseline, "
@@ -150,10 +147,10 @@ def _why_unread(run: Run) -> str | None:
     """What a finished run lacks that it is compared by."""
     if run.summary is None:
         return None
-    described, test = run.summary.metrics, run.summary.test or {}
+    described = run.summary.metrics
     if {key.split("/")[0] for key in described} != set(run.tasks) or not set(run.tasks) <= set(described):
         return f"'metrics' does not say what {', '.join(run.tasks)} are judged by"
-    return next((f"there is no test metric '{key}'" for key in described if key not in test), None)
+    return next((f"there is no test metric '{key}'" for key in described if key not in (run.summary.test or {})), None)
 
 
 def _tested(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[int], dict[str, Array]]:
@@ -186,11 +183,8 @@ def _reference_warnings(
         return [f"There is no finished single-task run of {', '.join(missing)}: gains are over {baseline} instead."]
     warnings = []
     for task, own in singles.items():
-        differing = differences({str(run.directory): [run] for run in own})
-        if differing:
-            warnings.append(
-                f"Single-task runs of {task} differ in {', '.join(differing)}: the reference is the mean of all."
-            )
+        if differing := ", ".join(differences({str(run.directory): [run] for run in own})):
+            warnings.append(f"Single-task runs of {task} differ in {differing}: the reference is the mean of all.")
         if own[0].config["benchmark"] != runs[0].config["benchmark"]:
             warnings.append(f"Single-task runs of {task} have other options of the benchmark than the runs of several.")
     return warnings
@@ -198,7 +192,7 @@ def _reference_warnings(
 
 def supervised_section(comparison: SupervisedComparison) -> Section:
     """What the report says of a comparison."""
-    subject = f"{comparison.benchmark} ({', '.join(comparison.tasks)})"
+    subject = f"{comparison.runs[0].benchmark} ({', '.join(comparison.tasks)})"
     methods, *others = supervised_tables(comparison)
     return Section(
         comparison,
@@ -211,7 +205,13 @@ def supervised_section(comparison: SupervisedComparison) -> Section:
 
 
 def _pictures(comparison: SupervisedComparison) -> Iterator[Picture | None]:
-    yield _gain_intervals(comparison)
+    gains = figures.intervals(
+        comparison,
+        "On the test split. The mean over tasks of the relative gain (Gama and Grassi, 2025, equation 1); dashed: "
+        f"{comparison.reference_name}.",
+    )
+    gains.figure.axes[0].axvline(0, color=drawing.GREY, ls="--", lw=1)
+    yield gains
     yield _test_metrics(comparison)
     yield _logged_curves(
         comparison,
@@ -254,11 +254,8 @@ def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
 
 def _methods_table(comparison: SupervisedComparison) -> Table:
     estimate = comparison.estimate
-    reached = {
-        method.name: {key: float(values.mean()) for key, values in method.reached.items()}
-        for method in comparison.scored
-    }
-    ranks = mean_rank(reached, comparison.higher_is_better)
+    means = {own.name: {key: float(values.mean()) for key, values in own.reached.items()} for own in comparison.scored}
+    ranks = mean_rank(means, comparison.higher_is_better)
     alike: dict[str, list[str]] = defaultdict(list)
     for task in comparison.tasks:
         alike[comparison.metrics[task].removeprefix(f"{task} ")].append(task)
@@ -324,12 +321,11 @@ def _alignment_table(comparison: SupervisedComparison) -> Table:
         by_task = [float(mean_of_present(logged[key])) for key in cosines]
         return [*by_task, float(np.mean(by_task)), float(mean_of_present(logged[norm]))]
 
-    return _over_runs(
-        comparison,
-        read,
+    return Table(
         "alignment",
         "Do the tasks' gradients agree?",
-        [*comparison.tasks, "mean over tasks", "norm of the summed gradient"],
+        ["method", *comparison.tasks, "mean over tasks", "norm of the summed gradient"],
+        _over_runs(comparison, read),
         "Cosine of each task's gradient of the shared parameters to the average of all (Gama and Grassi, 2025, figures "
         "3a and 7), and the norm of their sum (Kurin et al., 2022, section 5.3): means over training, with 95% "
         "intervals over runs.",
@@ -342,42 +338,20 @@ def _distance_table(comparison: SupervisedComparison) -> Table:
             return None
         return [float(run.metrics.logged[f"distance/{key}"][-1]) for key in ("total", "shortest", "ratio")]
 
-    return _over_runs(
-        comparison,
-        read,
+    return Table(
         "distance",
         "How far the shared parameters travel",
-        ["total distance", "shortest distance", "ratio"],
+        ["method", "total distance", "shortest distance", "ratio"],
+        _over_runs(comparison, read),
         "At the end of finished runs: the length of the path, the straight line from its start to its end, and their "
         "quotient (Pascal et al., section 4.4), with 95% intervals over runs.",
     )
 
 
-def _over_runs(
-    comparison: Comparison,
-    read: Callable[[Run], list[float] | None],
-    name: str,
-    title: str,
-    columns: Sequence[str],
-    note: str,
-) -> Table:
-    """A row for each method with runs that values are read of."""
-    rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        found = [values for run in method.runs if (values := read(run))]
-        if found:
-            rows.append([method.name, *map(comparison.estimate, np.array(found).T)])
-    return Table(name, title, ["method", *columns], rows, note)
-
-
-def _gain_intervals(comparison: SupervisedComparison) -> Picture:
-    picture = figures.intervals(
-        comparison,
-        "On the test split. The mean over tasks of the relative gain (Gama and Grassi, 2025, equation 1); dashed: "
-        f"{comparison.reference_name}.",
-    )
-    picture.figure.axes[0].axvline(0, color=drawing.GREY, ls="--", lw=1)
-    return picture
+def _over_runs(comparison: Comparison, read: Callable[[Run], list[float] | None]) -> list[list[Cell]]:
+    """A row for each method with runs that values are read of: the estimates of these."""
+    found = {method.name: [values for run in method.runs if (values := read(run))] for method in comparison.methods}
+    return [[name, *map(comparison.estimate, np.array(rows).T)] for name, rows in found.items() if rows]
 
 
 def _test_metrics(comparison: SupervisedComparison) -> Picture:

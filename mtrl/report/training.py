@@ -119,23 +119,27 @@ def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> li
 
 def training_section(comparison: TrainingComparison) -> Section:
     """What the report says of a comparison."""
-    at_step = f"at step {comparison.step:,}"
+    at_step, benchmark = f"at step {comparison.step:,}", comparison.runs[0].benchmark
     methods, *others = training_tables(comparison)
     return Section(
         comparison,
-        subject=comparison.benchmark,
+        subject=benchmark,
         compared_by=f"{at_step} by {comparison.metric}, mean of the last {comparison.last_k} evaluations",
         pictures=drawing.drawn(_pictures(comparison)),
         headline=methods.columns(
-            f"{comparison.benchmark} {at_step}: {comparison.metric}",
-            ["method", "seeds", f"last {comparison.last_k}", "best"],
+            f"{benchmark} {at_step}: {comparison.metric}", ["method", "seeds", f"last {comparison.last_k}", "best"]
         ),
         tables=[methods, *others],
     )
 
 
 def _pictures(comparison: TrainingComparison) -> Iterator[Picture | None]:
-    yield _learning_curves(comparison)
+    yield Picture(
+        "learning_curves",
+        "Learning curves",
+        f"Mean over tasks and seeds, with the 95% bootstrap interval over seeds. {drawing.READING}",
+        drawing.over_training(_all_methods(comparison, _scores), comparison),
+    )
     yield figures.intervals(comparison, f"At step {comparison.step:,}.")
     yield _task_curves(comparison)
     yield _wall_clock(comparison)
@@ -226,15 +230,6 @@ def _tasks_table(comparison: TrainingComparison) -> Table:
     )
 
 
-def _learning_curves(comparison: TrainingComparison) -> Picture:
-    return Picture(
-        "learning_curves",
-        "Learning curves",
-        f"Mean over tasks and seeds, with the 95% bootstrap interval over seeds. {drawing.READING}",
-        drawing.over_training(_all_methods(comparison, _scores), comparison),
-    )
-
-
 def _wall_clock(comparison: TrainingComparison) -> Picture:
     longest = max(run.metrics.seconds[-1] for method in comparison.methods for run in method.runs)
     unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60)
@@ -287,14 +282,15 @@ def _task_curves(comparison: TrainingComparison) -> Picture | None:
         drawing.curves(axes, comparison, task, lambda method: _scores(method, index))
 
     figure = _small_panels(comparison, comparison.tasks, draw)
-    figure.supylabel(_label(comparison.metric), fontsize=10)
-    return drawing.picture_over_training(
+    picture = drawing.picture_over_training(
         comparison,
         figure,
         "tasks",
         "Task by task",
         f"Mean over seeds in each task, with the 95% bootstrap interval over seeds. {drawing.READING}",
     )
+    figure.supylabel(_label(comparison.metric), fontsize=10)
+    return picture
 
 
 def _small_panels(comparison: Comparison, titles: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
