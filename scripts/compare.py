@@ -36,12 +36,19 @@ class CompareConfig:
 
 
 def compare_runs(options: CompareConfig) -> None:
-    """Writes the report, and prints the headline of each section."""
+    """Writes the report, and prints each section's headline, verdicts and warnings."""
     reported = sections(options)
     page = write_report(reported, Path(options.out), sys.argv)
     console = Console()
     for section in reported:
-        show(section, console)
+        table = Table(title=Text(section.headline.title))
+        for index, name in enumerate(section.headline.header):
+            table.add_column(Text(name), justify="right" if index else "left")
+        for row in section.headline.rows:
+            table.add_row(*(Text(text_of(cell)) for cell in row))
+        console.print(table, *map(Text, section.comparison.verdicts()), sep="\n")
+        for line in section.comparison.warnings:
+            console.print(Text(f"note: {line}", style="yellow"))
     console.print(f"report   {page}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -57,20 +64,6 @@ def sections(options: CompareConfig) -> list[Section]:
                 f"{key} is for runs of reinforcement learning: supervised runs are compared by their test metrics"
             )
     return [supervised_section(comparison) for comparison in compare_supervised(runs, **given)]
-
-
-def show(section: Section, console: Console) -> None:
-    """Prints the headline, verdicts and warnings."""
-    table = Table(title=Text(section.headline.title))
-    for index, name in enumerate(section.headline.header):
-        table.add_column(Text(name), justify="right" if index else "left")
-    for row in section.headline.rows:
-        table.add_row(*(Text(text_of(cell)) for cell in row))
-    console.print(table)
-    for line in section.comparison.verdicts():
-        console.print(Text(line))
-    for line in section.comparison.warnings:
-        console.print(Text(f"note: {line}", style="yellow"))
 
 
 main = hydra_main(CompareConfig, "compare", compare_runs, runs="name the folder with the runs: runs=DIRECTORY")

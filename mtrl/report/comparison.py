@@ -2,23 +2,19 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mtrl.errors import unknown_name
+from mtrl.report import statistics
 from mtrl.report.runs import Run
-from mtrl.report.statistics import (
-    SIGNIFICANCE,
-    Array,
-    Estimate,
-    PairedComparison,
-    compare_with_baseline,
-    mean_over_seeds,
-)
+from mtrl.report.statistics import Array, Estimate, PairedComparison, mean_over_seeds
 from mtrl.run.directory import flatten
 from mtrl.run.record import Machine
 
@@ -36,16 +32,23 @@ class Method:
     Attributes:
         name: the combiner's (or the method's that does without one), with the options of combiner, method, agent and
             optimizer in which runs of the same name differ.
-        runs: all with at least one evaluation, unfinished ones too.
+        every: all runs, unfinished ones too.
         seeds: ``[n]``, those of the compared runs, sorted, each once.
         scores: ``[n, T]``, what methods are compared by, higher is better; the mean over runs where a seed was run
             twice.
+        reached: ``[n, ...]``, what else these runs came to, by name.
     """
 
     name: str
-    runs: list[Run]
+    every: list[Run]
     seeds: list[int]
     scores: Array
+    reached: dict[str, Array]
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Those with at least one evaluation."""
+        return [run for run in self.every if len(run.metrics.steps)]
 
     @property
     def durations(self) -> Array:
@@ -54,8 +57,9 @@ class Method:
 
     def peak_memory(self, key: str) -> float | None:
         """The largest peak memory in GiB of any finished run; None where there is none."""
-        found = (run.summary.memory.get(key) for run in self.runs if run.summary)
-        return max((memory for memory in found if memory is not None), default=None)
+        return max(
+            (run.summary.memory[key] for run in self.runs if run.summary and key in run.summary.memory), default=None
+        )
 
 
 @dataclass(frozen=True)
@@ -64,57 +68,69 @@ class Comparison:
 
     Attributes:
         score: what `Method.scores` are, in words.
-        progress: what `Metrics.steps` count, in words.
-        interval: what `Metrics.durations` are the seconds of, in words.
         seed: of the resamples.
         baseline: the name of the method that the others are compared with.
         methods: the baseline first, the others by name.
         runs: every run, those without an evaluation too; one of all tasks first.
         compared: the runs that the scores are of.
-        configuration: for each key in which runs differ (seed apart), its values by method.
-        warnings: what a reader has to know, one line each.
+        remarks: what a reader has to know about these runs in particular, one line each.
+        left_out: lines about what could not be read.
     """
 
+    progress: ClassVar[str]
+    """What `Metrics.steps` count, in words."""
+    interval: ClassVar[str]
+    """What `Metrics.durations` are the seconds of, in words."""
+
     score: str
-    progress: str
-    interval: str
     seed: int
     baseline: str
     methods: Sequence[Method]
-    runs: list[Run]
-    compared: list[Run]
-    configuration: dict[str, dict[str, str]]
-    warnings: list[str]
-
-    @property
-    def benchmark(self) -> str:
-        """The benchmark's name."""
-        return self.runs[0].benchmark
+    runs: Sequence[Run]
+    compared: Sequence[Run]
+    remarks: Sequence[str]
+    left_out: Sequence[str]
 
     @property
     def tasks(self) -> list[str]:
         """``[T]`` names."""
         return self.runs[0].tasks
 
-    @cached_property
-    def paired(self) -> list[PairedComparison]:
-        """Each other method that has scores against the baseline."""
-        scored = {method.name: (method.seeds, method.scores) for method in self.scored}
-        return compare_with_baseline(scored, self.baseline, self.seed) if self.baseline in scored else []
-
     @property
     def scored(self) -> Sequence[Method]:
         """The methods that have scores."""
         return [method for method in self.methods if method.seeds]
 
+    @cached_property
+    def paired(self) -> list[PairedComparison]:
+        """Each other method that has scores against the baseline."""
+        scored = {method.name: (method.seeds, method.scores) for method in self.scored}
+        return statistics.compare_with_baseline(scored, self.baseline, self.seed) if self.baseline in scored else []
+
     @property
     def machines(self) -> list[Machine]:
-        """Where the finished runs were computed."""
-        return machines_of(self.runs)
+        """Where the finished runs were computed, as far as they say so."""
+        return [run.summary.machine for run in self.runs if run.summary and run.summary.machine]
+
+    @cached_property
+    def configuration(self) -> dict[str, dict[str, str]]:
+        """For each key in which runs differ (seed apart), its values by method."""
+        return differences({method.name: method.every for method in self.methods})
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What a reader has to know, one line each."""
+        return [
+            *self.remarks,
+            *_seed_warnings(self.methods, self.baseline),
+            *_configuration_warnings(self.configuration),
+            *_machine_warnings(self),
+            *self.left_out,
+        ]
 
     def estimate(self, values: Array, how: Callable[..., Estimate] = mean_over_seeds) -> Estimate:
-        """An estimate with its interval; every one is of the same resamples of seeds."""
-        return how(values, np.random.default_rng(self.seed))
+        """An estimate with its interval, every one of the same resamples of seeds; NaN of no values."""
+        return how(values, np.random.default_rng(self.seed)) if len(values) else Estimate()
 
     def verdicts(self) -> list[str]:
         """What it says: a sentence for each method other than the baseline, and how to read them."""
@@ -122,17 +138,19 @@ class Comparison:
             return [f"Only {self.baseline} was run: there is nothing to compare it with."]
         sentences = [paired.sentence() for paired in self.paired]
         if len(sentences) > _MOST_SENTENCES:
-            by_verdict: dict[str, list[str]] = {}
-            for paired in sorted(self.paired, key=lambda paired: paired.verdict):
-                by_verdict.setdefault(paired.verdict, []).append(paired.method)
-            sentences = [f"Against {self.baseline}, {said}: {', '.join(names)}." for said, names in by_verdict.items()]
+            by_verdict = attrgetter("verdict")
+            grouped = groupby(sorted(self.paired, key=by_verdict), by_verdict)
+            sentences = [
+                f"Against {self.baseline}, {said}: {', '.join(paired.method for paired in own)}."
+                for said, own in grouped
+            ]
         count = max((paired.comparisons for paired in self.paired), default=0)
         adjusted = f", adjusted for {count} comparisons (Holm, 1979)" if count > 1 else ""
         if any(paired.seeds for paired in self.paired):
             sentences.append(
                 f"Differences are means over all tasks ({self.score}), with 95% intervals; p is that of a two-sided "
-                f"sign-flip test over seeds{adjusted}; significant is p of at most {SIGNIFICANCE}. No significant "
-                "difference is not evidence of equality: the interval says what is still possible."
+                f"sign-flip test over seeds{adjusted}; significant is p of at most {statistics.SIGNIFICANCE}. "
+                "No significant difference is not evidence of equality: the interval says what is still possible."
             )
         return sentences
 
@@ -144,15 +162,18 @@ def runs_by_method(runs: Sequence[Run], baseline: str) -> dict[str, list[Run]]:
         InputError: if there is no such baseline.
     """
     by_name: dict[str, list[Run]] = defaultdict(list)
-    for run, name in zip(runs, method_names(runs), strict=True):
+    for run, name in zip(runs, _method_names(runs), strict=True):
         by_name[name].append(run)
     if baseline not in by_name:
         raise unknown_name("baseline", baseline, by_name)
     return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, name))}
 
 
-def method_names(runs: Sequence[Run]) -> list[str]:
-    """Each run's method, with those of its options in which runs of the same method differ."""
+def _method_names(runs: Sequence[Run]) -> list[str]:
+    """Each run's method, with those of its options in which runs of the same method differ.
+
+    Long names (options that are lists) become a number; the table of configurations says what it stands for.
+    """
     options = [_texts({key: run.config[key] for key in _METHOD_KEYS if key in run.config}) for run in runs]
     labels: dict[str, dict[str, str]] = {}
     for name in {run.method for run in runs}:
@@ -164,15 +185,10 @@ def method_names(runs: Sequence[Run]) -> list[str]:
             for key in keys
             if len({own.get(key, "absent") for own in same}) > 1
         }
-    names = []
-    for run, own in zip(runs, options, strict=True):
-        differing = (f"{label}={own.get(key, 'absent')}" for key, label in labels[run.method].items())
-        names.append(" ".join([run.method, *differing]))
-    return _shortened(names)
-
-
-def _shortened(names: list[str]) -> list[str]:
-    """Long names (options that are lists) become a number; the table of configurations says what it stands for."""
+    names = [
+        " ".join([run.method, *(f"{label}={own.get(key, 'absent')}" for key, label in labels[run.method].items())])
+        for run, own in zip(runs, options, strict=True)
+    ]
     long = [name for name in dict.fromkeys(names) if len(name) > _LONGEST_NAME]
     short = {name: f"{name.split()[0][:_LONGEST_NAME]} #{number}" for number, name in enumerate(long, 1)}
     return [short.get(name, name) for name in names]
@@ -204,9 +220,6 @@ def _value(found: Mapping[str, int]) -> str:
     return "; ".join(f"{value} ({count} runs)" if count > 1 else f"{value} (1 run)" for value, count in found.items())
 
 
-# ------------------------------------------------------------------------------------------------------ warnings
-
-
 def unscored_warning(runs: Sequence[Run]) -> str:
     """Names the unfinished among the runs."""
     unfinished = [run for run in runs if run.summary is None]
@@ -216,29 +229,16 @@ def unscored_warning(runs: Sequence[Run]) -> str:
     )
 
 
-def shared_warnings(
-    methods: Sequence[Method], baseline: str, configuration: Mapping[str, Mapping[str, str]], runs: Sequence[Run]
-) -> list[str]:
-    """What is to be known of seeds, configurations and machines, whatever kind the runs are of."""
-    return [
-        *_seed_warnings(methods, baseline),
-        *_configuration_warnings(configuration),
-        *_machine_warnings(runs),
-    ]
-
-
 def _seed_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
     warnings = []
-    seeds = {tuple(method.seeds) for method in methods if method.seeds}
     for method in methods:
-        compared_twice = [seed for seed in method.seeds if [run.seed for run in method.runs].count(seed) > 1]
+        run = Counter(run.seed for run in method.runs)
         if not method.seeds:
             role = "the baseline, so that nothing can be compared with it," if method.name == baseline else method.name
             warnings.append(f"No run of {role} can be scored yet.")
-        if compared_twice:
-            listed = ", ".join(map(str, compared_twice))
-            warnings.append(f"{method.name} has several runs of seed {listed}: each seed counts once, as their mean.")
-    if len(seeds) > 1:
+        if twice := ", ".join(str(seed) for seed in method.seeds if run[seed] > 1):
+            warnings.append(f"{method.name} has several runs of seed {twice}: each seed counts once, as their mean.")
+    if len({tuple(method.seeds) for method in methods if method.seeds}) > 1:
         warnings.append("Methods were run with different seeds; the paired differences use those in common.")
     return warnings
 
@@ -250,35 +250,32 @@ def _configuration_warnings(configuration: Mapping[str, Mapping[str, str]]) -> l
         return [f"Runs differ in more than combiner and seed, in {keys}: see the differences in configuration."]
     warnings = []
     for key, values in others.items():
-        where = {value: [name for name in values if values[name] == value] for value in values.values()}
-        listed = ", ".join(
-            f"{value} in {', '.join(names) if len(names) < 4 else f'{len(names)} methods'}"
-            for value, names in where.items()
-        )
-        warnings.append(f"Runs differ in more than combiner and seed: {key} is {_cut(listed)}.")
+        where: dict[str, list[str]] = {}
+        for name, value in values.items():
+            where.setdefault(value, []).append(name)
+        found = [(value, ", ".join(own) if len(own) < 4 else f"{len(own)} methods") for value, own in where.items()]
+        listed = _cut(", ".join(f"{value} in {own}" for value, own in found))
+        warnings.append(f"Runs differ in more than combiner and seed: {key} is {listed}.")
     return warnings
 
 
-def _machine_warnings(runs: Sequence[Run]) -> list[str]:
-    machines = machines_of(runs)
-    warnings = []
+def _machine_warnings(comparison: Comparison) -> list[str]:
+    machines = comparison.machines
+    warnings: list[str] = []
     for package in dict.fromkeys(package for machine in machines for package in machine.versions):
-        versions = dict.fromkeys(machine.versions.get(package, "none") for machine in machines)
-        if len(versions) > 1:
-            warnings.append(f"Runs were made with different versions of {package}: {', '.join(versions)}.")
-    hardware = dict.fromkeys(machine.hardware for machine in machines)
-    if len(hardware) > 1:
-        warnings.append(f"Runs were made on different hardware, so that their times differ: {'; '.join(hardware)}.")
+        versions = (machine.versions.get(package, "none") for machine in machines)
+        warnings += _differing(f"Runs were made with different versions of {package}", versions)
+    hardware = (machine.hardware for machine in machines)
+    warnings += _differing("Runs were made on different hardware, so that their times differ", hardware, "; ")
     for key in _SPEED_ONLY:
-        values = dict.fromkeys(json.dumps(run.config.get(key), default=str) for run in runs)
-        if len(values) > 1:
-            warnings.append(f"Runs differ in {key}, so that their times differ: {', '.join(values)}.")
+        values = (json.dumps(run.config.get(key), default=str) for run in comparison.runs)
+        warnings += _differing(f"Runs differ in {key}, so that their times differ", values)
     return warnings
 
 
-def machines_of(runs: Sequence[Run]) -> list[Machine]:
-    """Where runs were computed, as far as they say so."""
-    return [run.summary.machine for run in runs if run.summary and run.summary.machine]
+def _differing(what: str, values: Iterable[str], separator: str = ", ") -> list[str]:
+    found = dict.fromkeys(values)
+    return [f"{what}: {separator.join(found)}."] if len(found) > 1 else []
 
 
 def named(runs: Sequence[Run]) -> str:

@@ -1,16 +1,16 @@
 """Figures of how the tasks' gradients got on: their cosines, whom the update serves, and the tasks' weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from mtrl.report import drawing
 from mtrl.report.comparison import Comparison, Method
 from mtrl.report.drawing import Picture, Rows
-from mtrl.report.runs import THIRDS
 from mtrl.report.statistics import Array, mean_of_present
 
 _WINDOWS = 25
@@ -34,17 +34,17 @@ _ALIGNMENT = {
 }
 
 
-def conflict_pictures(comparison: Comparison) -> list[Picture | None]:
+def conflict_pictures(comparison: Comparison) -> Iterator[Picture | None]:
     """Every figure of conflict; None for those that the runs hold no data for."""
     logged = (run.metrics.conflict for method in comparison.methods for run in method.runs)
     objectives = list(dict.fromkeys(key.split("/")[0] for conflict in logged for key in conflict))
-    return [
-        _conflict_curves(comparison, objectives) if objectives else None,
-        _agreement(comparison),
-        _cosines(comparison),
-        *(_alignment(comparison, objectives, target) for target in _ALIGNMENT),
-        _weights(comparison, objectives),
-    ]
+    if objectives:
+        yield _conflict_curves(comparison, objectives)
+        yield _agreement(comparison)
+    yield _cosines(comparison)
+    for target in _ALIGNMENT:
+        yield _alignment(comparison, objectives, target)
+    yield _weights(comparison, objectives)
 
 
 def _conflict_curves(comparison: Comparison, objectives: Sequence[str]) -> Picture | None:
@@ -52,18 +52,15 @@ def _conflict_curves(comparison: Comparison, objectives: Sequence[str]) -> Pictu
     grid = figure.subplots(len(objectives), len(_MEASURES), sharex=True, sharey="col", squeeze=False)
     for objective, row in zip(objectives, grid, strict=True):
         for (measure, title), axes in zip(_MEASURES.items(), row, strict=True):
-            _draw(axes, comparison, f"{objective}: {title}", f"{objective}/{measure}")
-    if not any(axes.lines for axes in figure.axes):
-        return None
-    drawing.legend_above(drawing.over_training(figure, comparison))
-    return Picture(
+            drawing.curves(axes, comparison, f"{objective}: {title}", partial(_smooth, keys=[f"{objective}/{measure}"]))
+    return drawing.picture_over_training(
+        comparison,
+        figure,
         "conflict",
         "Conflict between the tasks' gradients",
         "Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. Cosines are "
         "between per-task gradients of one update; a pair conflicts where its cosine is negative; magnitude "
-        "similarity is 1 where two gradients are equally long and near 0 where one drowns the other. "
-        f"{drawing.selection(comparison)}",
-        figure,
+        "similarity is 1 where two gradients are equally long and near 0 where one drowns the other.",
     )
 
 
@@ -72,23 +69,24 @@ def _agreement(comparison: Comparison) -> Picture | None:
     cosines = [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
     figure = Figure(figsize=(8, 3.4))
     left, right = figure.subplots(1, 2)
-    _draw(left, comparison, "mean cosine to the average direction", *cosines)
-    _draw(right, comparison, "norm of the summed gradient", "shared/summed_gradient_norm")
+    drawing.curves(left, comparison, "mean cosine to the average direction", partial(_smooth, keys=cosines))
+    drawing.curves(
+        right, comparison, "norm of the summed gradient", partial(_smooth, keys=["shared/summed_gradient_norm"])
+    )
     if not left.lines:
         return None
     right.set_yscale("log")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
-    drawing.legend_above(drawing.over_training(figure, comparison))
-    return Picture(
+    return drawing.picture_over_training(
+        comparison,
+        figure,
         "agreement",
         "Do the tasks' gradients agree?",
         "Left: the cosine between each task's gradient of the shared parameters and the average of all, mean over "
         "tasks (Gama and Grassi, 2025, figures 3a and 7). Right: the norm of their sum (Kurin et al., 2022, section "
-        "5.3). Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds. "
-        f"{drawing.selection(comparison)}",
-        figure,
+        "5.3). Means over 25 windows of training and over seeds, with the 95% bootstrap interval over seeds.",
     )
 
 
@@ -98,32 +96,29 @@ def _cosines(comparison: Comparison) -> Picture | None:
     for method in drawing.selected(comparison):
         for objective in dict.fromkeys(objective for run in method.runs for objective in run.metrics.cosines):
             found = [run.metrics.cosines[objective] for run in method.runs if objective in run.metrics.cosines]
-            maps[method.name, objective] = mean_of_present(np.stack(found))
+            for when, matrix in zip(("early", "middle", "late"), mean_of_present(np.stack(found)), strict=True):
+                maps[method.name, f"{objective}, {when}"] = matrix
     if not maps:
         return None
-    names = list(dict.fromkeys(name for name, _ in maps))
-    objectives = list(dict.fromkeys(objective for _, objective in maps))
+    names, columns = (list(dict.fromkeys(keys)) for keys in zip(*maps, strict=True))
     tasks = comparison.tasks
     side = float(np.clip(0.17 * len(tasks), 1.5, 3.4))
-    size = THIRDS * len(objectives) * (side + 0.15) + 2.2, len(names) * (side + 0.35) + 1.5
+    size = len(columns) * (side + 0.15) + 2.2, len(names) * (side + 0.35) + 1.5
     figure = Figure(figsize=size)
-    grid = figure.subplots(len(names), THIRDS * len(objectives), squeeze=False)
+    grid = figure.subplots(len(names), len(columns), squeeze=False)
     fontsize = min(7.0, 60 * side / len(tasks))
-    for (name, objective), matrices in maps.items():
-        first = THIRDS * objectives.index(objective)
-        panels = grid[names.index(name), first : first + THIRDS]
-        for when, matrix, axes in zip(("early", "middle", "late"), matrices, panels, strict=True):
-            image = axes.imshow(matrix, cmap="RdBu", vmin=-1, vmax=1)
-            axes.set_title(f"{name}\n{objective}, {when}", fontsize=8)
-            if matrix.size * grid.size <= _MOST_NUMBERS:
-                for (i, j), value in np.ndenumerate(matrix):
-                    colour = "white" if abs(value) > 0.6 else "black"
-                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     for (row, column), axes in np.ndenumerate(grid):
         below, left = row == len(names) - 1, column == 0  # each label takes time to lay out
         axes.set_xticks(range(len(tasks)) if below else [], tasks if below else [], rotation=90, fontsize=fontsize)
         axes.set_yticks(range(len(tasks)) if left else [], tasks if left else [], fontsize=fontsize)
         axes.grid(visible=False)
+        values = maps.get((names[row], columns[column]))
+        if values is not None:
+            image = axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
+            axes.set_title(f"{names[row]}\n{columns[column]}", fontsize=8)
+            for (i, j), value in np.ndenumerate(values) if values.size * grid.size <= _MOST_NUMBERS else ():
+                colour = "white" if abs(value) > 0.6 else "black"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients", shrink=0.9, aspect=8 * size[1])
     return Picture(
         "cosines",
@@ -140,8 +135,7 @@ def _alignment(comparison: Comparison, objectives: Sequence[str], target: str) -
     panels: dict[str, dict[str, Array]] = {}
     for objective in objectives:
         for method in comparison.methods:
-            found = _by_task(comparison, method, f"{objective}/cosine_to_{target}")
-            if found is not None:
+            if found := _by_task(comparison, method, f"{objective}/cosine_to_{target}"):
                 panels.setdefault(objective, {})[method.name] = mean_of_present(found[1].T)
     if not panels:
         return None
@@ -167,8 +161,7 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
     maps: dict[tuple[str, str], tuple[Array, Array]] = {}
     for method in drawing.selected(comparison):
         for objective in objectives:
-            found = _by_task(comparison, method, f"{objective}/weight")
-            if found is not None:
+            if found := _by_task(comparison, method, f"{objective}/weight"):
                 where, weights = found
                 with np.errstate(invalid="ignore"):  # all weights may be zero
                     relative = weights / np.abs(weights).mean(0)
@@ -176,22 +169,20 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
                     maps[objective, method.name] = where, relative
     if not maps:
         return None
-    columns = list(dict.fromkeys(name for _, name in maps))
-    rows = list(dict.fromkeys(objective for objective, _ in maps))
+    rows, columns = (list(dict.fromkeys(keys)) for keys in zip(*maps, strict=True))
     tasks = comparison.tasks
     size = max(5.0, 2.4 + 1.9 * len(columns)), len(rows) * (1.0 + 0.18 * len(tasks)) + 0.6
     figure = Figure(figsize=size)
     grid = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
     every = np.concatenate([np.ravel(values) for _, values in maps.values()])
     smallest, largest = min(0.0, np.nanquantile(every, 0.02)), max(2.0, np.nanquantile(every, 0.98))
-    for row, objective in zip(grid, rows, strict=True):
-        for axes, name in zip(row, columns, strict=True):
-            axes.set_title(f"{name}: {objective}", fontsize=9)
-            axes.set_yticks(range(len(tasks)), tasks, fontsize=7)
-            axes.grid(visible=False)
-            if (objective, name) in maps:
-                where, values = maps[objective, name]
-                image = axes.pcolormesh(where, range(len(tasks)), values, cmap="viridis", vmin=smallest, vmax=largest)
+    for place, axes in zip(product(rows, columns), grid.ravel(), strict=True):
+        axes.set_title("{1}: {0}".format(*place), fontsize=9)
+        axes.set_yticks(range(len(tasks)), tasks, fontsize=7)
+        axes.grid(visible=False)
+        if place in maps:
+            where, values = maps[place]
+            image = axes.pcolormesh(where, range(len(tasks)), values, cmap="viridis", vmin=smallest, vmax=largest)
     grid[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
     drawing.over_training(figure, comparison)
     figure.colorbar(image, ax=grid, label="weight / mean weight", extend="both", extendfrac=0.03, aspect=5 * size[1])
@@ -207,28 +198,18 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
 
 def _by_task(comparison: Comparison, method: Method, prefix: str) -> tuple[Array, Array] | None:
     """Where a quantity of each task was measured, and its mean over seeds ``[T, M]``; None where none was."""
-    smooth = [_smooth(method, f"{prefix}/{task}") for task in comparison.tasks]
+    smooth = [_smooth(method, [f"{prefix}/{task}"]) for task in comparison.tasks]
     whole = [rows for rows in smooth if rows is not None]
-    if len(whole) < len(smooth):
-        return None
-    return whole[0][0], np.stack([mean_of_present(values) for _, values in whole])
+    return (whole[0][0], np.stack([mean_of_present(own) for _, own in whole])) if len(whole) == len(smooth) else None
 
 
-def _smooth(method: Method, *keys: str) -> Rows | None:
+def _smooth(method: Method, keys: Sequence[str]) -> Rows | None:
     """Averages over windows of training, and over the keys: single mini-batches say little about conflict."""
     runs = [run.metrics for run in method.runs if set(keys) <= set(run.metrics.conflict)]
-    if not runs:
+    aligned = drawing.aligned([(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs])
+    if aligned is None:
         return None
-    where, rows = drawing.aligned(
-        [(run.conflict_steps, np.mean([run.conflict[key] for key in keys], 0)) for run in runs]
-    )
+    where, rows = aligned
     windows = np.array_split(np.arange(len(where)), min(len(where), _WINDOWS))
     means = [mean_of_present(rows[:, window].T) for window in windows]
     return np.array([where[window].mean() for window in windows]), np.stack(means, 1)
-
-
-def _draw(axes: Axes, comparison: Comparison, title: str, *keys: str) -> None:
-    """A panel with a `_smooth` curve for each method."""
-    axes.set_title(title, fontsize=9)
-    smooth = {method.name: _smooth(method, *keys) for method in drawing.selected(comparison)}
-    drawing.curves(axes, comparison, {name: rows for name, rows in smooth.items() if rows is not None})

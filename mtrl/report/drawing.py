@@ -1,8 +1,8 @@
 """What all figures of a report have in common: style, colours, curves with intervals, rows and grids of panels."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +28,7 @@ _STYLES = ("-", "-", "--", "-.", "-", "--", "-.")
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a report.
-
-    Attributes:
-        name: of its files.
-        title: what it answers.
-        caption: how to read it.
-        figure: the figure.
-    """
+    """A figure of a report; its files' name, the question it answers, and a caption that says how to read it."""
 
     name: str
     title: str
@@ -43,11 +36,7 @@ class Picture:
     figure: Figure
 
     def save(self, folder: Path, prefix: str = "") -> bytes:
-        """Writes PNG and PDF, whose names begin with the prefix; the same figure gives the same bytes.
-
-        Returns:
-            The PNG.
-        """
+        """Writes PNG and PDF, whose names begin with the prefix, and returns the PNG; the same bytes each time."""
         png = folder / f"{prefix}{self.name}.png"
         with style():
             self.figure.savefig(png, dpi=130)
@@ -56,10 +45,9 @@ class Picture:
         return png.read_bytes()
 
 
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """Names are shown as they are written (no ``$`` formulas), and PDFs hold text that journals accept."""
-    with matplotlib.rc_context(
+    return matplotlib.rc_context(
         {
             "text.parse_math": False,
             "axes.spines.top": False,
@@ -71,21 +59,24 @@ def style() -> Iterator[None]:
             "pdf.fonttype": 42,
             "figure.constrained_layout.use": True,
         }
-    ):
-        yield
+    )
+
+
+def drawn(pictures: Iterable[Picture | None]) -> list[Picture]:
+    """The pictures that there are; where they are made one by one, in this `style`."""
+    with style():
+        return [picture for picture in pictures if picture is not None]
 
 
 Rows = tuple[Array, Array]
 """Curves of several runs at the same places: these places ``[S]``, and values ``[n, S]``, NaN where a run has none."""
 
 
-def aligned(series: Sequence[tuple[Array, Array]]) -> Rows:
-    """Curves of several runs, interpolated between a run's own places; NaN where it did not get."""
-    return at(np.unique(np.concatenate([x for x, _ in series])), series)
-
-
-def at(where: Array, series: Sequence[tuple[Array, Array]]) -> Rows:
-    """Curves of several runs at given places, as `aligned`."""
+def aligned(series: Sequence[tuple[Array, Array]], where: Array | None = None) -> Rows | None:
+    """Curves of several runs at given places, or at those of any; interpolated, NaN where a run did not get."""
+    if not series:
+        return None
+    where = np.unique(np.concatenate([x for x, _ in series])) if where is None else where
     return where, np.stack([np.interp(where, x, y, np.nan, np.nan) for x, y in series])
 
 
@@ -97,28 +88,22 @@ def curve(
     mean = mean_of_present(values)
     marker = "o" if np.isfinite(mean).sum() < 3 else None  # else a single evaluation would not be seen
     everyone: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values))
-    axes.plot(
-        where, np.where(everyone, mean, np.nan), color=colour, linestyle=style, lw=1.8, label=label, marker=marker
-    )
+    axes.plot(where, np.where(everyone, mean, np.nan), color=colour, ls=style, lw=1.8, label=label, marker=marker)
     inside = everyone & np.append(everyone[1:], True) & np.insert(everyone[:-1], 0, True)
-    axes.plot(where, np.where(inside, np.nan, mean), color=colour, linestyle=":", lw=1.2)
+    axes.plot(where, np.where(inside, np.nan, mean), color=colour, ls=":", lw=1.2)
     if band:
         _, low, high = mean_curve(values, np.random.default_rng(seed))
         axes.fill_between(where, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def curves(axes: Axes, comparison: Comparison, by_method: Mapping[str, Rows]) -> None:
-    """Draws each method's curve; the first panel of a figure that has a method names it for the legend."""
+def curves(axes: Axes, comparison: Comparison, title: str, rows_of: Callable[[Method], Rows | None]) -> None:
+    """Draws a curve for each method that has one; the first panel of a figure that has a method names it."""
+    axes.set_title(title, fontsize=9)
     named = {label for panel in axes.figure.axes for label in panel.get_legend_handles_labels()[1]}
-    for name, rows in by_method.items():
-        label = None if name in named else name
-        curve(axes, rows, comparison.seed, *look(comparison, name), label=label)
-
-
-def interval(axes: Axes, row: float, estimate: Estimate, colour: str, width: float) -> None:
-    """Draws an interval as a horizontal bar; nothing where there is none."""
-    if not math.isnan(estimate.low):
-        axes.plot([estimate.low, estimate.high], [row, row], color=colour, lw=width, solid_capstyle="butt", alpha=0.8)
+    for method in selected(comparison):
+        if (rows := rows_of(method)) is not None:
+            label = None if method.name in named else method.name
+            curve(axes, rows, comparison.seed, *look(comparison, method.name), label=label)
 
 
 def selected(comparison: Comparison) -> list[Method]:
@@ -143,9 +128,7 @@ def look(comparison: Comparison, name: str) -> tuple[str, str]:
     names = [method.name for method in selected(comparison)]
     if name not in names:
         return GREY, "-"
-    if name == comparison.baseline:
-        return COLOURS[0], _STYLES[0]
-    place = 1 + [other for other in names if other != comparison.baseline].index(name)
+    place = names.index(name) + (comparison.baseline not in names)  # it is the first
     return COLOURS[place % MOST], _STYLES[place % MOST]
 
 
@@ -157,20 +140,17 @@ def over_training(figure: Figure, comparison: Comparison) -> Figure:
     return figure
 
 
-def legend_above(figure: Figure) -> None:
-    """A legend of all panels, in as many columns as the figure is wide."""
+def picture_over_training(
+    comparison: Comparison, figure: Figure, name: str, title: str, caption: str
+) -> Picture | None:
+    """A picture of curves over training, under a legend of all its panels; None where none was drawn."""
+    if not any(axes.lines for axes in figure.axes):
+        return None
+    over_training(figure, comparison)
     names = [str(label) for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
-    inches = 0.6 + 0.09 * max(map(len, names), default=0)
-    columns = int(figure.get_figwidth() / inches)
+    columns = int(figure.get_figwidth() / (0.6 + 0.09 * max(map(len, names), default=0)))
     figure.legend(loc="outside upper center", ncols=min(max(columns, 1), 4))
-
-
-def rows_of(methods: Sequence[Method]) -> tuple[Figure, Axes]:
-    """Axes with a row for each method, the first at the top."""
-    figure = Figure(figsize=(8, 0.9 + 0.36 * len(methods)))
-    axes = figure.add_subplot()
-    label_rows(axes, methods)
-    return figure, axes
+    return Picture(name, title, f"{caption} {selection(comparison)}", figure)
 
 
 def label_rows(axes: Axes, methods: Sequence[Method]) -> None:
@@ -180,28 +160,31 @@ def label_rows(axes: Axes, methods: Sequence[Method]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def scores(axes: Axes, row: float, values: Array, mean: Estimate, colour: str, size: float) -> None:
-    """Draws a row's mean as a circle, and below it a tick for each seed's value."""
+def rows(methods: Sequence[Method]) -> tuple[Figure, Axes]:
+    """Axes with a row for each method."""
+    figure = Figure(figsize=(8, 0.9 + 0.36 * len(methods)))
+    label_rows(axes := figure.add_subplot(), methods)
+    return figure, axes
+
+
+def scores(axes: Axes, row: float, values: Array, colour: str, size: float, *intervals: tuple[Estimate, float]) -> None:
+    """Draws in a row the mean as a circle, intervals as bars with their widths, and below it a tick for each seed."""
+    for estimate, width in intervals:
+        if not math.isnan(estimate.low):
+            ends = [estimate.low, estimate.high]
+            axes.plot(ends, [row, row], color=colour, lw=width, solid_capstyle="butt", alpha=0.8)
     axes.plot(values, np.full(len(values), row + 0.28), "|", color=GREY, ms=size - 1)
-    axes.plot(mean.value, row, "o", color=colour, mec="white", ms=size, zorder=3)
+    axes.plot(intervals[0][0].value, row, "o", color=colour, mec="white", ms=size, zorder=3)
 
 
-def grid_of(count: int) -> tuple[Figure, list[Axes]]:
-    """Small panels with common axes, and a figure that holds them."""
-    columns = min(count, 5)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(5.0, 2.1 * columns), 1.7 * rows + 0.9))
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for index, axes in enumerate(grid[:count]):
-        axes.tick_params(labelbottom=index >= count - columns, labelleft=index % columns == 0)
+def panels(
+    count: int, columns: int, size: tuple[float, float], more: tuple[float, float], *, sharex: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of panels of a size (inches), at most so many side by side; it is wider and higher by some more."""
+    columns = min(count, columns)
+    lines = math.ceil(count / columns)
+    figure = Figure(figsize=(max(5.0, more[0] + size[0] * columns), size[1] * lines + more[1]))
+    grid = figure.subplots(lines, columns, sharex=sharex, squeeze=False).ravel()
     for axes in grid[count:]:
         axes.remove()
     return figure, list(grid[:count])
-
-
-def same_limits(grid: Sequence[Axes]) -> None:
-    """What shared axes do, whose drawing time grows with the square of the number of panels."""
-    for limits, set_limits in ((Axes.get_xlim, Axes.set_xlim), (Axes.get_ylim, Axes.set_ylim)):
-        lows, highs = zip(*(limits(axes) for axes in grid), strict=True)
-        for axes in grid:
-            set_limits(axes, min(lows), max(highs))

@@ -12,14 +12,11 @@ from mtrl.report.statistics import mean_over_tasks
 def intervals(comparison: Comparison, what: str) -> Picture:
     """Each method's mean score, the best first; the caption begins with what it is."""
     methods = sorted(comparison.scored, key=lambda method: -method.scores.mean())
-    figure, axes = drawing.rows_of(methods)
+    figure, axes = drawing.rows(methods)
     for row, method in enumerate(methods):
-        colour = drawing.look(comparison, method.name)[0]
-        values = method.scores.mean(1)
-        whole = comparison.estimate(values)
-        drawing.interval(axes, row, whole, colour, 1.2)
-        drawing.interval(axes, row, comparison.estimate(method.scores, mean_over_tasks), colour, 5)
-        drawing.scores(axes, row, values, whole, colour, 8)
+        values, colour = method.scores.mean(1), drawing.look(comparison, method.name)[0]
+        by_task = comparison.estimate(method.scores, mean_over_tasks)
+        drawing.scores(axes, row, values, colour, 8, (comparison.estimate(values), 1.2), (by_task, 5))
     axes.set_xlabel(comparison.score)
     return Picture(
         "intervals",
@@ -32,13 +29,13 @@ def intervals(comparison: Comparison, what: str) -> Picture:
 
 def times(comparison: Comparison, name: str, over: str) -> Picture | None:
     """How long updates took; the caption says over what."""
-    methods = [method for method in comparison.methods if len(method.durations)]
-    if not methods:
+    timed = [method for method in comparison.methods if len(method.durations)]
+    if not timed:
         return None
-    methods.sort(key=lambda method: float(np.median(method.durations)))
+    methods = sorted(timed, key=lambda method: float(np.median(method.durations)))
     durations = [method.durations for method in methods]
-    medians = [float(np.median(own)) for own in durations]
-    figure, axes = drawing.rows_of(methods)
+    medians = list(map(np.median, durations))
+    figure, axes = drawing.rows(methods)
     axes.boxplot(
         durations,
         positions=range(len(methods)),
@@ -71,9 +68,9 @@ def memory(comparison: Comparison, remark: str = "") -> Picture | None:
     methods = [method for method in comparison.methods if method.peak_memory("process_gib")]
     if not methods:
         return None
-    kinds = {"process_gib": "training process", "gpu_gib": "GPU"}
-    kinds = {key: label for key, label in kinds.items() if any(method.peak_memory(key) for method in methods)}
-    figure, axes = drawing.rows_of(methods)
+    names = {"process_gib": "training process", "gpu_gib": "GPU"}
+    kinds = {key: label for key, label in names.items() if any(method.peak_memory(key) for method in methods)}
+    figure, axes = drawing.rows(methods)
     height = 0.7 / len(kinds)
     for offset, (key, label) in enumerate(kinds.items()):
         values = [method.peak_memory(key) or 0.0 for method in methods]

@@ -13,13 +13,8 @@ from mtrl.run.record import RunRecord, read_record
 _MAX_LABELLED = 10
 
 
-def learning_curve(run: RunRecord, file: Path) -> None:
-    """Draws success against vector steps, each task thin and their mean thick, into a PNG.
-
-    Args:
-        run: with at least one evaluation in its ``metrics.jsonl``.
-        file: the picture to write.
-    """
+def _draw(run: RunRecord, file: Path) -> None:
+    """Success against vector steps, each task thin and their mean thick."""
     entries = [e for e in read_metrics(run.directory / "metrics.jsonl") if "eval/success_mean" in e]
     steps = [entry["step"] for entry in entries]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -56,11 +51,11 @@ def print_outcome(directory: Path, console: Console) -> None:
     """Prints a finished run's success rates and writes ``learning_curve.png`` into its directory."""
     run = read_record(directory)
     picture = directory / "learning_curve.png"
-    learning_curve(run, picture)
+    _draw(run, picture)
     summary = run.summary
-    assert summary is not None
-    assert summary.final is not None
-    assert summary.best is not None
+    assert summary
+    assert summary.final
+    assert summary.best
     print_success(summary.final.success, summary.final.success_mean, summary.episodes_per_evaluation, console)
     console.print(
         f"{summary.steps:,} vector steps ({summary.transitions:,} transitions, {summary.updates:,} updates) "

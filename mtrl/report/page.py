@@ -44,14 +44,12 @@ def write_report(sections: Sequence[Section], folder: Path, command: Sequence[st
     )
     template = environment.get_template("page.html.j2")
     page = folder / "index.html"
-    write_text(
-        page,
-        template.render(
-            sections=sections,
-            command=typed(command),
-            image=lambda picture: images[id(picture)],
-            text_of=text_of,
-            link=lambda file: quote(os.path.relpath(file, folder)),
-        ),
+    rendered = template.render(
+        sections=sections,
+        command=typed(command),
+        image=lambda picture: images[id(picture)],
+        text_of=text_of,
+        link=lambda file: quote(os.path.relpath(file, folder)),
     )
+    write_text(page, rendered)
     return page

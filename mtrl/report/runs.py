@@ -13,9 +13,9 @@ from mtrl.errors import InputError
 from mtrl.report.statistics import Array, mean_of_present
 from mtrl.run.record import RunRecord, read_record
 
-THIRDS = 3
+_THIRDS = 3
 _CONFLICT_ENTRIES = 100
-_MATRICES = 5 * THIRDS
+_MATRICES = 5 * _THIRDS
 _UPDATES_PER_SECOND = re.compile(rb'"speed/updates_per_s":\s*([0-9.eE+-]+)')
 _MATRIX = "/cosines"  # how the keys of matrices end
 _Line = tuple[int, bytes]
@@ -24,22 +24,21 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a run logged, as far as it is compared: E evaluations, M measurements of conflict.
+    """What a run logged, as far as it is compared: E evaluations, M measurements of conflict; NaN where one is missing.
 
     Attributes:
         steps: ``[E]``, vector steps at each evaluation; epochs where the run is supervised.
         seconds: ``[E]``, seconds of training by then.
-        scores: ``[E]``, the metric's mean over tasks; NaN where the run is supervised, for its tasks have metrics of
-            their own.
+        scores: ``[E]``, the metric's mean over tasks; NaN where the run is supervised: its tasks have their own.
         task_scores: ``[E, T]``, the metric of each task; where the run is supervised, its first one, on validation.
         durations: seconds per 10,000 updates in each interval between two log entries with updates; seconds of each
             epoch's updates where the run is supervised.
         conflict_steps: ``[M]``, where conflict was measured, as ``steps``; at most 100, evenly thinned.
-        conflict: ``[M]`` for each logged key, without its ``conflict/``; NaN where a measurement lacks it.
+        conflict: ``[M]`` for each logged key, without its ``conflict/``.
         cosines: by objective ``[3, T, T]``, the pairwise cosines of the tasks' gradients in the early, middle and late
-            third of training, each the mean of at most five matrices; NaN where there is none.
+            third of training, each the mean of at most five matrices.
         old_matrices: whether matrices stand among the numbers, as older versions wrote them; these are not read.
-        logged: ``[E]`` for each other key that is compared; nothing where the run is not supervised.
+        logged: ``[E]`` for each other key that supervised runs are compared by.
     """
 
     steps: Array
@@ -67,15 +66,15 @@ def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], l
     Args:
         folder: where to look.
         metric: of reinforcement learning: the key of the metric's mean over tasks, e.g. ``eval/success_mean``.
-        task_metric: of reinforcement learning: what stands before a task's name in the key of its metric, e.g.
-            ``eval/success/``.
+        task_metric: the same for a task, without the task's name, e.g. ``eval/success/``.
 
     Returns:
         The runs, and a sentence for each directory with a ``config.yaml`` that is left out: because it is not a run's,
         or because something in it is damaged (a half-written last line is not damage).
 
     Raises:
-        InputError: if the folder is missing or holds no run that can be read, or the runs are of different benchmarks.
+        InputError: if the folder is missing or holds no run that can be read, or the runs are of different kinds
+            or benchmarks.
     """
     if not folder.is_dir():
         raise InputError(f"runs={folder}: there is no such folder")
@@ -84,11 +83,7 @@ def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], l
     for file in sorted(folder.rglob("config.yaml")):
         try:
             record = read_record(file.parent)
-            if record.kind == "supervised":
-                metrics = _read_epochs(record)
-            else:
-                metrics = _read_evaluations(record, metric, task_metric)
-            runs.append(Run(**vars(record), metrics=metrics))
+            runs.append(Run(**vars(record), metrics=_read_metrics(record, metric, task_metric)))
         except InputError as error:
             remarks.append(f"Left out: {error}.")
         except (OSError, ValueError, TypeError, OverflowError) as error:
@@ -112,67 +107,54 @@ def _check_benchmark(runs: Sequence[RunRecord]) -> None:
     for run in runs:
         if run.kind != first.kind:
             learning, supervised = sorted([first, run], key=lambda own: own.kind)
-            raise InputError(
-                "runs of reinforcement learning and supervised runs cannot be compared "
-                f"({learning.directory} and {supervised.directory}): compare them one by one"
-            )
-        if run.benchmark != first.benchmark:
-            raise InputError(
-                f"runs of different benchmarks cannot be compared ({first.benchmark} in {first.directory}, "
-                f"{run.benchmark} in {run.directory}): compare them one by one"
-            )
+            what = "reinforcement learning and supervised runs"
+            where = f"{learning.directory} and {supervised.directory}"
+        elif run.benchmark != first.benchmark:
+            what = "different benchmarks"
+            where = f"{first.benchmark} in {first.directory}, {run.benchmark} in {run.directory}"
+        elif run.kind == "rl" and run.tasks != first.tasks:
+            what, where = "different benchmarks", f"different tasks in {first.directory} and {run.directory}"
+        else:
+            continue
+        raise InputError(f"runs of {what} cannot be compared ({where}): compare them one by one")
 
 
-def _read_evaluations(record: RunRecord, metric: str, task_metric: str) -> Metrics:
-    """Reads the lines that are compared; of the many others, in which training is logged, only the speed."""
+def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
+    """Reads the lines that are compared; of the many others, in which agents log their training, only the speed."""
     path = record.directory / "metrics.jsonl"
-    wanted = f'"{metric}"'.encode()
-    evaluated: list[_Line] = []
-    in_conflict: list[_Line] = []
-    durations: list[float] = []
-    for number, line in _lines(path):
-        if wanted in line:
-            evaluated.append((number, line))
-        elif b'"conflict/' in line:
-            in_conflict.append((number, line))
-        elif (speed := _UPDATES_PER_SECOND.search(line)) and float(speed[1]) > 0:
-            durations.append(10_000 / float(speed[1]))
-    evaluations = _entries(path, evaluated)
-    conflict = _entries(path, _thinned(in_conflict, _CONFLICT_ENTRIES))
-    _require(path, evaluations, ["time", *(task_metric + task for task in record.tasks)])
+    lines = _lines(path)
+    supervised = record.kind == "supervised"
+    step, prefix = ("epoch", "val/") if supervised else ("step", task_metric)
+    wanted = f'"{step if supervised else metric}"'.encode()
+    evaluations = _entries(path, [line for line in lines if wanted in line[1]])
+    needed = ["time", *["speed/epoch_seconds"] * supervised, *(prefix + task for task in record.tasks)]
+    if supervised:
+        conflict = _thinned(evaluations, _CONFLICT_ENTRIES)
+        durations = _column(evaluations, "speed/epoch_seconds")
+    else:
+        others = [line for line in lines if wanted not in line[1]]
+        measured = [line for line in others if b'"conflict/' in line[1]]
+        conflict = _entries(path, _thinned(measured, _CONFLICT_ENTRIES))
+        speeds = [_UPDATES_PER_SECOND.search(line) for _, line in others if b'"conflict/' not in line]
+        durations = np.array([10_000 / float(speed[1]) for speed in speeds if speed and float(speed[1]) > 0])
+    for entry in evaluations:
+        if missing := next((key for key in needed if key not in entry), None):
+            raise InputError(f"{path}: the evaluation at step {entry['step']} has no '{missing}'")
+    weights = {f"shared/weight/{task}": values for task, values in _columns(conflict, "train/weight/").items()}
     return Metrics(
-        steps=_column(evaluations, "step"),
+        steps=_column(evaluations, step),
         seconds=_column(evaluations, "time"),
         scores=_column(evaluations, metric),
-        task_scores=np.stack([_column(evaluations, task_metric + task) for task in record.tasks], 1),
-        durations=np.array(durations),
-        conflict_steps=_column(conflict, "step"),
-        conflict=_columns(conflict, "conflict/"),
-        cosines=_read_cosines(record),
-        old_matrices=_hold_matrices(conflict),
-        logged={},
-    )
-
-
-def _read_epochs(record: RunRecord) -> Metrics:
-    """Reads the line of each epoch, in which everything is."""
-    path = record.directory / "metrics.jsonl"
-    epochs = _entries(path, [(number, line) for number, line in _lines(path) if b'"epoch"' in line])
-    conflict = _thinned(epochs, _CONFLICT_ENTRIES)
-    weights = {f"shared/weight/{task}": values for task, values in _columns(conflict, "train/weight/").items()}
-    _require(path, epochs, ["time", "speed/epoch_seconds", *(f"val/{task}" for task in record.tasks)])
-    return Metrics(
-        steps=_column(epochs, "epoch"),
-        seconds=_column(epochs, "time"),
-        scores=np.full(len(epochs), np.nan),
-        task_scores=np.stack([_column(epochs, f"val/{task}") for task in record.tasks], 1),
-        durations=_column(epochs, "speed/epoch_seconds"),
-        conflict_steps=_column(conflict, "epoch"),
+        task_scores=np.stack([_column(evaluations, prefix + task) for task in record.tasks], 1),
+        durations=durations,
+        conflict_steps=_column(conflict, step),
         conflict=_columns(conflict, "conflict/") | weights,
         cosines=_read_cosines(record),
-        old_matrices=_hold_matrices(epochs),
+        old_matrices=any(key.endswith(_MATRIX) for entry in (*evaluations, *conflict) for key in entry),
         logged={
-            prefix + key: values for prefix in ("val/", "distance/") for key, values in _columns(epochs, prefix).items()
+            start + key: values
+            for start in ("val/", "distance/")
+            for key, values in _columns(evaluations, start).items()
         },
     )
 
@@ -180,14 +162,14 @@ def _read_epochs(record: RunRecord) -> Metrics:
 def _read_cosines(record: RunRecord) -> dict[str, Array]:
     """The means of the matrices of pairwise cosines in each third of training, by objective."""
     path = record.directory / "matrices.jsonl"
-    lines = [(number, line) for number, line in _lines(path) if f'{_MATRIX}"'.encode() in line]
+    lines = [line for line in _lines(path) if f'{_MATRIX}"'.encode() in line[1]]
     entries = _entries(path, _thinned(lines, _MATRICES))
     keys = dict.fromkeys(key for entry in entries for key in entry if key.endswith(_MATRIX))
     nothing = np.full((1, len(record.tasks), len(record.tasks)), np.nan)
     found = {}
     for key in keys:
         matrices = [np.array(entry[key], float) for entry in entries if key in entry]
-        thirds = np.array_split(np.stack(matrices), THIRDS)
+        thirds = np.array_split(np.stack(matrices), _THIRDS)
         means = [mean_of_present(np.concatenate([third, nothing])) for third in thirds]
         found[key.removeprefix("conflict/").removesuffix(_MATRIX)] = np.stack(means)
     return found
@@ -216,13 +198,6 @@ def _entries(path: Path, lines: Sequence[_Line]) -> list[dict[str, Any]]:
     return entries
 
 
-def _require(path: Path, entries: list[dict[str, Any]], keys: list[str]) -> None:
-    for entry in entries:
-        for key in keys:
-            if key not in entry:
-                raise InputError(f"{path}: the evaluation at step {entry['step']} has no '{key}'")
-
-
 def _thinned(entries: Sequence[_Entry], most: int) -> list[_Entry]:
     kept = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), most)).astype(int))
     return [entries[index] for index in kept]
@@ -236,7 +211,3 @@ def _columns(entries: list[dict[str, Any]], prefix: str) -> dict[str, Array]:
 
 def _column(entries: list[dict[str, Any]], key: str) -> Array:
     return np.array([entry.get(key) for entry in entries], float)  # null and missing are NaN
-
-
-def _hold_matrices(entries: list[dict[str, Any]]) -> bool:
-    return any(key.endswith(_MATRIX) for entry in entries for key in entry)

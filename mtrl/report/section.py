@@ -7,22 +7,10 @@ from pathlib import Path
 
 from mtrl.report.comparison import Comparison
 from mtrl.report.drawing import Picture
+from mtrl.report.runs import Run
 from mtrl.report.tables import Table
 
 _SHOWN_VERSIONS = ("mtrl", "torch", "metaworld", "mujoco")
-
-
-@dataclass(frozen=True)
-class Link:
-    """A file beside the report.
-
-    Attributes:
-        file: where it is.
-        name: what it shows.
-    """
-
-    file: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -52,24 +40,10 @@ class Section:
         return f"{self.subject}: {', '.join(names) if len(names) <= 4 else f'{len(names)} methods'}"
 
     @property
-    def facts(self) -> str:
-        """What was compared, and by what."""
-        runs = self.comparison.runs
-        finished = sum(run.summary is not None for run in runs)
-        return (
-            f"{len(self.comparison.tasks)} tasks, {len(runs)} runs ({finished} finished, "
-            f"{len(self.comparison.compared)} scored), compared {self.compared_by}. Baseline: "
-            f"{self.comparison.baseline}."
-        )
-
-    @property
-    def videos(self) -> list[Link]:
+    def videos(self) -> list[tuple[Run, Path]]:
         """The contact sheets that ``scripts/evaluate.py`` has left in the runs' directories."""
-        return [
-            Link(sheet, f"{run.method}, seed {run.seed}, step {sheet.parent.name.removeprefix('video-')}")
-            for run in self.comparison.runs
-            for sheet in sorted(run.directory.glob("video-*/contact_sheet.png"))
-        ]
+        found = [(run, run.directory.glob("video-*/contact_sheet.png")) for run in self.comparison.runs]
+        return [(run, sheet) for run, sheets in found for sheet in sorted(sheets)]
 
     @property
     def made(self) -> str:
@@ -81,37 +55,36 @@ class Section:
             for machine in machines
             if package in machine.versions
         )
-        hardware = dict.fromkeys(machine.hardware for machine in machines)
-        return " · ".join(filter(None, [f"Seeds {self._seeds}", "; ".join(hardware), ", ".join(versions)]))
+        return " · ".join(filter(None, [f"Seeds {self.seeds}", "; ".join(self.hardware), ", ".join(versions)]))
 
     @property
-    def making(self) -> list[str]:
-        """All that is needed to make the runs again, a sentence each."""
-        machines = self.comparison.machines
-        versions = dict.fromkeys(", ".join(map(" ".join, machine.versions.items())) for machine in machines)
-        return [
-            f"Seeds of the runs: {self._seeds}. Seed of the bootstrap: {self.comparison.seed}.",
-            *(f"Hardware: {line}." for line in dict.fromkeys(machine.hardware for machine in machines)),
-            *(f"Versions: {line}." for line in versions if line),
-        ]
+    def hardware(self) -> list[str]:
+        """That of the finished runs."""
+        return list(dict.fromkeys(machine.hardware for machine in self.comparison.machines))
+
+    @property
+    def versions(self) -> list[str]:
+        """Those of the finished runs, of every package."""
+        versions = [", ".join(map(" ".join, machine.versions.items())) for machine in self.comparison.machines]
+        return list(dict.fromkeys(filter(None, versions)))
 
     @property
     def commands(self) -> list[str]:
         """That of the first finished run of each method, as far as a run says how it was started."""
-        finished = [[run.summary for run in method.runs if run.summary] for method in self.comparison.methods]
-        commands = [next((own.command for own in summaries if own.command), None) for summaries in finished]
+        summaries = [[run.summary for run in method.runs if run.summary] for method in self.comparison.methods]
+        commands = [next((own.command for own in of_method if own.command), None) for of_method in summaries]
         return list(dict.fromkeys(typed(command) for command in commands if command))
 
     @property
-    def _seeds(self) -> str:
+    def seeds(self) -> str:
         """Those of scored runs, consecutive ones as a range."""
         ranges: list[list[int]] = []
         for seed in sorted({seed for method in self.comparison.methods for seed in method.seeds}):
-            if ranges and seed == ranges[-1][1] + 1:
-                ranges[-1][1] = seed
+            if ranges and seed == ranges[-1][-1] + 1:
+                ranges[-1][1:] = [seed]
             else:
-                ranges.append([seed, seed])
-        return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)
+                ranges.append([seed])
+        return ", ".join(" to ".join(map(str, ends)) for ends in ranges)
 
 
 def typed(command: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Statistics over runs, small enough to check by eye: estimates with intervals, and what may be said of them.
 
 Scores come as a matrix ``[n, T]``: a row is the run of one seed, a column a task. Every interval is a 95%
-percentile-bootstrap interval (Efron, 1979) from `RESAMPLES` resamples; with one seed there is none (NaN). The same
-scores and the same generator give the same digits.
+percentile-bootstrap interval (Efron, 1979) from `RESAMPLES` resamples, which a generator draws; with one seed there is
+none (NaN). The same scores and the same generator give the same digits.
 
 Two ways of resampling are in use, and they answer different questions:
 
@@ -32,9 +32,9 @@ _EXACT_SEEDS = 16
 class Estimate:
     """A value and its 95% interval, NaN where there is none."""
 
-    value: float
-    low: float
-    high: float
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
     def __str__(self) -> str:
         """At least three digits, e.g. ``0.831 [0.790, 0.872]``; the value alone where there is no interval."""
@@ -46,12 +46,7 @@ class Estimate:
 
 
 def mean_over_tasks(scores: Array, generator: Generator) -> Estimate:
-    """The mean over runs and tasks, with the interval of the stratified bootstrap: seeds resampled within each task.
-
-    Args:
-        scores: ``[n, T]``.
-        generator: draws the resamples.
-    """
+    """The mean over runs and tasks of scores ``[n, T]``, with seeds resampled within each task."""
     resampled = np.zeros(RESAMPLES)
     for column in scores.T:
         resampled += column[_draw(len(column), generator)].mean(1)
@@ -81,12 +76,9 @@ def interquartile_mean_over_seeds(values: Array, generator: Generator) -> Estima
 
 
 def probability_of_improvement(x: Array, y: Array, generator: Generator) -> Estimate:
-    """How often a run of x beats a run of y on a task, averaged over tasks; a tie counts half (Agarwal et al., 2021).
+    """How often a run of x ``[n, T]`` beats one of y ``[m, T]`` on a task, averaged over tasks; a tie counts half.
 
-    Args:
-        x: ``[n, T]``.
-        y: ``[m, T]``, the same tasks; the seeds need not be the same.
-        generator: draws the resamples: whole seeds, those of x and of y independently.
+    Agarwal et al. (2021). The seeds, which are resampled independently, need not be the same.
     """
     wins = (x[:, None] > y).mean(-1) + (x[:, None] == y).mean(-1) / 2
     n, m = wins.shape
@@ -95,26 +87,18 @@ def probability_of_improvement(x: Array, y: Array, generator: Generator) -> Esti
 
 
 def mean_curve(curves: Array, generator: Generator, resamples: int = 1000) -> tuple[Array, Array, Array]:
-    """The mean over seeds at every point of a curve, and its interval.
+    """The mean over seeds at every point of curves ``[n, S]``, and the ends of its interval, each ``[S]``.
 
-    Args:
-        curves: ``[n, S]``, one row per seed, NaN where a run has no value; each point is over the seeds that have one.
-        generator: draws the resamples: whole seeds.
-        resamples: how many.
-
-    Returns:
-        Mean, lower and upper end of the interval, each ``[S]``; NaN where no seed has a value.
+    Where a run has no value (NaN), a point is over the other seeds; NaN where none has a value.
     """
-    present = ~np.isnan(curves)
-    mean = mean_of_present(curves)
+    present, mean = ~np.isnan(curves), mean_of_present(curves)
     counts = _counts(len(curves), resamples, generator)
     with np.errstate(invalid="ignore"):
         resampled = (counts @ np.where(present, curves, 0)) / (counts @ present)
-    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    several = present.sum(0) > 1
-    if several.any():
-        low[several], high[several] = np.nanquantile(resampled[:, several], [0.025, 0.975], axis=0)
-    return mean, low, high
+    ends = np.full((2, len(mean)), np.nan)
+    if (several := present.sum(0) > 1).any():
+        ends[:, several] = np.nanquantile(resampled[:, several], [0.025, 0.975], axis=0)
+    return mean, ends[0], ends[1]
 
 
 def mean_of_present(values: Array) -> Array:
@@ -126,15 +110,11 @@ def mean_of_present(values: Array) -> Array:
 
 
 def sign_flip_p_value(differences: Array, generator: Generator) -> float:
-    """The two-sided p-value of the sign-flip permutation test that paired differences are symmetric about zero.
+    """The two-sided p-value of the sign-flip permutation test that paired differences ``[n]`` are symmetric about zero.
 
     Exact up to 16 pairs: every assignment of signs is tried, and the smallest possible p-value is ``2 / 2^n`` (Fisher,
     1935). Beyond, 65,536 random assignments stand for them, the observed one counted among them (Phipson and Smyth,
     2010).
-
-    Args:
-        differences: ``[n]``, one per seed.
-        generator: draws the assignments where there are too many to try.
     """
     n = len(differences)
     if n <= _EXACT_SEEDS:
@@ -148,11 +128,9 @@ def sign_flip_p_value(differences: Array, generator: Generator) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for having asked several questions at once (Holm, 1979)."""
-    p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]), 1)
-    return [float(value) for value in adjusted]
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.maximum.accumulate(np.arange(len(order), 0, -1) * np.asarray(p_values, float)[order])
+    return [float(value) for value in np.minimum(adjusted, 1)[np.argsort(order)]]
 
 
 def seeds_needed(comparisons: int) -> int:
@@ -202,8 +180,8 @@ class PairedComparison:
             )
         low, high = self.difference.low, self.difference.high
         interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
-        plural = "s" if self.seeds > 1 else ""
-        numbers = f"{self.difference.value:+.3f}{interval} over {self.seeds} paired seed{plural}"
+        over = f"over {self.seeds} paired seed{'s' if self.seeds > 1 else ''}"
+        numbers = f"{self.difference.value:+.3f}{interval} {over}"
         if self.verdict == "too few seeds to tell":
             return (
                 f"Too few seeds to tell {self.method} from {self.baseline}: {numbers}; fewer than "
@@ -227,32 +205,33 @@ def compare_with_baseline(
     """
     base_seeds, base_scores = methods[baseline]
     base = dict(zip(base_seeds, base_scores.mean(1), strict=True))
-    found = []
-    for name, (seeds, scores) in methods.items():
-        if name == baseline:
-            continue
-        pairs = zip(seeds, scores.mean(1), strict=True)
-        differences = np.array([value - base[own] for own, value in pairs if own in base])
-        difference, p_value = Estimate(math.nan, math.nan, math.nan), 1.0
-        if len(differences):
-            difference = mean_over_seeds(differences, np.random.default_rng(seed))
-            p_value = sign_flip_p_value(differences, np.random.default_rng(seed))
-        improvement = probability_of_improvement(scores, base_scores, np.random.default_rng(seed))
-        found.append((name, len(differences), difference, p_value, improvement))
-    adjusted = iter(holm([p_value for _, n, _, p_value, _ in found if n]))
-    paired = sum(n > 0 for _, n, *_ in found)
+    differences = {
+        name: np.array([value - base[own] for own, value in zip(seeds, scores.mean(1), strict=True) if own in base])
+        for name, (seeds, scores) in methods.items()
+        if name != baseline
+    }
+    p = {name: sign_flip_p_value(own, np.random.default_rng(seed)) for name, own in differences.items() if len(own)}
+    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
     return [
-        PairedComparison(name, baseline, n, difference, p_value, next(adjusted) if n else 1.0, paired, improvement)
-        for name, n, difference, p_value, improvement in found
+        PairedComparison(
+            name,
+            baseline,
+            seeds=len(own),
+            difference=mean_over_seeds(own, np.random.default_rng(seed)) if len(own) else Estimate(),
+            p_value=p.get(name, 1.0),
+            adjusted_p_value=adjusted.get(name, 1.0),
+            comparisons=len(p),
+            improvement=probability_of_improvement(methods[name][1], base_scores, np.random.default_rng(seed)),
+        )
+        for name, own in differences.items()
     ]
 
 
 def best_by_luck(rates: Array, episodes: int, evaluations: int, generator: Generator) -> float:
     """The expected best of several evaluations at success rates that never change.
 
-    An evaluation of a few episodes is a noisy measurement, and the largest of many noisy measurements lies above the
-    truth: this says how far, and so how much of a reported best may be nothing but luck. Episodes are taken as
-    independent draws.
+    The largest of many noisy measurements lies above the truth: this says how far, and so how much of a reported best
+    may be nothing but luck. Episodes are taken as independent draws.
 
     Args:
         rates: ``[T]``, the true success rate of each task, in [0, 1].

@@ -1,25 +1,17 @@
 """The report on supervised runs: what each method reaches on the test split, beside single-task training."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from functools import partial
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
 from mtrl.report import drawing, figures
-from mtrl.report.comparison import (
-    Comparison,
-    Method,
-    differences,
-    runs_by_method,
-    shared_warnings,
-    unscored_warning,
-)
+from mtrl.report.comparison import Comparison, Method, differences, runs_by_method, unscored_warning
 from mtrl.report.conflict_figures import conflict_pictures
-from mtrl.report.drawing import Picture
+from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import Run
 from mtrl.report.section import Section
 from mtrl.report.statistics import Array, mean_of_present
@@ -30,19 +22,11 @@ SINGLE = "single-task training"
 
 
 @dataclass(frozen=True)
-class SupervisedMethod(Method):
-    """The runs of one way of training a supervised model; `scores` are relative gains of each task, in per cent.
-
-    Attributes:
-        test: ``[n]`` by metric key, what the selected models reach on the test split.
-    """
-
-    test: dict[str, Array]
-
-
-@dataclass(frozen=True)
 class SupervisedComparison(Comparison):
     """A comparison of supervised runs of one set of tasks.
+
+    `Method.scores` are relative gains of each task in per cent; `Method.reached` holds ``[n]`` by metric key what the
+    selected models reach on the test split.
 
     Attributes:
         metrics: a label for each metric key: the task and the metric's name.
@@ -51,18 +35,12 @@ class SupervisedComparison(Comparison):
         reference_name: what the gains are over: single-task training or, where that was not run, the baseline.
     """
 
-    methods: Sequence[SupervisedMethod]
+    progress = "epochs"
+    interval = "epoch"
     metrics: dict[str, str]
     higher_is_better: dict[str, bool]
     single: dict[str, Array]
     reference_name: str
-
-    def means(self, test: Mapping[str, Array]) -> dict[str, Array]:
-        """``[n, T]`` by metric name: what the tasks that are judged by a metric reach, where these are several."""
-        groups: dict[str, list[Array]] = defaultdict(list)
-        for task in self.tasks:
-            groups[self.metrics[task].removeprefix(f"{task} ")].append(test[task])
-        return {name: np.stack(columns, 1) for name, columns in groups.items() if len(columns) > 1}
 
 
 def compare_supervised(
@@ -76,7 +54,7 @@ def compare_supervised(
         runs: of one benchmark.
         baseline: the name of the method that the others are compared with.
         seed: of the resamples.
-        left_out: lines about what could not be read, for the reader.
+        left_out: lines about what could not be read.
 
     Returns:
         One comparison for each set of tasks.
@@ -85,21 +63,16 @@ def compare_supervised(
         InputError: if no run of several tasks is finished, or there is no such baseline.
     """
     unread = {run.directory: reason for run in runs if (reason := _why_unread(run))}
-    left_out = [
-        *left_out,
-        *(f"Left out: {directory / 'summary.json'}: {reason}." for directory, reason in unread.items()),
-    ]
-    singles: dict[str, list[Run]] = defaultdict(list)
-    multiple: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    said = [f"Left out: {directory / 'summary.json'}: {reason}." for directory, reason in unread.items()]
+    left_out = [*left_out, *said]
+    by_tasks: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        if run.directory in unread:
-            continue
-        if len(run.tasks) == 1:
-            singles[run.tasks[0]].append(run)
-        else:
-            multiple[tuple(run.tasks)].append(run)
+        if run.directory not in unread:
+            by_tasks[tuple(run.tasks)].append(run)
+    singles = {tasks[0]: own for tasks, own in by_tasks.items() if len(tasks) == 1}
+    multiple = {tasks: own for tasks, own in by_tasks.items() if len(tasks) > 1}
     if not multiple:
-        reason = f"; {left_out[-1].removesuffix('.')}" if unread else ""
+        reason = f"; {said[-1].removesuffix('.')}" if said else ""
         raise InputError(
             f"all {len(runs)} runs are of a single task: they are what multi-task runs are measured by, and there "
             f"is none of these{reason}"
@@ -115,7 +88,7 @@ def compare_supervised(
         if not _finished(own)
     ]
     comparisons = [
-        _compare(own, {task: singles[task] for task in tasks}, baseline, seed, left_out)
+        _compare(own, {task: singles.get(task, []) for task in tasks}, baseline, seed, left_out)
         for tasks, own in sorted(multiple.items())
         if _finished(own)
     ]
@@ -127,17 +100,16 @@ def compare_supervised(
 
 
 def _compare(
-    runs: list[Run], singles: Mapping[str, list[Run]], baseline: str, seed: int, left_out: list[str]
+    runs: list[Run], singles: Mapping[str, list[Run]], baseline: str, seed: int, left_out: Sequence[str]
 ) -> SupervisedComparison:
     described = next(run.summary.metrics for run in runs if run.summary is not None)
     higher = {key: metric.higher_is_better for key, metric in described.items()}
     by_name = runs_by_method(runs, baseline)
     tested = {name: _tested(own, list(higher)) for name, own in by_name.items()}
+    missing = [task for task, own in singles.items() if not _finished(own)]
     single: dict[str, Array] = {}
     for task, own in singles.items():
-        if _finished(own):
-            single |= _tested(own, [key for key in higher if key.split("/")[0] == task])[1]
-    missing = [task for task in singles if task not in single]
+        single |= _tested(own, [key for key in higher if key.split("/")[0] == task])[1]
     if missing and not tested[baseline][0]:
         raise InputError(
             f"gains have nothing to be measured by: neither single-task training of {missing[0]} nor the baseline, "
@@ -146,34 +118,20 @@ def _compare(
     over = tested[baseline][1] if missing else single
     reference = {key: float(over[key].mean()) for key in higher}
     reference_name = baseline if missing else SINGLE
-    methods = [
-        SupervisedMethod(
-            name,
-            runs=[run for run in own if len(run.metrics.steps)],
-            seeds=tested[name][0],
-            scores=_gains(tested[name][1], reference, higher),
-            test=tested[name][1],
-        )
-        for name, own in by_name.items()
-    ]
-    configuration = differences(by_name)
     every = [*runs, *(run for own in singles.values() for run in own)]
+    unscored = [unscored_warning(every)] if len(_finished(every)) < len(every) else []
     return SupervisedComparison(
         score=f"relative gain over {reference_name}, %",
-        progress="epochs",
-        interval="epoch",
         seed=seed,
         baseline=baseline,
-        methods=methods,
+        methods=[
+            Method(name, by_name[name], seeds, _gains(test, reference, higher), test)
+            for name, (seeds, test) in tested.items()
+        ],
         runs=every,
         compared=_finished(every),
-        configuration=configuration,
-        warnings=[
-            *([unscored_warning(every)] if len(_finished(every)) < len(every) else []),
-            *_reference_warnings(runs, singles, missing, baseline),
-            *shared_warnings(methods, baseline, configuration, every),
-            *left_out,
-        ],
+        remarks=[*unscored, *_reference_warnings(runs, singles, missing, baseline)],
+        left_out=left_out,
         metrics={key: f"{key.split('/')[0]} {metric.name}" for key, metric in described.items()},
         higher_is_better=higher,
         single={} if missing else single,
@@ -189,10 +147,10 @@ def _why_unread(run: Run) -> str | None:
     """What a finished run lacks that it is compared by."""
     if run.summary is None:
         return None
-    described, test = run.summary.metrics, run.summary.test or {}
+    described = run.summary.metrics
     if {key.split("/")[0] for key in described} != set(run.tasks) or not set(run.tasks) <= set(described):
         return f"'metrics' does not say what {', '.join(run.tasks)} are judged by"
-    return next((f"there is no test metric '{key}'" for key in described if key not in test), None)
+    return next((f"there is no test metric '{key}'" for key in described if key not in (run.summary.test or {})), None)
 
 
 def _tested(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[int], dict[str, Array]]:
@@ -225,44 +183,54 @@ def _reference_warnings(
         return [f"There is no finished single-task run of {', '.join(missing)}: gains are over {baseline} instead."]
     warnings = []
     for task, own in singles.items():
-        differing = differences({str(run.directory): [run] for run in own})
-        if differing:
-            warnings.append(
-                f"Single-task runs of {task} differ in {', '.join(differing)}: the reference is the mean of all."
-            )
+        if differing := ", ".join(differences({str(run.directory): [run] for run in own})):
+            warnings.append(f"Single-task runs of {task} differ in {differing}: the reference is the mean of all.")
         if own[0].config["benchmark"] != runs[0].config["benchmark"]:
             warnings.append(f"Single-task runs of {task} have other options of the benchmark than the runs of several.")
     return warnings
 
 
-# ----------------------------------------------------------------------------------------------------- the section
-
-
 def supervised_section(comparison: SupervisedComparison) -> Section:
     """What the report says of a comparison."""
-    subject = f"{comparison.benchmark} ({', '.join(comparison.tasks)})"
+    subject = f"{comparison.runs[0].benchmark} ({', '.join(comparison.tasks)})"
     methods, *others = supervised_tables(comparison)
-    with drawing.style():
-        pictures = [
-            _gain_intervals(comparison),
-            _test_metrics(comparison),
-            _validation_curves(comparison),
-            _distances(comparison),
-            figures.times(comparison, "epoch_time", "an epoch's updates"),
-            figures.memory(comparison),
-            *conflict_pictures(comparison),
-        ]
     return Section(
         comparison,
         subject=subject,
         compared_by=f"on the test split by {comparison.score}",
-        pictures=[picture for picture in pictures if picture is not None],
+        pictures=drawing.drawn(_pictures(comparison)),
         headline=methods.columns(f"{subject}: {comparison.score}", ["method", "seeds", "gain, %", "mean rank"]),
         tables=[methods, *others],
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- tables
+def _pictures(comparison: SupervisedComparison) -> Iterator[Picture | None]:
+    gains = figures.intervals(
+        comparison,
+        "On the test split. The mean over tasks of the relative gain (Gama and Grassi, 2025, equation 1); dashed: "
+        f"{comparison.reference_name}.",
+    )
+    gains.figure.axes[0].axvline(0, color=drawing.GREY, ls="--", lw=1)
+    yield gains
+    yield _test_metrics(comparison)
+    yield _logged_curves(
+        comparison,
+        {f"val/{key}": label for key, label in comparison.metrics.items()},
+        "validation",
+        "Validation over training",
+        "Mean over seeds on the validation split, with the 95% bootstrap interval over seeds.",
+    )
+    yield _logged_curves(
+        comparison,
+        {"distance/total": "total distance", "distance/shortest": "shortest distance", "distance/ratio": "their ratio"},
+        "distance",
+        "How far the shared parameters travel",
+        "The length of the path so far, the straight line from its start, and their quotient: 1 is the straight way "
+        "(Pascal et al., section 4.4). Mean over seeds, with the 95% bootstrap interval over seeds.",
+    )
+    yield figures.times(comparison, "epoch_time", "an epoch's updates")
+    yield figures.memory(comparison)
+    yield from conflict_pictures(comparison)
 
 
 def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
@@ -285,24 +253,27 @@ def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
 
 
 def _methods_table(comparison: SupervisedComparison) -> Table:
-    """Each method's gain, mean rank, and means over tasks that share a metric."""
-    scored = [method for method in comparison.methods if method.seeds]
-    reached = {method.name: {key: float(values.mean()) for key, values in method.test.items()} for method in scored}
-    ranks = mean_rank(reached, comparison.higher_is_better)
-    groups = list(comparison.means(scored[0].test))
-    rows: list[list[Cell]] = []
-    for method in sorted(comparison.methods, key=lambda method: not method.seeds):
-        found: list[Cell] = [None] * (2 + len(groups))
-        if method.seeds:
-            means = comparison.means(method.test).values()
-            gain = comparison.estimate(method.scores.mean(1))
-            found = [gain, ranks[method.name], *(comparison.estimate(own.mean(1)) for own in means)]
-        rows.append([method.name, len(method.seeds), *found])
-    return Table(
+    estimate = comparison.estimate
+    means = {own.name: {key: float(values.mean()) for key, values in own.reached.items()} for own in comparison.scored}
+    ranks = mean_rank(means, comparison.higher_is_better)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for task in comparison.tasks:
+        alike[comparison.metrics[task].removeprefix(f"{task} ")].append(task)
+
+    def mean_of(tasks: Sequence[str]) -> Callable[[Method], Cell]:
+        return lambda method: estimate(np.stack([method.reached[task] for task in tasks], 1).mean(1))
+
+    return Table.of(
         "methods",
         "Methods",
-        ["method", "seeds", "gain, %", "mean rank", *(f"{name}, mean over tasks" for name in groups)],
-        rows,
+        sorted(comparison.methods, key=lambda method: not method.seeds),
+        {
+            "method": lambda method: method.name,
+            "seeds": lambda method: len(method.seeds),
+            "gain, %": lambda method: estimate(method.scores.mean(1)),
+            "mean rank": lambda method: ranks.get(method.name),
+            **{f"{name}, mean over tasks": mean_of(tasks) for name, tasks in alike.items() if len(tasks) > 1},
+        },
         f"On the test split, with 95% intervals that resample whole seeds. gain: {comparison.score}, the mean within a "
         "task, then over tasks (Gama and Grassi, 2025, equation 1). The reference is taken as it is, the mean over its "
         "seeds. mean rank: of the mean metrics of all methods, 1 is best (equation 2).",
@@ -310,9 +281,8 @@ def _methods_table(comparison: SupervisedComparison) -> Table:
 
 
 def _metrics_table(comparison: SupervisedComparison) -> Table:
-    """Each method's test metrics, and those of single-task training."""
     keys = list(comparison.metrics)
-    tested = {method.name: method.test for method in comparison.methods if method.seeds}
+    tested = {method.name: method.reached for method in comparison.scored}
     if comparison.single:
         tested = {SINGLE: comparison.single} | tested
     arrows = {key: "↑" if comparison.higher_is_better[key] else "↓" for key in keys}
@@ -326,14 +296,11 @@ def _metrics_table(comparison: SupervisedComparison) -> Table:
 
 
 def _gains_table(comparison: SupervisedComparison) -> Table:
-    """Each method's gain in each task, and how evenly the tasks gain."""
     rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        if method.seeds:
-            by_task = dict(zip(comparison.tasks, method.scores.mean(0).tolist(), strict=True))
-            statistics = gain_statistics(by_task)
-            gains = [comparison.estimate(column) for column in method.scores.T]
-            rows.append([method.name, *gains, *(statistics[key] for key in ("min", "max", "median", "std"))])
+    for method in comparison.scored:
+        even = gain_statistics(dict(zip(comparison.tasks, method.scores.mean(0).tolist(), strict=True)))
+        gains = map(comparison.estimate, method.scores.T)
+        rows.append([method.name, *gains, *(even[key] for key in ("min", "max", "median", "std"))])
     return Table(
         "gains",
         "How evenly the tasks gain",
@@ -345,21 +312,20 @@ def _gains_table(comparison: SupervisedComparison) -> Table:
 
 
 def _alignment_table(comparison: SupervisedComparison) -> Table:
-    """How well the tasks' gradients agree, and how long their sum is."""
     norm, cosines = "shared/summed_gradient_norm", [f"shared/cosine_to_average/{task}" for task in comparison.tasks]
-    rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        logged = [run.metrics.conflict for run in method.runs if {norm, *cosines} <= set(run.metrics.conflict)]
-        if logged:
-            by_task = [np.array([mean_of_present(own[key]) for own in logged]) for key in cosines]
-            norms = np.array([mean_of_present(own[norm]) for own in logged])
-            columns = [*by_task, np.stack(by_task, 1).mean(1), norms]
-            rows.append([method.name, *(comparison.estimate(values) for values in columns)])
+
+    def read(run: Run) -> list[float] | None:
+        logged = run.metrics.conflict
+        if not {norm, *cosines} <= set(logged):
+            return None
+        by_task = [float(mean_of_present(logged[key])) for key in cosines]
+        return [*by_task, float(np.mean(by_task)), float(mean_of_present(logged[norm]))]
+
     return Table(
         "alignment",
         "Do the tasks' gradients agree?",
         ["method", *comparison.tasks, "mean over tasks", "norm of the summed gradient"],
-        rows,
+        _over_runs(comparison, read),
         "Cosine of each task's gradient of the shared parameters to the average of all (Gama and Grassi, 2025, figures "
         "3a and 7), and the norm of their sum (Kurin et al., 2022, section 5.3): means over training, with 95% "
         "intervals over runs.",
@@ -367,58 +333,41 @@ def _alignment_table(comparison: SupervisedComparison) -> Table:
 
 
 def _distance_table(comparison: SupervisedComparison) -> Table:
-    """How far the shared parameters travelled."""
-    keys = ("total", "shortest", "ratio")
-    rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        logged = [run.metrics.logged for run in method.runs if run.summary and "distance/ratio" in run.metrics.logged]
-        if logged:
-            ends = [np.array([own[f"distance/{key}"][-1] for own in logged]) for key in keys]
-            rows.append([method.name, *(comparison.estimate(values) for values in ends)])
+    def read(run: Run) -> list[float] | None:
+        if run.summary is None or "distance/ratio" not in run.metrics.logged:
+            return None
+        return [float(run.metrics.logged[f"distance/{key}"][-1]) for key in ("total", "shortest", "ratio")]
+
     return Table(
         "distance",
         "How far the shared parameters travel",
         ["method", "total distance", "shortest distance", "ratio"],
-        rows,
+        _over_runs(comparison, read),
         "At the end of finished runs: the length of the path, the straight line from its start to its end, and their "
         "quotient (Pascal et al., section 4.4), with 95% intervals over runs.",
     )
 
 
-# --------------------------------------------------------------------------------------------------------- figures
-
-
-def _gain_intervals(comparison: SupervisedComparison) -> Picture:
-    picture = figures.intervals(
-        comparison,
-        "On the test split. The mean over tasks of the relative gain (Gama and Grassi, 2025, equation 1); dashed: "
-        f"{comparison.reference_name}.",
-    )
-    picture.figure.axes[0].axvline(0, color=drawing.GREY, ls="--", lw=1)
-    return picture
+def _over_runs(comparison: Comparison, read: Callable[[Run], list[float] | None]) -> list[list[Cell]]:
+    """A row for each method with runs that values are read of: the estimates of these."""
+    found = {method.name: [values for run in method.runs if (values := read(run))] for method in comparison.methods}
+    return [[name, *map(comparison.estimate, np.array(rows).T)] for name, rows in found.items() if rows]
 
 
 def _test_metrics(comparison: SupervisedComparison) -> Picture:
-    """A panel for each metric, a row for each method."""
-    methods = [method for method in comparison.methods if method.seeds]
-    columns = min(len(comparison.metrics), 4)
-    rows = ceil(len(comparison.metrics) / columns)
-    figure = Figure(figsize=(2.2 + 2.1 * columns, rows * (0.9 + 0.3 * len(methods))))
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(comparison.metrics) :]:
-        axes.remove()
-    for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=False)):
+    methods = comparison.scored
+    figure, grid = drawing.panels(len(comparison.metrics), 4, (2.1, 0.9 + 0.3 * len(methods)), (2.2, 0))
+    for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=True)):
         for row, method in enumerate(methods):
-            colour, mean = drawing.look(comparison, method.name)[0], comparison.estimate(method.test[key])
-            drawing.interval(axes, row, mean, colour, 3)
-            drawing.scores(axes, row, method.test[key], mean, colour, 6)
+            mean, colour = comparison.estimate(method.reached[key]), drawing.look(comparison, method.name)[0]
+            drawing.scores(axes, row, method.reached[key], colour, 6, (mean, 3))
         if comparison.single:
             alone = comparison.estimate(comparison.single[key])
             axes.axvline(alone.value, color=drawing.GREY, ls="--", lw=1)
             axes.axvspan(*np.nan_to_num([alone.low, alone.high], nan=alone.value), color=drawing.GREY, alpha=0.15, lw=0)
         axes.set_title(f"{label} {'→' if comparison.higher_is_better[key] else '←'}", fontsize=9)
         drawing.label_rows(axes, methods)
-        axes.tick_params(labelleft=index % columns == 0, labelsize=8)
+        axes.tick_params(labelleft=index % 4 == 0, labelsize=8)
         axes.locator_params(axis="x", nbins=4)
     alone_too = f" Dashed and grey: {SINGLE} and its interval." if comparison.single else ""
     return Picture(
@@ -430,46 +379,15 @@ def _test_metrics(comparison: SupervisedComparison) -> Picture:
     )
 
 
-def _validation_curves(comparison: SupervisedComparison) -> Picture | None:
-    return _logged_curves(
-        comparison,
-        {f"val/{key}": label for key, label in comparison.metrics.items()},
-        "validation",
-        "Validation over training",
-        "Mean over seeds on the validation split, with the 95% bootstrap interval over seeds.",
-    )
-
-
-def _distances(comparison: SupervisedComparison) -> Picture | None:
-    return _logged_curves(
-        comparison,
-        {"distance/total": "total distance", "distance/shortest": "shortest distance", "distance/ratio": "their ratio"},
-        "distance",
-        "How far the shared parameters travel",
-        "The length of the path so far, the straight line from its start, and their quotient: 1 is the straight way "
-        "(Pascal et al., section 4.4). Mean over seeds, with the 95% bootstrap interval over seeds.",
-    )
-
-
 def _logged_curves(
     comparison: SupervisedComparison, keys: Mapping[str, str], name: str, title: str, caption: str
 ) -> Picture | None:
-    """A panel for each logged key, a curve for each method."""
-    columns = min(len(keys), 4)
-    rows = ceil(len(keys) / columns)
-    figure = Figure(figsize=(max(5.0, 2.6 * columns), 2.2 * rows + 0.9))
-    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
-    for axes in grid[len(keys) :]:
-        axes.remove()
-    for (key, label), axes in zip(keys.items(), grid, strict=False):
-        curves = {}
-        for method in drawing.selected(comparison):
-            series = [(run.metrics.steps, run.metrics.logged[key]) for run in method.runs if key in run.metrics.logged]
-            if series:
-                curves[method.name] = drawing.aligned(series)
-        drawing.curves(axes, comparison, curves)
-        axes.set_title(label, fontsize=9)
-    if not any(axes.lines for axes in figure.axes):
-        return None
-    drawing.legend_above(drawing.over_training(figure, comparison))
-    return Picture(name, title, f"{caption} {drawing.READING} {drawing.selection(comparison)}", figure)
+    figure, grid = drawing.panels(len(keys), 4, (2.6, 2.2), (0, 0.9), sharex=True)
+    for (key, label), axes in zip(keys.items(), grid, strict=True):
+        drawing.curves(axes, comparison, label, partial(_logged, key=key))
+    return drawing.picture_over_training(comparison, figure, name, title, f"{caption} {drawing.READING}")
+
+
+def _logged(method: Method, key: str) -> Rows | None:
+    runs = [run.metrics for run in method.runs if key in run.metrics.logged]
+    return drawing.aligned([(run.steps, run.logged[key]) for run in runs])

@@ -3,29 +3,24 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
 from mtrl.report.comparison import Comparison
 from mtrl.report.runs import Metrics, Run
-from mtrl.report.statistics import Array, Estimate
+from mtrl.report.statistics import Estimate
 
 Cell = str | int | float | Estimate | None
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        name: of its files.
-        title: what a reader sees.
-        header: the columns.
-        rows: cells by row; None is an empty cell.
-        note: how to read it; paragraphs are an empty line apart.
-    """
+    """A table: columns, and rows in which None is an empty cell; paragraphs of its note are an empty line apart."""
 
     name: str
     title: str
@@ -33,22 +28,18 @@ class Table:
     rows: list[list[Cell]]
     note: str = ""
 
+    @classmethod
+    def of(
+        cls, name: str, title: str, items: Iterable[Item], columns: Mapping[str, Callable[[Item], Cell]], note: str = ""
+    ) -> "Table":
+        """A row for each item; what each column reads of it stands beside the column's name."""
+        return cls(name, title, list(columns), [[read(item) for read in columns.values()] for item in items], note)
+
     def csv(self) -> str:
         """Comma-separated values; an estimate takes three columns: value, low and high."""
-        wide = [any(isinstance(row[column], Estimate) for row in self.rows) for column in range(len(self.header))]
         file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            cell
-            for name, estimate in zip(self.header, wide, strict=True)
-            for cell in ([name, f"{name} low", f"{name} high"] if estimate else [name])
-        )
-        for row in self.rows:
-            writer.writerow(
-                value
-                for cell, estimate in zip(row, wide, strict=True)
-                for value in (_values(cell) if estimate else [_number(cell)])
-            )
+        columns = [_digits(name, cells) for name, *cells in zip(self.header, *self.rows, strict=True)]
+        csv.writer(file, lineterminator="\n").writerows(chain(*row) for row in zip(*columns, strict=True))
         return file.getvalue()
 
     def markdown(self) -> str:
@@ -74,10 +65,12 @@ def text_of(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def _values(cell: Cell) -> list[Cell]:
-    if isinstance(cell, Estimate):
-        return [_number(cell.value), _number(cell.low), _number(cell.high)]
-    return [_number(cell), "", ""]
+def _digits(name: str, cells: Sequence[Cell]) -> list[list[Cell]]:
+    """A column with its name as columns of plain values: three where a cell is an estimate."""
+    if not any(isinstance(cell, Estimate) for cell in cells):
+        return [[name], *([_number(cell)] for cell in cells)]
+    estimates = [(cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (cell, "", "") for cell in cells]
+    return [[name, f"{name} low", f"{name} high"], *(list(map(_number, values)) for values in estimates)]
 
 
 def _number(cell: Cell) -> Cell:
@@ -90,27 +83,21 @@ def _escaped(text: str) -> str:
     return text
 
 
-# -------------------------------------------------------------------------------------------- of every comparison
-
-
 def paired_table(comparison: Comparison) -> Table:
     """Each method against the baseline."""
-    return Table(
+    return Table.of(
         "paired_differences",
         f"Differences to {comparison.baseline}, paired by seed",
-        ["method", "paired seeds", "difference", "p", "adjusted p", "probability of improvement", "verdict"],
-        [
-            [
-                paired.method,
-                paired.seeds,
-                paired.difference,
-                paired.p_value,
-                paired.adjusted_p_value,
-                paired.improvement,
-                paired.verdict,
-            ]
-            for paired in comparison.paired
-        ],
+        comparison.paired,
+        {
+            "method": lambda paired: paired.method,
+            "paired seeds": lambda paired: paired.seeds,
+            "difference": lambda paired: paired.difference,
+            "p": lambda paired: paired.p_value,
+            "adjusted p": lambda paired: paired.adjusted_p_value,
+            "probability of improvement": lambda paired: paired.improvement,
+            "verdict": lambda paired: paired.verdict,
+        },
         f"Of the mean over tasks: {comparison.score}. p: two-sided sign-flip permutation "
         "test, exact up to 16 seeds; adjusted for the number of methods (Holm, 1979). Probability of improvement: how "
         f"often a run of the method beats a run of {comparison.baseline} on a task, a tie counting half. Intervals "
@@ -121,31 +108,26 @@ def paired_table(comparison: Comparison) -> Table:
 def cost_table(comparison: Comparison, note: str) -> Table:
     """What each method cost; the note says what the times and the memory are of."""
     times = {method.name: method.durations for method in comparison.methods}
-    base = _quantile(times[comparison.baseline], 0.5)
-    return Table(
+
+    def quantile(name: str, q: float) -> float:
+        return float(np.quantile(times[name], q)) if len(times[name]) else math.nan
+
+    return Table.of(
         "cost",
         "Cost",
-        [
-            "method",
-            "runs",
-            f"seconds per {comparison.interval}, median",
-            "lower quartile",
-            "upper quartile",
-            f"relative to {comparison.baseline}",
-            "peak memory, GiB",
-            "peak GPU memory, GiB",
-        ],
-        [
-            [
-                method.name,
-                len(method.runs),
-                *(_quantile(times[method.name], q) for q in (0.5, 0.25, 0.75)),
-                _quantile(times[method.name], 0.5) / base,
-                method.peak_memory("process_gib"),
-                method.peak_memory("gpu_gib"),
-            ]
-            for method in comparison.methods
-        ],
+        comparison.methods,
+        {
+            "method": lambda method: method.name,
+            "runs": lambda method: len(method.runs),
+            f"seconds per {comparison.interval}, median": lambda method: quantile(method.name, 0.5),
+            "lower quartile": lambda method: quantile(method.name, 0.25),
+            "upper quartile": lambda method: quantile(method.name, 0.75),
+            f"relative to {comparison.baseline}": (
+                lambda method: quantile(method.name, 0.5) / quantile(comparison.baseline, 0.5)
+            ),
+            "peak memory, GiB": lambda method: method.peak_memory("process_gib"),
+            "peak GPU memory, GiB": lambda method: method.peak_memory("gpu_gib"),
+        },
         f"Wall-clock time. {note}",
     )
 
@@ -173,24 +155,21 @@ def runs_table(
         last: columns that say what it logged last, read only where it logged something.
     """
     scored = {run.directory for run in comparison.compared}
-    last = {**last, "seconds": lambda metrics: float(metrics.seconds[-1])}
-    return Table(
+
+    def logged(read: Callable[[Metrics], Cell]) -> Callable[[Run], Cell]:
+        return lambda run: read(run.metrics) if len(run.metrics.steps) else None
+
+    return Table.of(
         "runs",
         "Runs",
-        ["run", *what, "seed", "state", *last, "scored"],
-        [
-            [
-                str(run.directory),
-                *(read(run) for read in what.values()),
-                str(run.seed),
-                "finished" if run.summary else "unfinished",
-                *(read(run.metrics) if len(run.metrics.steps) else None for read in last.values()),
-                "yes" if run.directory in scored else "no",
-            ]
-            for run in comparison.runs
-        ],
+        comparison.runs,
+        {
+            "run": lambda run: str(run.directory),
+            **what,
+            "seed": lambda run: str(run.seed),
+            "state": lambda run: "finished" if run.summary else "unfinished",
+            **{name: logged(read) for name, read in last.items()},
+            "seconds": logged(lambda metrics: float(metrics.seconds[-1])),
+            "scored": lambda run: "yes" if run.directory in scored else "no",
+        },
     )
-
-
-def _quantile(values: Array, q: float) -> float:
-    return float(np.quantile(values, q)) if len(values) else math.nan

@@ -1,7 +1,7 @@
 """The report on runs of reinforcement learning: scores at a common step, what was learned, how fast, at what cost."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,36 +10,16 @@ from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
 from mtrl.report import drawing, figures
-from mtrl.report.comparison import (
-    Comparison,
-    Method,
-    differences,
-    named,
-    runs_by_method,
-    shared_warnings,
-    unscored_warning,
-)
+from mtrl.report.comparison import Comparison, Method, named, runs_by_method, unscored_warning
 from mtrl.report.conflict_figures import conflict_pictures
 from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import Run
 from mtrl.report.section import Section
 from mtrl.report.statistics import Array, best_by_luck, interquartile_mean_over_seeds, mean_over_tasks
-from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
+from mtrl.report.tables import Table, configuration_table, cost_table, paired_table, runs_table
 
 _POINTS = 100
-
-
-@dataclass(frozen=True)
-class TrainedMethod(Method):
-    """The runs of one way of training an agent; `scores` are means over the last evaluations up to the common step.
-
-    Attributes:
-        final: ``[n, T]``, scores at the step of comparison.
-        best: ``[n, T]``, scores at the evaluation, up to that step, with the best mean over tasks.
-    """
-
-    final: Array
-    best: Array
+_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -49,25 +29,19 @@ class TrainingComparison(Comparison):
     Attributes:
         metric: the key of the metric.
         step: where the methods are compared: the last evaluation that every compared run reached.
-        last_k: over how many evaluations `Method.scores` are taken.
-        evaluations: of how many evaluations the best is taken; the most of any run.
+        last_k: over how many evaluations, up to this step, `Method.scores` are means; `Method.reached` holds ``[n, T]``
+            the ``final`` scores at this step, and the ``best``: at the evaluation with the highest mean over tasks.
     """
 
-    methods: Sequence[TrainedMethod]
+    progress = "vector steps (one environment step in every task)"
+    interval = "10,000 updates"
     metric: str
     step: int
     last_k: int
-    evaluations: int
 
 
 def compare_training(
-    runs: Sequence[Run],
-    *,
-    metric: str,
-    baseline: str,
-    seed: int,
-    last_k: int,
-    left_out: Sequence[str] = (),
+    runs: Sequence[Run], *, metric: str, baseline: str, seed: int, last_k: int, left_out: Sequence[str] = ()
 ) -> TrainingComparison:
     """Compares the methods of a set of runs of reinforcement learning.
 
@@ -75,49 +49,33 @@ def compare_training(
     evaluation that each of them reached, so that a longer run has no advantage.
 
     Args:
-        runs: of one benchmark.
+        runs: of one benchmark and list of tasks.
         metric: what `Metrics.scores` holds.
         baseline: the name of the method that the others are compared with.
         seed: of the resamples.
+        left_out: lines about what could not be read.
         last_k: how many evaluations count as the last.
-        left_out: lines about what could not be read, for the reader.
 
     Raises:
-        InputError: if no run has an evaluation, there is no such baseline, or the runs are of different tasks.
+        InputError: if no run has an evaluation, or there is no such baseline.
     """
-    other = next((run for run in runs if run.tasks != runs[0].tasks), None)
-    if other is not None:
-        raise InputError(
-            f"runs of different benchmarks cannot be compared (different tasks in {runs[0].directory} and "
-            f"{other.directory}): compare them one by one"
-        )
     evaluated = [run for run in runs if len(run.metrics.steps)]
     if not evaluated:
         raise InputError(f"none of the {len(runs)} runs has an evaluation ('{metric}') yet")
     compared = [run for run in evaluated if run.summary is not None] or evaluated
     step = int(min(run.metrics.steps[-1] for run in compared))
-    by_name = runs_by_method(runs, baseline)
-    methods = [_method(name, own, compared, step, last_k) for name, own in by_name.items()]
-    configuration = differences(by_name)
     return TrainingComparison(
         score=f"{_label(metric)}, mean of the last {last_k} evaluations",
-        progress="vector steps (one environment step in every task)",
-        interval="10,000 updates",
+        seed=seed,
+        baseline=baseline,
+        methods=[_method(name, own, compared, step, last_k) for name, own in runs_by_method(runs, baseline).items()],
+        runs=runs,
+        compared=compared,
+        remarks=_run_warnings(runs, compared, step),
+        left_out=left_out,
         metric=metric,
         step=step,
         last_k=last_k,
-        evaluations=max(int((run.metrics.steps <= step).sum()) for run in compared),
-        seed=seed,
-        baseline=baseline,
-        methods=methods,
-        runs=list(runs),
-        compared=compared,
-        configuration=configuration,
-        warnings=[
-            *_run_warnings(runs, compared, step),
-            *shared_warnings(methods, baseline, configuration, runs),
-            *left_out,
-        ],
     )
 
 
@@ -126,7 +84,7 @@ def _label(metric: str) -> str:
     return "success rate" if metric == "eval/success_mean" else metric
 
 
-def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int) -> TrainedMethod:
+def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int) -> Method:
     rows: dict[int, list[Array]] = defaultdict(list)
     directories = {run.directory for run in compared}
     for run in runs:
@@ -137,19 +95,17 @@ def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k
     seeds = sorted(rows)
     empty = np.zeros((3, 0, len(runs[0].tasks)))
     final, last, best = np.stack([np.mean(rows[seed], 0) for seed in seeds], 1) if seeds else empty
-    evaluated = [run for run in runs if len(run.metrics.steps)]
-    return TrainedMethod(name, evaluated, seeds, scores=last, final=final, best=best)
+    return Method(name, runs, seeds, last, {"final": final, "best": best})
 
 
 def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> list[str]:
     warnings = []
-    unfinished = [run for run in runs if run.summary is None]
-    unevaluated = [run for run in runs if not len(run.metrics.steps)]
-    if len(compared) < len(runs) and len(unfinished) < len(runs):
-        warnings.append(unscored_warning(runs))
-    elif unfinished:
+    if any(run.summary for run in runs):
+        if len(compared) < len(runs):
+            warnings.append(unscored_warning(runs))
+    else:
         warnings.append(f"No run is finished: all are scored at step {step:,}, the last that each of them reached.")
-        if unevaluated:
+        if unevaluated := [run for run in runs if not len(run.metrics.steps)]:
             warnings.append(f"Runs without an evaluation yet: {named(unevaluated)}.")
     longest = max(run.metrics.steps[-1] for run in compared)
     if step < longest:
@@ -161,36 +117,36 @@ def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> li
     return warnings
 
 
-# ----------------------------------------------------------------------------------------------------- the section
-
-
 def training_section(comparison: TrainingComparison) -> Section:
     """What the report says of a comparison."""
-    last_k = comparison.last_k
+    at_step, benchmark = f"at step {comparison.step:,}", comparison.runs[0].benchmark
     methods, *others = training_tables(comparison)
-    with drawing.style():
-        pictures = [
-            _learning_curves(comparison),
-            figures.intervals(comparison, f"At step {comparison.step:,}."),
-            _task_curves(comparison),
-            _wall_clock(comparison),
-            figures.times(
-                comparison, "update_time", "the intervals between log entries, stepping the simulators included"
-            ),
-            figures.memory(comparison, " Training process: without the processes that step the simulators."),
-            *conflict_pictures(comparison),
-        ]
-    at_step = f"at step {comparison.step:,}"
     return Section(
         comparison,
-        subject=comparison.benchmark,
-        compared_by=f"{at_step} by {comparison.metric}, mean of the last {last_k} evaluations",
-        pictures=[picture for picture in pictures if picture is not None],
+        subject=benchmark,
+        compared_by=f"{at_step} by {comparison.metric}, mean of the last {comparison.last_k} evaluations",
+        pictures=drawing.drawn(_pictures(comparison)),
         headline=methods.columns(
-            f"{comparison.benchmark} {at_step}: {comparison.metric}", ["method", "seeds", f"last {last_k}", "best"]
+            f"{benchmark} {at_step}: {comparison.metric}", ["method", "seeds", f"last {comparison.last_k}", "best"]
         ),
         tables=[methods, *others],
     )
+
+
+def _pictures(comparison: TrainingComparison) -> Iterator[Picture | None]:
+    yield Picture(
+        "learning_curves",
+        "Learning curves",
+        f"Mean over tasks and seeds, with the 95% bootstrap interval over seeds. {drawing.READING}",
+        drawing.over_training(_all_methods(comparison, _scores), comparison),
+    )
+    yield figures.intervals(comparison, f"At step {comparison.step:,}.")
+    yield _task_curves(comparison)
+    yield _wall_clock(comparison)
+    intervals = "the intervals between log entries, stepping the simulators included"
+    yield figures.times(comparison, "update_time", intervals)
+    yield figures.memory(comparison, " Training process: without the processes that step the simulators.")
+    yield from conflict_pictures(comparison)
 
 
 def bias_of_best(comparison: TrainingComparison) -> str | None:
@@ -199,19 +155,17 @@ def bias_of_best(comparison: TrainingComparison) -> str | None:
     episodes = evaluation.get("episodes") if isinstance(evaluation, dict) else None
     if comparison.metric != "eval/success_mean" or not isinstance(episodes, int) or episodes < 1:
         return None
-    scored = [method for method in comparison.methods if method.seeds]
-    method = max(scored, key=lambda method: float(method.best.mean()))
+    best = {method.name: method.reached["best"].mean() for method in comparison.scored}
+    method = max(comparison.scored, key=lambda method: best[method.name])
     rates = np.clip(method.scores.mean(0), 0, 1)
-    luck = best_by_luck(rates, episodes, comparison.evaluations, np.random.default_rng(comparison.seed))
+    evaluations = max(int((run.metrics.steps <= comparison.step).sum()) for run in comparison.compared)
+    luck = best_by_luck(rates, episodes, evaluations, np.random.default_rng(comparison.seed))
     return (
-        f"The best of {comparison.evaluations} evaluations flatters: it picks the luckiest. If every evaluation were "
+        f"The best of {evaluations} evaluations flatters: it picks the luckiest. If every evaluation were "
         f"a fresh draw of {episodes} episodes per task at {method.name}'s mean rates of the last "
         f"{comparison.last_k} evaluations ({rates.mean():.3f}), the best would be about {luck:.3f} without any "
-        f"progress; {method.name} shows {method.best.mean():.3f}."
+        f"progress; {method.name} shows {best[method.name]:.3f}."
     )
-
-
-# ---------------------------------------------------------------------------------------------------------- tables
 
 
 def training_tables(comparison: TrainingComparison) -> list[Table]:
@@ -238,21 +192,7 @@ def training_tables(comparison: TrainingComparison) -> list[Table]:
 
 
 def _methods_table(comparison: TrainingComparison) -> Table:
-    """Each method's final, last-k and best scores."""
-    k = comparison.last_k
-    rows: list[list[Cell]] = []
-    for method in comparison.methods:
-        estimates: list[Cell] = [None] * 5
-        if method.seeds:
-            whole = method.scores.mean(1)
-            estimates = [
-                comparison.estimate(method.scores, mean_over_tasks),
-                comparison.estimate(whole),
-                comparison.estimate(whole, interquartile_mean_over_seeds),
-                comparison.estimate(method.final, mean_over_tasks),
-                comparison.estimate(method.best, mean_over_tasks),
-            ]
-        rows.append([method.name, len(method.seeds), *estimates])
+    k, estimate = comparison.last_k, comparison.estimate
     note = (
         f"{comparison.metric} at step {comparison.step:,} with 95% intervals. last {k}: mean over the last {k} "
         "evaluations. Intervals of last, final and best resample seeds within each task (stratified bootstrap); "
@@ -260,17 +200,24 @@ def _methods_table(comparison: TrainingComparison) -> Table:
         "because one network learned them all. best: the evaluation with the highest mean, chosen with "
         "hindsight for each run, and therefore too high."
     )
-    return Table(
+    return Table.of(
         "methods",
         "Methods",
-        ["method", "seeds", f"last {k}", f"last {k}, whole seeds", f"IQM of last {k}", "final", "best"],
-        rows,
+        comparison.methods,
+        {
+            "method": lambda method: method.name,
+            "seeds": lambda method: len(method.seeds),
+            f"last {k}": lambda method: estimate(method.scores, mean_over_tasks),
+            f"last {k}, whole seeds": lambda method: estimate(method.scores.mean(1)),
+            f"IQM of last {k}": lambda method: estimate(method.scores.mean(1), interquartile_mean_over_seeds),
+            "final": lambda method: estimate(method.reached["final"], mean_over_tasks),
+            "best": lambda method: estimate(method.reached["best"], mean_over_tasks),
+        },
         "\n\n".join(filter(None, [note, bias_of_best(comparison)])),
     )
 
 
 def _tasks_table(comparison: TrainingComparison) -> Table:
-    """Each method's score in every task."""
     return Table(
         "tasks",
         "Tasks",
@@ -283,29 +230,16 @@ def _tasks_table(comparison: TrainingComparison) -> Table:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- figures
-
-
-def _learning_curves(comparison: TrainingComparison) -> Picture:
-    curves = {method.name: _scores(method) for method in comparison.methods if method.runs}
-    return Picture(
-        "learning_curves",
-        "Learning curves",
-        f"Mean over tasks and seeds, with the 95% bootstrap interval over seeds. {drawing.READING}",
-        drawing.over_training(_all_methods(comparison, curves), comparison),
-    )
-
-
 def _wall_clock(comparison: TrainingComparison) -> Picture:
     longest = max(run.metrics.seconds[-1] for method in comparison.methods for run in method.runs)
     unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60)
-    curves = {}
-    for method in comparison.methods:
-        if method.runs:
-            series = [(run.metrics.seconds / seconds, run.metrics.scores) for run in method.runs]
-            first, last = min(x[0] for x, _ in series), max(x[-1] for x, _ in series)
-            curves[method.name] = drawing.at(np.unique(np.linspace(first, last, _POINTS)), series)
-    figure = _all_methods(comparison, curves)
+
+    def curve(method: Method) -> Rows | None:
+        series = [(run.metrics.seconds / seconds, run.metrics.scores) for run in method.runs]
+        first, last = min(x[0] for x, _ in series), max(x[-1] for x, _ in series)
+        return drawing.aligned(series, np.unique(np.linspace(first, last, _POINTS)))
+
+    figure = _all_methods(comparison, curve)
     figure.supxlabel(f"{unit} of training", fontsize=10)
     return Picture(
         "wall_clock",
@@ -316,24 +250,25 @@ def _wall_clock(comparison: TrainingComparison) -> Picture:
     )
 
 
-def _all_methods(comparison: TrainingComparison, curves: Mapping[str, Rows]) -> Figure:
+def _all_methods(comparison: TrainingComparison, rows_of: Callable[[Method], Rows | None]) -> Figure:
     """All methods in one pair of axes, or a panel for each where they are many."""
-    if len(curves) <= drawing.MOST:
+    methods = {method.name: method for method in comparison.methods if method.runs}
+    if len(methods) <= drawing.MOST:
         figure = Figure(figsize=(8, 4.5))
         axes = figure.add_subplot()
-        drawing.curves(axes, comparison, curves)
+        drawing.curves(axes, comparison, "", rows_of)
         axes.set_ylabel(_label(comparison.metric))
-        _limit(axes, comparison)
+        _limit(figure, comparison)
         figure.legend(loc="outside right upper")
         return figure
-    figure, grid = drawing.grid_of(len(curves))
-    for (name, curve), axes in zip(curves.items(), grid, strict=True):
-        if comparison.baseline in curves:
-            drawing.curve(axes, curves[comparison.baseline], comparison.seed, drawing.GREY, "-", band=False)
-        drawing.curve(axes, curve, comparison.seed, drawing.COLOURS[0 if name == comparison.baseline else 1], "-")
-        axes.set_title(name, fontsize=9)
-        _limit(axes, comparison)
-    drawing.same_limits(grid)
+
+    def draw(axes: Axes, name: str) -> None:
+        own = drawing.COLOURS[name != comparison.baseline]
+        for method, colour, band in ((comparison.baseline, drawing.GREY, False), (name, own, True)):
+            if method in methods and (rows := rows_of(methods[method])):
+                drawing.curve(axes, rows, comparison.seed, colour, "-", band=band)
+
+    figure = _small_panels(comparison, list(methods), draw)
     figure.supylabel(f"{_label(comparison.metric)}; grey: {comparison.baseline}", fontsize=10)
     return figure
 
@@ -341,31 +276,45 @@ def _all_methods(comparison: TrainingComparison, curves: Mapping[str, Rows]) -> 
 def _task_curves(comparison: TrainingComparison) -> Picture | None:
     if len(comparison.tasks) < 2:
         return None
-    figure, grid = drawing.grid_of(len(comparison.tasks))
-    for index, (task, axes) in enumerate(zip(comparison.tasks, grid, strict=True)):
-        curves = {method.name: _scores(method, index) for method in drawing.selected(comparison)}
-        drawing.curves(axes, comparison, curves)
-        axes.set_title(task, fontsize=9)
-        _limit(axes, comparison)
-    drawing.same_limits(grid)
-    drawing.over_training(figure, comparison).supylabel(_label(comparison.metric), fontsize=10)
-    drawing.legend_above(figure)
-    return Picture(
+
+    def draw(axes: Axes, task: str) -> None:
+        index = comparison.tasks.index(task)
+        drawing.curves(axes, comparison, task, lambda method: _scores(method, index))
+
+    figure = _small_panels(comparison, comparison.tasks, draw)
+    picture = drawing.picture_over_training(
+        comparison,
+        figure,
         "tasks",
         "Task by task",
-        "Mean over seeds in each task, with the 95% bootstrap interval over seeds. "
-        f"{drawing.READING} {drawing.selection(comparison)}",
-        figure,
+        f"Mean over seeds in each task, with the 95% bootstrap interval over seeds. {drawing.READING}",
     )
+    figure.supylabel(_label(comparison.metric), fontsize=10)
+    return picture
 
 
-def _scores(method: Method, task: int | None = None) -> Rows:
+def _small_panels(comparison: Comparison, titles: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
+    """Panels with the same limits: shared axes take a drawing time that grows with the square of their number."""
+    figure, grid = drawing.panels(len(titles), _COLUMNS, (2.1, 1.7), (0, 0.9))
+    for index, (title, axes) in enumerate(zip(titles, grid, strict=True)):
+        draw(axes, title)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelbottom=index >= len(titles) - _COLUMNS, labelleft=index % _COLUMNS == 0)
+    left, right, bottom, top = zip(*((*axes.get_xlim(), *axes.get_ylim()) for axes in grid), strict=True)
+    for axes in grid:
+        axes.set(xlim=(min(left), max(right)), ylim=(min(bottom), max(top)))
+    _limit(figure, comparison)
+    return figure
+
+
+def _scores(method: Method, task: int | None = None) -> Rows | None:
     """The runs' means over tasks, or their scores in one task."""
     runs = [run.metrics for run in method.runs]
     return drawing.aligned([(run.steps, run.scores if task is None else run.task_scores[:, task]) for run in runs])
 
 
-def _limit(axes: Axes, comparison: Comparison) -> None:
+def _limit(figure: Figure, comparison: Comparison) -> None:
     """Rates are shown on the whole of their scale."""
     if all(((run.metrics.task_scores >= 0) & (run.metrics.task_scores <= 1)).all() for run in comparison.runs):
-        axes.set_ylim(-0.03, 1.03)
+        for axes in figure.axes:
+            axes.set_ylim(-0.03, 1.03)

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from mtrl.errors import InputError
 from mtrl.run.directory import read_config, read_summary
 
-Kind = Literal["rl", "supervised"]
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list"}
 
 
@@ -108,7 +107,7 @@ class RunRecord:
 
     Attributes:
         directory: where it is.
-        kind: ``rl`` or ``supervised``.
+        kind: what learns in it.
         benchmark: the benchmark's name.
         tasks: their names, in the run's order.
         method: the combiner's name, or that of the method that does without one.
@@ -118,7 +117,7 @@ class RunRecord:
     """
 
     directory: Path
-    kind: Kind
+    kind: Literal["rl", "supervised"]
     benchmark: str
     tasks: list[str]
     method: str
@@ -136,8 +135,8 @@ def read_record(directory: Path) -> RunRecord:
     try:
         config = read_config(directory)
         json.dumps(config, default=str)  # plain, and of finite depth
-        summary = read_summary(directory)
-        came_to = None if summary is None else _typed(Summary, summary, f"{directory / 'summary.json'}: ")
+        came_to = read_summary(directory)
+        summary = None if came_to is None else _typed(Summary, came_to, f"{directory / 'summary.json'}: ")
     except InputError:
         raise
     except RecursionError as error:
@@ -155,7 +154,7 @@ def read_record(directory: Path) -> RunRecord:
         method=config["combiner"]["name"] if own["name"] == "combined" else own["name"],
         seed=config["seed"],
         config=config,
-        summary=came_to,
+        summary=summary,
     )
 
 
@@ -177,26 +176,17 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if origin is types.UnionType:
         return None if value is None else _typed(arguments[0], value, where)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return kind(**_fields(kind, value, where))  # type: ignore[operator]
+        for one in dataclasses.fields(kind):
+            if one.name not in value and one.default is one.default_factory is dataclasses.MISSING:
+                raise InputError(f"{where[:-1]}: there is no '{one.name}'")
+        hints = {name: hint for name, hint in get_type_hints(kind).items() if name in value}
+        return kind(**{name: _typed(hint, value[name], f"{where}{name}.") for name, hint in hints.items()})  # type: ignore[operator]
     if origin is dict and isinstance(value, dict):
         return {key: _typed(arguments[1], entry, f"{where}{key}.") for key, entry in value.items()}
     if origin is list and isinstance(value, list):
         return [_typed(arguments[0], entry, where) for entry in value]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int:
         return float(value)
-    if origin is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+    if type(value) is kind:
         return value
-    expected = _KINDS.get(origin or kind, "an object")
-    raise InputError(f"{_place(where)}: expected {expected}, got {value!r:.40}")
-
-
-def _fields(kind: Any, value: dict[str, Any], where: str) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    for one in dataclasses.fields(kind):
-        if one.name not in value and one.default is one.default_factory is dataclasses.MISSING:
-            raise InputError(f"{_place(where)}: there is no '{one.name}'")
-    return {name: _typed(hint, value[name], f"{where}{name}.") for name, hint in hints.items() if name in value}
-
-
-def _place(where: str) -> str:
-    return where.removesuffix(".").removesuffix(": ")
+    raise InputError(f"{where[:-1]}: expected {_KINDS.get(origin or kind, 'an object')}, got {value!r:.40}")

@@ -111,7 +111,11 @@ def test_tables_hold_the_numbers_with_every_digit(sweep: Path, report: Path) -> 
     for method in found.methods:
         row = rows[method.name]
         assert int(row["seeds"]) == 8
-        for column, scores in (("last 3", method.scores), ("final", method.final), ("best", method.best)):
+        for column, scores in (
+            ("last 3", method.scores),
+            ("final", method.reached["final"]),
+            ("best", method.reached["best"]),
+        ):
             assert float(row[column]) == scores.mean()
             assert float(row[f"{column} low"]) < scores.mean() < float(row[f"{column} high"])
     with (report / "tables" / "paired_differences.csv").open() as file:

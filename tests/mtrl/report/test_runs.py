@@ -272,9 +272,9 @@ def test_scores_are_final_last_and_best_by_seed(tmp_path: Path) -> None:
     assert method.seeds == [1, 3]
     for row, seed in enumerate(method.seeds):
         scores = by_seed[seed].task_scores
-        np.testing.assert_array_equal(method.final[row], scores[-1])
+        np.testing.assert_array_equal(method.reached["final"][row], scores[-1])
         np.testing.assert_allclose(method.scores[row], scores[-3:].mean(0))
-        np.testing.assert_array_equal(method.best[row], scores[scores.mean(1).argmax()])
+        np.testing.assert_array_equal(method.reached["best"][row], scores[scores.mean(1).argmax()])
 
 
 def test_a_longer_run_has_no_advantage(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_longer_run_has_no_advantage(tmp_path: Path) -> None:
     found = comparison(tmp_path)
     pcgrad = found.methods[1]
     assert found.step == 6000
-    np.testing.assert_array_equal(pcgrad.final[0], pcgrad.runs[0].metrics.task_scores[5])
+    np.testing.assert_array_equal(pcgrad.reached["final"][0], pcgrad.runs[0].metrics.task_scores[5])
     assert any("scored at step 6,000, the end of short; the longest goes on to 9,000" in w for w in found.warnings)
 
 
@@ -313,7 +313,7 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
     method = found.methods[0]
     assert method.seeds == [0]
     expected = np.mean([run.metrics.task_scores[-1] for run in method.runs], 0)
-    np.testing.assert_allclose(method.final, [expected])
+    np.testing.assert_allclose(method.reached["final"], [expected])
     assert any("unitary has several runs of seed 0" in warning for warning in found.warnings)
 
 
