@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing import Pipe
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -31,33 +31,8 @@ from envs.metaworld.shared import (
 from envs.metaworld.tasks import balanced_groups, check_tasks
 from mtrl.errors import InputError, RunError
 from mtrl.ranges import Count, Index, check_arguments
+from mtrl.rl.protocols import Step
 from mtrl.run.machine import cores
-
-
-class StepResult(NamedTuple):
-    """What one vector step led to, one row a task.
-
-    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset).
-    """
-
-    current_observations: NDArray[np.float32]
-    """``[T, 39]``, what to act on now: where an episode has just ended, the first observation of the next."""
-    next_observations: NDArray[np.float32]
-    """``[T, 39]``, what the action led to: where an episode has just ended, its final observation."""
-    rewards: NDArray[np.float64]
-    """``[T]``, as Meta-World gives them."""
-    terminated: NDArray[np.bool_]
-    """``[T]``, whether a success ended the episode (only with ``terminate_on_success``)."""
-    truncated: NDArray[np.bool_]
-    """``[T]``, whether the episode was cut off, by the horizon or because the simulation was unstable."""
-    success: NDArray[np.bool_]
-    """``[T]``, whether this step is a success."""
-    episode_success: NDArray[np.bool_]
-    """``[T]``, whether any step of the episode so far, this one included, was a success."""
-    episode_return: NDArray[np.float64]
-    """``[T]``, the sum of the episode's rewards so far, this step's included."""
-    unstable: NDArray[np.bool_]
-    """``[T]``, whether the simulation became unstable: then the transition is no valid sample."""
 
 
 class TaskVector:
@@ -172,15 +147,15 @@ class TaskVector:
         self._send((worker, STEP) for worker in self._workers)
         self._stepping = True
 
-    def step_wait(self) -> StepResult:
+    def step_wait(self) -> Step:
         """Waits for the step that was sent; returns copies of what it led to."""
         if not self._stepping:
             raise RunError("step_wait was called without step_async")
         self._receive()
         self._stepping = False
-        return StepResult(*(getattr(self._block, field).copy() for field in StepResult._fields))
+        return Step(*(getattr(self._block, field).copy() for field in Step._fields))
 
-    def step(self, actions: ArrayLike, active: ArrayLike | None = None) -> StepResult:
+    def step(self, actions: ArrayLike, active: ArrayLike | None = None) -> Step:
         """`step_async`, then `step_wait`."""
         self.step_async(actions, active)
         return self.step_wait()

@@ -27,17 +27,15 @@ class Watchdog:
     Args:
         tasks: the task names.
         evaluate_every: steps between evaluations.
-        step: the step that evaluations are counted from.
 
     Attributes:
-        counts: how often each kind of warning was given: ``policy_collapse``, ``value_explosion``,
-            ``constant_reward``, ``not_evaluated``.
+        counts: how often each kind of warning was given.
     """
 
-    def __init__(self, tasks: Sequence[str], evaluate_every: int, step: int = 0) -> None:
+    def __init__(self, tasks: Sequence[str], evaluate_every: int) -> None:
         self.tasks, self.evaluate_every = list(tasks), evaluate_every
         self.counts = dict.fromkeys(("policy_collapse", "value_explosion", "constant_reward", "not_evaluated"), 0)
-        self._evaluated = dict.fromkeys(self.tasks, step)
+        self._evaluated = dict.fromkeys(self.tasks, 0)
         self._current: set[str] = set()
         self._reward = np.full(len(self.tasks), np.nan)
         self._same = np.zeros(len(self.tasks), int)  # steps in a row with that reward
@@ -59,12 +57,7 @@ class Watchdog:
                 self._evaluated[task] = step
 
     def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """The warnings that are new at a log entry.
-
-        Args:
-            step: vector steps so far.
-            metrics: of the entry; ``train/entropy`` and ``train/target_value`` are looked at, where they are there.
-        """
+        """The warnings that are new at this step's log entry, of which ``train/entropy`` and ``train/target_value``."""
         found: dict[str, str] = {}
         entropy = metrics.get("train/entropy", math.inf)
         if entropy < ENTROPY_LIMIT * self._action_size:

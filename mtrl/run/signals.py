@@ -4,7 +4,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from mtrl.errors import Interrupted
 
@@ -21,11 +20,7 @@ def interruption(number: int, where: str = "") -> Interrupted:
 
 @contextmanager
 def on_stop_request(stop: Callable[[int], None]) -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into a call; a second one acts as if nobody listened.
-
-    Args:
-        stop: gets the signal's number.
-    """
+    """Calls ``stop`` with the number of the first SIGINT or SIGTERM; a second one acts as if nobody listened."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -35,7 +30,7 @@ def on_stop_request(stop: Callable[[int], None]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _: object) -> None:
         restore()
         stop(number)
 
