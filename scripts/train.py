@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from contextlib import closing
 from functools import partial
 
 # Threads that wait for work go to sleep soon (after some 10 microseconds): simulators need their cores.
@@ -30,16 +31,7 @@ from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.sweep.launch import launch
-from scripts.build import (
-    extract_weights,
-    make_agent,
-    make_combiners,
-    make_environments,
-    make_evaluation_environments,
-    replay_capacity,
-    run_directory,
-    task_names,
-)
+from scripts import build
 from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS, hydra_main, run
 
@@ -47,16 +39,15 @@ from scripts.entry import CONFIGS, hydra_main, run
 def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
     console = Console(stderr=True, highlight=False)
-    tasks = task_names(config)
+    tasks = build.task_names(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
-    extract_weights(config, tasks)
-    _, remark = make_combiners(config, len(tasks))
-    capacity = replay_capacity(config, len(tasks))
+    build.extract_weights(config, tasks)
+    _, remark = build.make_combiners(config, len(tasks))
+    capacity = build.replay_capacity(config, len(tasks))
     memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
-    directory = RunDirectory(run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
-    try:
+    with closing(RunDirectory(build.run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         if directory.finished:
             console.print(
                 f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.",
@@ -70,21 +61,15 @@ def train(config: TrainConfig) -> None:
             f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}",
             soft_wrap=True,
         )
-        agent = make_agent(config, tasks, device, capacity=capacity)
-        with make_environments(config, tasks) as environments:
+        agent = build.make_agent(config, tasks, device, capacity=capacity)
+        evaluation = partial(build.make_evaluation_environments, config, tasks)
+        with build.make_environments(config, tasks) as environments:
             trainer = Trainer(
-                agent,
-                environments,
-                lambda: make_evaluation_environments(config, tasks),
-                directory,
-                config.schedule,
-                show_progress=config.progress,
+                agent, environments, evaluation, directory, config.schedule, show_progress=config.progress
             )
             trainer.train()
         directory.finish(trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
         print_outcome(directory.path, Console())
-    finally:
-        directory.close()
 
 
 main = hydra_main(TrainConfig, "train", train)

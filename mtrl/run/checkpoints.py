@@ -50,7 +50,6 @@ class Checkpoints:
             OSError: if an earlier part could not be written.
         """
         if self._writing is None or self._writing.done():
-            self._finish_piece()
             self._start_piece(stream)
 
     def save(self, step: int, state: dict[str, Any], stream: Stream | None = None) -> None:
@@ -58,14 +57,13 @@ class Checkpoints:
 
         Args:
             step: the step that it is of.
-            state: nested dictionaries and lists of tensors, numbers, strings and None.
+            state: see `Resumable.state_dict`.
             stream: written from where the checkpoint before, or `write_ahead`, left off.
 
         Raises:
             OSError: as the file system does (a full disk); earlier checkpoints stay intact.
         """
         if stream is not None:
-            self._finish_piece()
             self._start_piece(stream)
             self._finish_piece()
             self._pieces = [p for p in self._pieces if p["stop"] > stream.added - stream.capacity]
@@ -137,6 +135,7 @@ class Checkpoints:
             return set()
 
     def _start_piece(self, stream: Stream) -> None:
+        self._finish_piece()
         written = self._pieces[-1]["stop"] if self._pieces else 0
         start, stop = max(written, stream.added - stream.capacity), stream.added
         if start < stop:

@@ -3,14 +3,7 @@
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
 
@@ -33,7 +26,7 @@ class TrainingProgress:
         self._first = step
         self._start = self._last_line = time.monotonic()
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("[bold]training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -45,7 +38,7 @@ class TrainingProgress:
             disable=not (enabled and self.console.is_terminal),
             refresh_per_second=4,
         )
-        self._id = self.bar.add_task("training", total=total, completed=step, rate="", status="")
+        self._id = self.bar.add_task("", total=total, completed=step, rate="", status="")
         self._task = self.bar.tasks[0]
 
     def advance(self, step: int) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from mtrl.errors import InputError, RunError
+from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import MetricsWriter
 from mtrl.run.progress import TrainingProgress
-from mtrl.run.signals import interruption, on_stop_request
+from mtrl.run.signals import on_stop_request
 from mtrl.run.state import Resumable, Stream
 
 
@@ -103,14 +103,11 @@ class Session:
         self.run.checkpoints.save(self.step, state, self._stream)
 
     def stop_if_asked(self, where: str) -> None:
-        """Ends the run if a signal has asked for it.
-
-        Args:
-            where: how far the run is, e.g. ``"at step 3"``.
+        """Ends the run if a signal has asked for it; ``where`` says how far it is, e.g. ``"at step 3"``.
 
         Raises:
             Interrupted: then, after writing a checkpoint.
         """
         if self._signals:
             self.checkpoint()
-            raise interruption(self._signals[0], f" {where}")
+            raise Interrupted(self._signals[0], where)

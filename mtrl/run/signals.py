@@ -5,18 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mtrl.errors import Interrupted
-
-
-def interruption(number: int, where: str = "") -> Interrupted:
-    """What to raise when work has stopped for a signal, having saved what it goes on from.
-
-    Args:
-        number: the signal's.
-        where: how far the work was, with a space before it.
-    """
-    return Interrupted(number, f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
-
 
 @contextmanager
 def on_stop_request(stop: Callable[[int], None]) -> Iterator[None]:

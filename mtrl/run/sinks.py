@@ -24,12 +24,7 @@ _CELL = 12  # pixels of a matrix entry
 
 
 class EventFile:
-    """An event file of TensorBoard; its own writer has a thread, whose errors nobody would see in time.
-
-    Args:
-        directory: where it is.
-        suffix: of its name.
-    """
+    """An event file of TensorBoard, whose own writer has a thread: nobody would see its errors in time."""
 
     def __init__(self, directory: Path, suffix: str = "") -> None:
         self._path = directory / f"events.out.tfevents.{time.time():010.0f}.{platform.node()}.{os.getpid()}{suffix}"
@@ -65,11 +60,7 @@ def _part(key: str, value: Any) -> Any:
 
 
 class WeightsAndBiases:
-    """A run's session with Weights & Biases, always under the same id.
-
-    Args:
-        directory: the run's; the id is kept in it.
-        config: of the run.
+    """A run's session with Weights & Biases, always under the same id, which is kept in the run's directory.
 
     Raises:
         InputError: if Weights & Biases is not installed.
