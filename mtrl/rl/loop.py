@@ -131,7 +131,8 @@ class Trainer:
         failure = None
         if warm:
             try:
-                self._update(self.session.step + 1)
+                every = self.schedule.insight_every
+                self._update(insight=every > 0 and (self.session.step + 1) % every == 0)
             except RunError as error:
                 failure = error
         step = self.environments.step_wait()
@@ -151,21 +152,18 @@ class Trainer:
         while self.updates < wanted:
             self.session.progress.show(f"catching up: {self.updates}/{wanted} updates")
             try:
-                self._meter.add_update(self.agent.update())
+                self._update(insight=False)
             except RunError as error:
                 self._fail(error)
-            self.updates += 1
             self._stop_if_asked()
 
-    def _update(self, step: int) -> None:
-        """The update of the step under way, which will be this one."""
-        insight = self.schedule.insight_every > 0 and step % self.schedule.insight_every == 0
+    def _update(self, *, insight: bool) -> None:
         metrics = self.agent.update(insight=insight)
         self.updates += 1
         self._meter.add_update({key: value for key, value in metrics.items() if key.startswith("train/")})
-        if insight:
+        if insight:  # logged with the step that is under way
             conflict = {key: value for key, value in metrics.items() if not key.startswith("train/")}
-            self.session.metrics.write(step, self.session.clock(), conflict)
+            self.session.metrics.write(self.session.step + 1, self.session.clock(), conflict)
 
     def _after_step(self) -> None:
         step = self.session.step
