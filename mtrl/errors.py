@@ -1,6 +1,7 @@
 """What is raised when the user, and not the program, has to change something."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -27,12 +28,9 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InputError:
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user or the scheduler asked for it
-    """The run was asked to stop and wrote a checkpoint first.
+    """Work was asked to stop by a signal, and has saved what it goes on from; ``where`` says how far it was."""
 
-    Attributes:
-        signal_number: which signal asked.
-    """
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, signal_number: int, where: str = "") -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}{where and ' ' + where}; the same command goes on from there")
         self.signal_number = signal_number

@@ -18,13 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from omegaconf import MISSING, OmegaConf
 
-from mtrl.errors import InputError, RunError
+from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.ranges import Count, check_fields
 from mtrl.report.statistics import Estimate, mean_over_seeds
 from mtrl.report.tables import Table
 from mtrl.run.directory import read_summary
 from mtrl.run.files import write_atomically, write_text
-from mtrl.run.signals import interruption
 from mtrl.supervised.measures import mean_rank
 from mtrl.sweep.launch import quoted
 from mtrl.sweep.member import Member
@@ -171,7 +170,7 @@ def train(
             told = [member.label, measured(member, split)]
             print(sweep.count, ": ".join(filter(None, told)), flush=True)
     if sweep.signal is not None:
-        raise interruption(sweep.signal)
+        raise Interrupted(sweep.signal)
     for member in sweep.members.values():
         if not member.completed and member.error != "RunError":
             raise RunError(f"{sweep.told(member)}; the same command goes on from there")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from contextlib import closing
 from functools import partial
 
 # Threads that wait for work go to sleep soon (after some 10 microseconds): simulators need their cores.
@@ -46,8 +47,7 @@ def train(config: TrainConfig) -> None:
     _, remark = build.make_combiners(config, len(tasks))
     capacity = build.replay_capacity(config, len(tasks))
     memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
-    directory = RunDirectory(build.run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})
-    try:
+    with closing(RunDirectory(build.run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         if directory.finished:
             console.print(f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.")
             return
@@ -58,20 +58,14 @@ def train(config: TrainConfig) -> None:
             f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}"
         )
         agent = build.make_agent(config, tasks, device, capacity=capacity)
+        evaluation = partial(build.make_evaluation_environments, config, tasks)
         with build.make_environments(config, tasks) as environments:
             trainer = Trainer(
-                agent,
-                environments,
-                lambda: build.make_evaluation_environments(config, tasks),
-                directory,
-                config.schedule,
-                show_progress=config.progress,
+                agent, environments, evaluation, directory, config.schedule, show_progress=config.progress
             )
             trainer.train()
         directory.finish(trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
         print_outcome(directory.path, Console())
-    finally:
-        directory.close()
 
 
 main = hydra_main(TrainConfig, "train", train)

@@ -2,6 +2,6 @@
 
 from envs.metaworld.shared import ACTION_SIZE, OBSERVATION_SIZE
 from envs.metaworld.tasks import benchmark_tasks, check_tasks
-from envs.metaworld.vector import StepResult, TaskVector
+from envs.metaworld.vector import TaskVector
 
-__all__ = ["ACTION_SIZE", "OBSERVATION_SIZE", "StepResult", "TaskVector", "benchmark_tasks", "check_tasks"]
+__all__ = ["ACTION_SIZE", "OBSERVATION_SIZE", "TaskVector", "benchmark_tasks", "check_tasks"]

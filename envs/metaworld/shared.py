@@ -38,7 +38,7 @@ _ROW = np.dtype(
     [
         ("actions", np.float32, (ACTION_SIZE,)),
         ("active", np.bool_),
-        # What a step leads to; see `envs.metaworld.vector.StepResult`.
+        # What a step leads to; see `mtrl.rl.protocols.Step`.
         ("current_observations", np.float32, (OBSERVATION_SIZE,)),
         ("next_observations", np.float32, (OBSERVATION_SIZE,)),
         ("rewards", np.float64),

@@ -22,7 +22,7 @@ _BAD_STATE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.
 
 
 class Outcome(NamedTuple):
-    """What one step of one task led to, named as in `envs.metaworld.vector.StepResult`."""
+    """What one step of one task led to, named as in `mtrl.rl.protocols.Step`."""
 
     next_observations: NDArray[np.float64]
     rewards: float

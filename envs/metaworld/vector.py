@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing import Pipe
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -20,27 +20,10 @@ from envs.metaworld.shared import ACTION_SIZE, OBSERVATION_SIZE, Options, block
 from envs.metaworld.tasks import balanced_groups, check_tasks
 from mtrl.errors import InputError, RunError
 from mtrl.ranges import Count, Index, check_arguments, check_fields
+from mtrl.rl.protocols import Step
 from mtrl.run.machine import cores
 
 _STEP = pickle.dumps(("step", ()))
-
-
-class StepResult(NamedTuple):
-    """What one vector step led to, one row a task: a `mtrl.rl.protocols.Step`, and whether the step is a success.
-
-    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset). What ends
-    it is the horizon, an unstable simulation (both truncate it) or, with ``terminate_on_success``, a success.
-    """
-
-    current_observations: NDArray[np.float32]
-    next_observations: NDArray[np.float32]
-    rewards: NDArray[np.float64]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    success: NDArray[np.bool_]
-    episode_success: NDArray[np.bool_]
-    episode_return: NDArray[np.float64]
-    unstable: NDArray[np.bool_]
 
 
 class TaskVector:
@@ -134,15 +117,15 @@ class TaskVector:
         self._send((worker, _STEP) for worker in self._workers)
         self._stepping = True
 
-    def step_wait(self) -> StepResult:
+    def step_wait(self) -> Step:
         """Waits for the step that was sent; returns copies of what it led to."""
         if not self._stepping:
             raise RunError("step_wait was called without step_async")
         self._receive()
         self._stepping = False
-        return StepResult(*(self._block[field].copy() for field in StepResult._fields))
+        return Step(*(self._block[field].copy() for field in Step._fields))
 
-    def step(self, actions: ArrayLike, active: ArrayLike | None = None) -> StepResult:
+    def step(self, actions: ArrayLike, active: ArrayLike | None = None) -> Step:
         """`step_async`, then `step_wait`."""
         self.step_async(actions, active)
         return self.step_wait()

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mtrl.rl.protocols import Agent, Environments, Floats
+from mtrl.rl.protocols import Agent, Bools, Environments, Floats
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Evaluation:
     """
 
     tasks: list[str]
-    success: NDArray[np.bool_]
+    success: Bools
 
     @property
     def success_rates(self) -> dict[str, float]:
@@ -43,7 +42,7 @@ def evaluate(
     policy: Callable[[Floats], Floats],
     environments: Environments,
     episodes: int,
-    on_step: Callable[[Sequence[int]], None] | None = None,
+    on_step: Callable[[Sequence[int]], None] = lambda finished: None,
 ) -> Evaluation:
     """Plays ``episodes`` episodes per task, the same ones at every call.
 
@@ -67,8 +66,7 @@ def evaluate(
         for task in np.flatnonzero(active & (step.terminated | step.truncated)):
             success[task, finished[task]] = step.episode_success[task]
             finished[task] += 1
-        if on_step is not None:
-            on_step(finished.tolist())
+        on_step(finished.tolist())
     return Evaluation(list(tasks), success)
 
 
@@ -81,57 +79,54 @@ class EvaluationQueue:
         agent: whose policies they are.
         make_environments: makes the environments to play in, at the first evaluation.
         episodes: per task and evaluation.
+
+    Attributes:
+        waiting: what is not evaluated yet, oldest first, for a checkpoint: ``step``, ``seconds`` and ``policy``.
     """
 
     def __init__(self, agent: Agent, make_environments: Callable[[], Environments], episodes: int) -> None:
+        self.waiting: list[dict[str, Any]] = []
         self._agent, self._make_environments, self._episodes = agent, make_environments, episodes
         self._environments: Environments | None = None
-        self._queue: list[dict[str, Any]] = []  # of ``step``, ``seconds`` and ``policy``
         self._thread = ThreadPoolExecutor(1, "evaluation")
         self._playing: Future[Evaluation] | None = None
         self._finished = 0  # episodes of every task
         self._cancelled = False
 
     def add(self, step: int, seconds: float) -> None:
-        """Has the agent's policy of this moment evaluated.
+        """Has the agent's policy of this moment evaluated: of this step, after so many seconds of training."""
+        self.waiting.append({"step": step, "seconds": seconds, "policy": self._agent.policy_state()})
 
-        Args:
-            step: of this moment.
-            seconds: of training up to it.
-        """
-        self._queue.append({"step": step, "seconds": seconds, "policy": self._agent.policy_state()})
-
-    def outcomes(self, before: int, waiting: Callable[[str], None]) -> Iterator[tuple[int, float, Evaluation]]:
+    def outcomes(self, before: int, on_wait: Callable[[str], None]) -> Iterator[tuple[int, float, Evaluation]]:
         """Waits for the evaluations of the steps before this one, oldest first; starts the one after them.
 
         Args:
             before: the step.
-            waiting: called with how far an evaluation is, again and again while it is waited for. An error that it
+            on_wait: called with how far an evaluation is, again and again while it is waited for. An error that it
                 raises leaves the evaluation in the queue.
 
         Yields:
             Step and seconds as in `add`, and the outcome.
         """
-        while self._queue:
-            first = self._queue[0]
+        while self.waiting:
+            first = self.waiting[0]
             if self._playing is None:
                 self._playing = self._play(first["policy"])
             if first["step"] >= before:
                 return
             while not self._playing.done():
-                waiting(f"evaluating {self._finished}/{self._episodes} episodes")
+                on_wait(f"evaluating {self._finished}/{self._episodes} episodes")
                 wait([self._playing], 0.1)
             evaluation, self._playing = self._playing.result(), None
-            del self._queue[0]
+            del self.waiting[0]
             yield first["step"], first["seconds"], evaluation
 
     def _play(self, policy: dict[str, Any]) -> Future[Evaluation]:
         if self._environments is None:
             self._environments = self._make_environments()
         self._finished = 0
-        return self._thread.submit(
-            evaluate, self._agent.policy(policy), self._environments, self._episodes, self._on_step
-        )
+        played = self._agent.policy(policy), self._environments, self._episodes
+        return self._thread.submit(evaluate, *played, self._on_step)
 
     def _on_step(self, finished: Sequence[int]) -> None:
         self._finished = min(finished)
@@ -144,11 +139,3 @@ class EvaluationQueue:
         self._thread.shutdown()
         if self._environments is not None:
             self._environments.close()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        """What is not evaluated yet."""
-        return self._queue
-
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Restores what `state_dict` gave."""
-        self._queue = state

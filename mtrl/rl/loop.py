@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -82,7 +82,7 @@ class Trainer:
         self._to_evaluate = EvaluationQueue(agent, make_evaluation_environments, schedule.eval_episodes)
         self._observations: Floats
         self._actions: Floats | None = None  # chosen, but not sent yet
-        self._meter = _Meter(environments.tasks)
+        self._meter = _Meter()
 
     def train(self) -> None:
         """Runs to the end of the schedule.
@@ -114,11 +114,7 @@ class Trainer:
             "seconds": round(self.session.seconds, 1),
             "episodes_per_evaluation": self.schedule.eval_episodes,
             "final": self.evaluations[-1],
-            "best": {
-                "step": best["step"],
-                "success_mean": best["success_mean"],
-                "of_evaluations": len(self.evaluations),
-            },
+            "best": {key: best[key] for key in ("step", "success_mean")} | {"of_evaluations": len(self.evaluations)},
             "counters": self.session.counters | {"warnings": self.watchdog.counts},
         }
 
@@ -135,12 +131,13 @@ class Trainer:
         failure = None
         if warm:
             try:
-                self._update(self.session.step + 1)
+                every = self.schedule.insight_every
+                self._update(insight=every > 0 and (self.session.step + 1) % every == 0)
             except RunError as error:
                 failure = error
         step = self.environments.step_wait()
         self.agent.remember(self._observations, self._actions, step)
-        self._meter.add_episodes(step)
+        self._meter.add_episodes(self.environments.tasks, step)
         self.session.counters["unstable_steps"] += int(step.unstable.sum())
         if warm:
             self.watchdog.observe(self._actions, step.rewards)
@@ -155,21 +152,18 @@ class Trainer:
         while self.updates < wanted:
             self.session.progress.show(f"catching up: {self.updates}/{wanted} updates")
             try:
-                self._meter.add_update(self.agent.update())
+                self._update(insight=False)
             except RunError as error:
                 self._fail(error)
-            self.updates += 1
             self._stop_if_asked()
 
-    def _update(self, step: int) -> None:
-        """The update of the step under way, which will be this one."""
-        insight = self.schedule.insight_every > 0 and step % self.schedule.insight_every == 0
+    def _update(self, *, insight: bool) -> None:
         metrics = self.agent.update(insight=insight)
         self.updates += 1
         self._meter.add_update({key: value for key, value in metrics.items() if key.startswith("train/")})
-        if insight:
+        if insight:  # logged with the step that is under way
             conflict = {key: value for key, value in metrics.items() if not key.startswith("train/")}
-            self.session.metrics.write(step, self.session.clock(), conflict)
+            self.session.metrics.write(self.session.step + 1, self.session.clock(), conflict)
 
     def _after_step(self) -> None:
         step = self.session.step
@@ -191,12 +185,10 @@ class Trainer:
         now = self.session.step, self.updates, self.session.clock()
         steps, updates, seconds = (after - before for after, before in zip(now, self._logged, strict=True))
         self._logged = now
-        speed = {
-            "speed/steps_per_s": steps / max(seconds, 1e-9),
-            "speed/updates_per_s": updates / max(seconds, 1e-9),
-        }
-        averages = self._meter.averages()
-        self._meter = _Meter(self.environments.tasks)
+        seconds = max(seconds, 1e-9)
+        speed = {"speed/steps_per_s": steps / seconds, "speed/updates_per_s": updates / seconds}
+        averages = self._meter.averages(self.environments.tasks)
+        self._meter = _Meter()
         self.session.metrics.write(self.session.step, self.session.seconds, averages | speed)
         for warning in self.watchdog.check(self.session.step, averages):
             self.session.progress.console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
@@ -239,11 +231,11 @@ class Trainer:
             "tasks": list(self.environments.tasks),
             "updates": self.updates,
             "evaluations": self.evaluations,
-            "to_evaluate": self._to_evaluate.state_dict(),
+            "to_evaluate": self._to_evaluate.waiting,
             "watchdog": self.watchdog.state_dict(),
             "observations": torch.as_tensor(self._observations),
             "actions": None if self._actions is None else torch.as_tensor(self._actions),
-            "meter": self._meter.state_dict(),
+            "meter": vars(self._meter),
             "agent": self.agent.state_dict(),
             "environments": self.environments.state_dict(),
         }
@@ -251,47 +243,39 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.updates, self.evaluations = state["updates"], state["evaluations"]
-        self._to_evaluate.load_state_dict(state["to_evaluate"])
+        self._to_evaluate.waiting = state["to_evaluate"]
         self.watchdog.load_state_dict(state["watchdog"])
         self._observations = state["observations"].numpy()
         self._actions = None if state["actions"] is None else state["actions"].numpy()
-        self._meter.load_state_dict(state["meter"])
+        self._meter = _Meter(**state["meter"])
         self.agent.load_state_dict(state["agent"])
         self.environments.load_state_dict(state["environments"])
 
 
+@dataclass
 class _Meter:
-    """Averages over the steps between two log entries; sums stay on the device until they are asked for."""
+    """Sums over the steps between two log entries; those of updates stay on the device until they are asked for."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self._tasks = tasks
-        self._sums: dict[str, Tensor] = {}
-        self._updates = 0
-        self._episodes = torch.zeros(3, len(tasks), dtype=torch.float64)  # how many, returns, successes
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    updates: int = 0
+    ended: dict[str, list[float]] = field(default_factory=dict)  # episodes by task: how many, returns, successes
 
     def add_update(self, metrics: dict[str, Any]) -> None:
         for key, value in metrics.items():
-            self._sums[key] = self._sums[key] + value if key in self._sums else torch.as_tensor(value)
-        self._updates += 1
+            self.sums[key] = self.sums[key] + value if key in self.sums else torch.as_tensor(value)
+        self.updates += 1
 
-    def add_episodes(self, step: Step) -> None:
-        ended = step.terminated | step.truncated
-        if ended.any():
-            self._episodes += torch.as_tensor(
-                np.stack([ended, ended * step.episode_return, ended & step.episode_success])
-            )
+    def add_episodes(self, tasks: Sequence[str], step: Step) -> None:
+        for i in np.flatnonzero(step.terminated | step.truncated).tolist():
+            count, returns, successes = self.ended.get(tasks[i], (0, 0.0, 0))
+            sums = count + 1, returns + float(step.episode_return[i]), successes + int(step.episode_success[i])
+            self.ended[tasks[i]] = list(sums)
 
-    def averages(self) -> dict[str, float]:
-        values = {key: float(total) / self._updates for key, total in self._sums.items()}
-        count, returns, successes = self._episodes
-        for i, task in enumerate(self._tasks):
-            if count[i]:
-                values[f"train/episode_return/{task}"] = float(returns[i] / count[i])
-                values[f"train/episode_success/{task}"] = float(successes[i] / count[i])
+    def averages(self, tasks: Sequence[str]) -> dict[str, float]:
+        values = {key: float(total) / self.updates for key, total in self.sums.items()}
+        for task in tasks:
+            if task in self.ended:
+                count, returns, successes = self.ended[task]
+                values[f"train/episode_return/{task}"] = returns / count
+                values[f"train/episode_success/{task}"] = successes / count
         return values
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._sums, "updates": self._updates, "episodes": self._episodes}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums, self._updates, self._episodes = state["sums"], state["updates"], state["episodes"]

@@ -1,55 +1,45 @@
 """What the training loop asks of environments and agents."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.run.checkpoints import Stream
+from mtrl.run.state import Resumable, Stream
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
-class Step(Protocol):
-    """What one vector step led to, one row a task."""
+class Step(NamedTuple):
+    """What one vector step led to, one row a task.
 
-    @property
-    def current_observations(self) -> Floats:
-        """``[T, O]``, what to act on now: a new episode's first observation where one has ended."""
+    An episode that ends is followed by the next one in the same step (gymnasium's ``SAME_STEP`` autoreset).
+    """
 
-    @property
-    def next_observations(self) -> Floats:
-        """``[T, O]``, what the action led to: the final observation where an episode has ended."""
-
-    @property
-    def rewards(self) -> NDArray[np.float64]:
-        """``[T]``, raw."""
-
-    @property
-    def terminated(self) -> Bools:
-        """``[T]``, the episode ended for good: its value does not bootstrap."""
-
-    @property
-    def truncated(self) -> Bools:
-        """``[T]``, the episode was cut off: its value bootstraps."""
-
-    @property
-    def episode_success(self) -> Bools:
-        """``[T]``, whether any step of the episode was a success."""
-
-    @property
-    def episode_return(self) -> NDArray[np.float64]:
-        """``[T]``, the sum of the episode's raw rewards."""
-
-    @property
-    def unstable(self) -> Bools:
-        """``[T]``, the simulation broke: not a valid transition."""
+    current_observations: Floats
+    """``[T, O]``, what to act on now: where an episode has just ended, the first observation of the next."""
+    next_observations: Floats
+    """``[T, O]``, what the action led to: where an episode has just ended, its final observation."""
+    rewards: NDArray[np.float64]
+    """``[T]``, raw."""
+    terminated: Bools
+    """``[T]``, whether the episode ended for good, by a success: its value does not bootstrap."""
+    truncated: Bools
+    """``[T]``, whether it was cut off, by the horizon or an unstable simulation: its value bootstraps."""
+    success: Bools
+    """``[T]``, whether this step is a success."""
+    episode_success: Bools
+    """``[T]``, whether any step of the episode so far, this one included, was a success."""
+    episode_return: NDArray[np.float64]
+    """``[T]``, the sum of the episode's raw rewards so far, this step's included."""
+    unstable: Bools
+    """``[T]``, whether the simulation became unstable: then the transition is no valid sample."""
 
 
-class Environments(Protocol):
-    """A vector of T tasks that are stepped together."""
+class Environments(Resumable, Protocol):
+    """A vector of T tasks that are stepped together; its state is exact, also mid-episode."""
 
     tasks: list[str]
 
@@ -62,18 +52,12 @@ class Environments(Protocol):
     def step_wait(self) -> Step:
         """Waits for the step that `step_async` started."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """The exact state, mid-episode."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
-
     def close(self) -> None:
         """Ends the workers."""
 
 
-class Agent(Protocol):
-    """What acts and learns."""
+class Agent(Resumable, Protocol):
+    """What acts and learns; its state leaves out the replay buffer's entries."""
 
     @property
     def replay(self) -> Stream:
@@ -96,9 +80,3 @@ class Agent(Protocol):
 
     def update(self, *, insight: bool = False) -> dict[str, Any]:
         """One gradient step; returns scalars to log."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything except for the replay buffer's entries."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""

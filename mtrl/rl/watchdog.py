@@ -19,6 +19,7 @@ VALUE_LIMIT = 1e5
 """Of the mean target value: with rewards of unit variance and a discount of 0.99, values are 1e2 to 1e4."""
 CONSTANT_STEPS = 10_000
 """Vector steps through which a task's rewards do not change at all before it is said."""
+_STATE = "counts", "_evaluated", "_current", "_rewards", "_same", "_components", "_saturated", "_action_size"
 
 
 class Watchdog:
@@ -27,20 +28,18 @@ class Watchdog:
     Args:
         tasks: the task names.
         evaluate_every: steps between evaluations.
-        step: the step that evaluations are counted from.
 
     Attributes:
-        counts: how often each kind of warning was given: ``policy_collapse``, ``value_explosion``,
-            ``constant_reward``, ``not_evaluated``.
+        counts: how often each kind of warning was given.
     """
 
-    def __init__(self, tasks: Sequence[str], evaluate_every: int, step: int = 0) -> None:
+    def __init__(self, tasks: Sequence[str], evaluate_every: int) -> None:
         self.tasks, self.evaluate_every = list(tasks), evaluate_every
         self.counts = dict.fromkeys(("policy_collapse", "value_explosion", "constant_reward", "not_evaluated"), 0)
-        self._evaluated = dict.fromkeys(self.tasks, step)
-        self._current: set[str] = set()
-        self._reward = np.full(len(self.tasks), np.nan)
-        self._same = np.zeros(len(self.tasks), int)  # steps in a row with that reward
+        self._evaluated = dict.fromkeys(self.tasks, 0)
+        self._current: list[str] = []
+        self._rewards = [math.nan] * len(self.tasks)
+        self._same = [0] * len(self.tasks)  # steps in a row with that reward
         self._components = self._saturated = 0
         self._action_size = 1
 
@@ -49,8 +48,8 @@ class Watchdog:
         self._action_size = actions.shape[1]
         self._components += actions.size
         self._saturated += int((np.abs(actions) >= SATURATED).sum())
-        self._same = np.where(rewards == self._reward, self._same + 1, 0)
-        self._reward = rewards
+        self._same = np.where(rewards == self._rewards, np.add(self._same, 1), 0).tolist()
+        self._rewards = rewards.tolist()
 
     def evaluated(self, step: int, success_rates: Mapping[str, float]) -> None:
         """Takes in an evaluation."""
@@ -59,12 +58,7 @@ class Watchdog:
                 self._evaluated[task] = step
 
     def check(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """The warnings that are new at a log entry.
-
-        Args:
-            step: vector steps so far.
-            metrics: of the entry; ``train/entropy`` and ``train/target_value`` are looked at, where they are there.
-        """
+        """The warnings that are new at this step's log entry, of which ``train/entropy`` and ``train/target_value``."""
         found: dict[str, str] = {}
         entropy = metrics.get("train/entropy", math.inf)
         if entropy < ENTROPY_LIMIT * self._action_size:
@@ -77,7 +71,7 @@ class Watchdog:
         value = metrics.get("train/target_value", 0.0)
         if abs(value) > VALUE_LIMIT:
             found["value_explosion"] = f"the action values explode: their mean target is {value:.3g}"
-        for task, same, reward in zip(self.tasks, self._same, self._reward, strict=True):
+        for task, same, reward in zip(self.tasks, self._same, self._rewards, strict=True):
             if same >= CONSTANT_STEPS:
                 found[f"constant_reward {task}"] = f"the reward of task '{task}' has been {reward:g} for {same:,} steps"
         for task, last in self._evaluated.items():
@@ -86,24 +80,15 @@ class Watchdog:
         new = [kind for kind in found if kind not in self._current]
         for kind in new:
             self.counts[kind.split()[0]] += 1
-        self._current = set(found)
+        self._current = list(found)
         self._components = self._saturated = 0
         return [f"{found[kind]} (step {step:,})" for kind in new]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later warnings depend on."""
-        return {
-            "counts": self.counts,
-            "evaluated": self._evaluated,
-            "current": sorted(self._current),
-            "reward": self._reward.tolist(),
-            "same": self._same.tolist(),
-            "saturation": [self._saturated, self._components, self._action_size],
-        }
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        self.counts, self._evaluated = dict(state["counts"]), dict(state["evaluated"])
-        self._current = set(state["current"])
-        self._reward, self._same = np.array(state["reward"], float), np.array(state["same"], int)
-        self._saturated, self._components, self._action_size = state["saturation"]
+        for name in _STATE:
+            setattr(self, name, state[name])

@@ -9,47 +9,23 @@ interrupted does not exist. Files are plain tensors and numbers: loading one nev
 import hashlib
 import io
 import json
-import re
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from mtrl.errors import InputError, RunError
+from mtrl.errors import RunError
 from mtrl.run.files import write_atomically, write_json
+from mtrl.run.state import Stream
 
 KEPT = 2
 """Checkpoints kept: the newest, and one to fall back to."""
 
 
-class Stream(Protocol):
-    """An append-only stream of which the last ``capacity`` entries count: what a replay buffer is to a disk."""
-
-    @property
-    def added(self) -> int:
-        """How many entries there ever were."""
-
-    @property
-    def capacity(self) -> int:
-        """How many of them are kept."""
-
-    def slice(self, start: int, stop: int) -> dict[str, Tensor]:
-        """The entries numbered ``start`` to ``stop``, on the CPU."""
-
-    def restore(self, start: int, entries: dict[str, Tensor]) -> None:
-        """Writes back a `slice`."""
-
-
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Args:
-        directory: where they are; made when the first one is saved.
+    """The checkpoints of one run, in a directory that is made when the first one is saved.
 
     Attributes:
         passed_over: how many damaged checkpoints `load` has passed over.
@@ -64,19 +40,16 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""
-        names = (re.fullmatch(r"step-(\d+)\.json", path.name) for path in self.directory.glob("step-*.json"))
-        return sorted(int(name[1]) for name in names if name)
+        names = (path.stem.removeprefix("step-") for path in self.directory.glob("step-*.json"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def write_ahead(self, stream: Stream) -> None:
-        """Writes what the stream has gained in the background, so that the next `save` has less to do.
-
-        Does nothing while an earlier part is still being written.
+        """Writes what the stream has gained in the background, unless an earlier part is still being written.
 
         Raises:
             OSError: if an earlier part could not be written.
         """
         if self._writing is None or self._writing.done():
-            self._finish_piece()
             self._start_piece(stream)
 
     def save(self, step: int, state: dict[str, Any], stream: Stream | None = None) -> None:
@@ -84,29 +57,25 @@ class Checkpoints:
 
         Args:
             step: the step that it is of.
-            state: nested dictionaries and lists of tensors, numbers, strings and None.
+            state: see `Resumable.state_dict`.
             stream: written from where the checkpoint before, or `write_ahead`, left off.
 
         Raises:
             OSError: as the file system does (a full disk); earlier checkpoints stay intact.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        pieces: list[dict[str, Any]] = []
         if stream is not None:
-            self._finish_piece()
             self._start_piece(stream)
             self._finish_piece()
-            pieces = self._pieces = [p for p in self._pieces if p["stop"] > stream.added - stream.capacity]
-        # Never over a file that the checkpoint of this very step, if there is one, still needs.
-        names = f"step-{step}.pt", f"step-{step}-again.pt"
-        taken = self._files(step)
-        state_entry = self._save(names[0] if names[0] not in taken else names[1], state)
-        manifest = {"step": step, "state": state_entry, "stream": pieces}
+            self._pieces = [p for p in self._pieces if p["stop"] > stream.added - stream.capacity]
+        name = f"step-{step}.pt"
+        if name in self._files(step):  # the checkpoint of this very step still needs it
+            name = f"step-{step}-again.pt"
+        manifest = {"step": step, "state": self._save(name, state), "stream": [] if stream is None else self._pieces}
         write_json(self._path(step), manifest | {"sha256": _digest_of(manifest)})
         self._remove_old()
 
     def load(self, stream: Stream | None = None) -> tuple[int, dict[str, Any]] | None:
-        """Loads the newest intact checkpoint; None where there is none at all.
+        """The newest intact checkpoint's step and state; None where there is none at all.
 
         A damaged one is passed over with a warning in favour of the one before.
 
@@ -142,6 +111,10 @@ class Checkpoints:
             if later > step:
                 self._path(later).unlink()
 
+    def close(self) -> None:
+        """Waits until nothing is being written any more."""
+        self._writer.shutdown()
+
     # ---------------------------------------------------------------------------------------------- the files
 
     def _path(self, step: int) -> Path:
@@ -157,34 +130,32 @@ class Checkpoints:
         """What the checkpoint of a step needs besides its manifest; nothing, where there is none or it is damaged."""
         try:
             manifest = self._manifest(step)
-            return {manifest["state"]["file"], *(piece["file"] for piece in manifest["stream"])}
+            return {entry["file"] for entry in (manifest["state"], *manifest["stream"])}
         except Exception:
             return set()
 
     def _start_piece(self, stream: Stream) -> None:
+        self._finish_piece()
         written = self._pieces[-1]["stop"] if self._pieces else 0
         start, stop = max(written, stream.added - stream.capacity), stream.added
-        if start == stop:
-            return
-        entries = stream.slice(start, stop)
-
-        def write() -> dict[str, Any]:
-            return self._save(f"replay-{start}-{stop}.pt", entries) | {"start": start, "stop": stop}
-
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._writing = self._writer.submit(write)
+        if start < stop:
+            entries = stream.slice(start, stop)
+            name = f"replay-{start}-{stop}.pt"
+            self._writing = self._writer.submit(self._save, name, entries, start=start, stop=stop)
 
     def _finish_piece(self) -> None:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             self._pieces.append(writing.result())
 
-    def _save(self, name: str, value: Any) -> dict[str, Any]:
+    def _save(self, name: str, value: Any, **about: int) -> dict[str, Any]:
+        """Writes a file; returns its entry in a manifest."""
         # Through memory: torch hides why it cannot write to a file, and the checksum is of what was meant.
         buffer = io.BytesIO()
         torch.save(value, buffer)
+        self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / name, lambda file: file.write(buffer.getbuffer()))
-        return {"file": name, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
+        return {"file": name, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(), **about}
 
     def _load(self, entry: dict[str, Any]) -> Any:
         path = self.directory / Path(entry["file"]).name  # whatever the manifest says, inside this directory
@@ -197,26 +168,10 @@ class Checkpoints:
         steps = self.steps()
         for step in steps[:-KEPT]:
             self._path(step).unlink()
-        needed = set[str]().union(*(self._files(step) for step in steps[-KEPT:]))
+        needed = set[str]().union(*map(self._files, steps[-KEPT:]))
         for path in self.directory.iterdir():
             if path.suffix in (".pt", ".tmp") and path.name not in needed:
                 path.unlink()
-
-
-@contextmanager
-def restoring(directory: Path) -> Iterator[None]:
-    """Turns whatever goes wrong when a state is put back into one line: a whole checkpoint can be another run's.
-
-    Raises:
-        RunError: then.
-    """
-    try:
-        yield
-    except (InputError, RunError):
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RunError(f"the checkpoint in {directory} is not one of this run ({reason})") from error
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:

@@ -3,9 +3,9 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -19,18 +19,17 @@ _FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb", 
 
 
 class RunDirectory:
-    """The directory of one run, locked while it is open.
+    """The directory of one run, made where it is missing and locked while it is open.
 
     It holds ``config.yaml``, ``metrics.jsonl``, ``matrices.jsonl``, TensorBoard event files, ``checkpoints/`` and,
     once the run has finished, ``summary.json``.
 
     Args:
-        path: the directory; made where it is missing.
+        path: the directory.
         config: the resolved configuration, plain data.
 
     Raises:
-        InputError: if the directory belongs to a run with another configuration (the key is named), or cannot
-            be written.
+        InputError: if it belongs to a run with another configuration (the key is named), or cannot be written.
         RunError: if another process has the run open.
     """
 
@@ -39,6 +38,7 @@ class RunDirectory:
         self.config = dict(config)
         if "run_dir" in config:
             self.config["run_dir"] = str(path)
+        self.checkpoints = Checkpoints(path / "checkpoints")
         report(run_dir=str(path))
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -46,25 +46,37 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"run_dir '{path}' cannot be written: {error.strerror}") from error
         try:
-            _acquire(self._lock, path)
+            self._acquire()
             self._claim()
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
-        self.checkpoints = Checkpoints(path / "checkpoints")
         report(was_finished=self.finished)
+
+    def _acquire(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"run_dir '{self.path}' is in use by another process") from error
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
 
     def _claim(self) -> None:
         """Makes the directory this run's, or checks that it is."""
         file = self.path / "config.yaml"
+        before: dict[str, Any] = {}
         if file.exists():
             before = read_config(self.path)
-            _compare(before, self.config, self.path)
-            if before != self.config and not self.finished:
-                write_text(file, yaml.safe_dump(self.config, sort_keys=False))
+            old, new = _identity(before), _identity(self.config)
+            for key in sorted(old.keys() | new.keys()):
+                if old.get(key) != new.get(key):
+                    raise InputError(
+                        f"run_dir '{self.path}' holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}: "
+                        "choose another run_dir, or the configuration that it was started with"
+                    )
         elif any(entry.name not in (".lock", "config.yaml.tmp") for entry in self.path.iterdir()):
             raise InputError(f"run_dir '{self.path}' is not empty and has no config.yaml: choose another directory")
-        else:
+        if before != self.config and not self.finished:
             write_text(file, yaml.safe_dump(self.config, sort_keys=False))
 
     @property
@@ -74,60 +86,37 @@ class RunDirectory:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, which marks the run as completed."""
-        if measures := headline(summary):
+        measures = _headline(summary)
+        if measures:
             from mtrl.run.metrics import log_outcome  # not above: most who open a run write no metrics
 
-            config = {key: value for key, value in flatten(self.config).items() if key not in _FREE_KEYS}
-            log_outcome(self.path, config, measures)
+            log_outcome(self.path, self.config, _identity(self.config), measures)
         write_json(self.path / "summary.json", summary)
-        report(result=_result(summary))
+        means = {key: value for key, value in measures.items() if key.endswith("_mean")} or measures
+        told = ", ".join(f"{key.partition('/')[2].replace('_mean', '')} {value:.3f}" for key, value in means.items())
+        report(result=f"{told} in {summary.get('seconds', 0) / 60:.1f} min")
 
     def close(self) -> None:
-        """Lets other processes open the run."""
+        """Lets other processes open the run, once nothing is being written any more."""
+        self.checkpoints.close()
         self._lock.close()
 
 
 def directory_of(run_dir: str | None, name: str) -> Path:
-    """The directory that the key ``run_dir`` means.
-
-    Args:
-        run_dir: a path, in which ``{name}`` stands for the default name; None is ``runs/{name}``.
-        name: the default name.
-    """
+    """The directory that the key ``run_dir`` means: ``{name}`` in it stands for the default name; None is ``runs/``."""
     return Path((run_dir or "runs/{name}").replace("{name}", name))
 
 
-def headline(summary: Mapping[str, Any]) -> dict[str, float]:
+def _headline(summary: Mapping[str, Any]) -> dict[str, float]:
     """The final measures of a completed run: ``eval/success_mean``, or ``test/<measure>`` of a supervised one."""
     if "final" in summary:
         return {"eval/success_mean": summary["final"]["success_mean"]}
     return {f"test/{key}": value for key, value in summary.get("test", {}).items()}
 
 
-def _result(summary: Mapping[str, Any]) -> str:
-    measures = headline(summary)
-    means = {key: value for key, value in measures.items() if key.endswith("_mean")} or measures
-    told = ", ".join(f"{key.partition('/')[2].replace('_mean', '')} {value:.3f}" for key, value in means.items())
-    return f"{told} in {summary.get('seconds', 0) / 60:.1f} min"
-
-
-def _acquire(lock: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise RunError(f"run_dir '{path}' is in use by another process") from error
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-
-
-def _compare(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    old, new = flatten(before), flatten(now)
-    for key in sorted(old.keys() | new.keys()):
-        if key.split(".")[0] not in _FREE_KEYS and old.get(key) != new.get(key):
-            raise InputError(
-                f"run_dir '{path}' holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}: "
-                "choose another run_dir, or the configuration that it was started with"
-            )
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run another one, by dotted key."""
+    return {key: value for key, value in flatten(config).items() if key.split(".")[0] not in _FREE_KEYS}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -145,17 +134,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """The configuration that a run directory was started with.
 
     Raises:
-        InputError: if there is no readable ``config.yaml``.
+        InputError: if it is not a run directory.
     """
-    file = path / "config.yaml"
-    try:
-        config = yaml.safe_load(file.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"'{path}' is not a run directory: it has no config.yaml") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file} does not hold a configuration")
+    config = _read(path / "config.yaml", yaml.safe_load, "configuration")
+    if config is None:
+        raise InputError(f"'{path}' is not a run directory: it has no config.yaml")
     return config
 
 
@@ -165,13 +148,16 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: if it is damaged.
     """
-    file = path / "summary.json"
-    if not file.exists():
-        return None
+    return _read(path / "summary.json", json.loads, "summary")
+
+
+def _read(file: Path, parse: Callable[[str], Any], what: str) -> dict[str, Any] | None:
     try:
-        summary = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    if not isinstance(summary, dict):
-        raise InputError(f"{file} does not hold a summary")
-    return summary
+        content = parse(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} does not hold a {what}")
+    return content

@@ -1,6 +1,7 @@
 """Fixed weights from those that a method chose in a finished run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -10,47 +11,38 @@ from mtrl.errors import InputError, unknown_name
 from mtrl.run.directory import read_config, read_summary
 from mtrl.run.metrics import read_metrics
 
-WAYS = ("mean", "ema", "last")
 _MOMENTUM = 0.9
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "mean": lambda weights: weights.mean(0),
+    "ema": lambda weights: reduce(lambda average, row: _MOMENTUM * average + (1 - _MOMENTUM) * row, weights),
+    "last": lambda weights: weights[-1],
+}
 
 
-def extracted_weights(intervals: Sequence[Sequence[float]], how: str = "ema") -> list[float]:
-    """Fixed weights from those of a method (Gama & Grassi, 2025, section 3.5).
+def extracted_weights(intervals: Sequence[Sequence[float]], how: str) -> list[float]:
+    """Fixed weights ``[T]`` from those of a method (Gama & Grassi, 2025, section 3.5).
 
     Args:
         intervals: ``[N, T]``, the weights of each epoch or logging interval, N at least 1.
         how: ``ema`` is the paper's: the exponential moving average with momentum 0.9, started at the first interval,
             as it is after the last; ``mean`` is over all intervals; ``last`` takes the last one's.
 
-    Returns:
-        ``[T]``.
-
     Raises:
         InputError: if the way is unknown.
     """
     if how not in WAYS:
         raise unknown_name("weights_how", how, WAYS)
-    weights = np.asarray(intervals, dtype=float)
-    if how == "mean":
-        extracted = weights.mean(0)
-    else:
-        extracted = weights[0]
-        for row in weights[1:]:
-            extracted = row if how == "last" else _MOMENTUM * extracted + (1 - _MOMENTUM) * row
-    return [float(weight) for weight in extracted]
+    return [float(weight) for weight in WAYS[how](np.asarray(intervals, dtype=float))]
 
 
 def weights_of_run(directory: Path, tasks: Sequence[str], prefix: str, how: str) -> list[float] | None:
-    """`extracted_weights` of a finished run.
+    """`extracted_weights` ``[T]`` of a finished run; None where it logged no weights.
 
     Args:
         directory: the run's.
         tasks: in the order in which the weights are wanted.
         prefix: weights are logged as ``<prefix>/<task>``.
         how: see `extracted_weights`.
-
-    Returns:
-        ``[T]``; None where the run logged no weights.
 
     Raises:
         InputError: if it is not a finished run's directory, or the run is of other tasks.

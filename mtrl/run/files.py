@@ -22,10 +22,6 @@ def naming(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes to a temporary name, flushes to the disk and renames, so that ``path`` is never half-written.
 
-    Args:
-        path: the file.
-        write: gets the open file.
-
     Raises:
         OSError: as the file system does; ``path`` is then as it was and the temporary file is gone.
     """
@@ -36,19 +32,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_directory(path.parent)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name lasts through a power failure
+        finally:
+            os.close(directory)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _flush_directory(directory: Path) -> None:
-    """Makes a new name last through a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

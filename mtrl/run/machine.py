@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 _PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
-_PEAKS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20
-"""``ru_maxrss`` is in bytes on macOS and in KiB elsewhere."""
+_PEAKS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, others KiB
 
 
 def cores() -> int:
@@ -56,10 +56,8 @@ def machine() -> dict[str, Any]:
 
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "versions": versions,
         "processor": _processor(),

@@ -5,15 +5,13 @@ import math
 import os
 import time as clock
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mtrl.errors import InputError
 from mtrl.run.files import naming, write_text
-from mtrl.run.sinks import EventFile, Sink, WeightsAndBiases
+from mtrl.run.sinks import EventFile, WeightsAndBiases
 
 
 class MetricsWriter:
@@ -26,6 +24,7 @@ class MetricsWriter:
         directory: the run directory.
         step: the step that the run goes on from.
         entries: how many lines of both files it had written by then; None is all up to that step.
+        config: of the run; its ``wandb`` is looked at, where it is there.
 
     Attributes:
         dropped: how many lines of ``metrics.jsonl`` were dropped, a half-written one not counted.
@@ -36,28 +35,34 @@ class MetricsWriter:
         RunError: if Weights & Biases refuses (no account, no network).
     """
 
-    def __init__(self, directory: Path, step: int = 0, entries: Sequence[int] | None = None) -> None:
-        counts = entries or (None, None)
-        self._numbers = _Lines(directory / "metrics.jsonl", step, counts[0])
-        self._matrices = _Lines(directory / "matrices.jsonl", step, counts[1])
+    def __init__(
+        self,
+        directory: Path,
+        step: int = 0,
+        entries: Sequence[int | None] = (None, None),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._numbers = _Lines(directory / "metrics.jsonl", step, entries[0])
+        self._matrices = _Lines(directory / "matrices.jsonl", step, entries[1])
+        self._files = self._numbers, self._matrices
         self.dropped = self._numbers.dropped
         self.missing = self._numbers.missing + self._matrices.missing
         for file in directory.glob("events.out.tfevents.*"):
             file.unlink()
-        events = EventFile(directory)
-        try:
-            _write_anew(events, self._numbers, self._matrices)
-            self._sinks: list[Sink] = [events, *_weights_and_biases(directory)]
-        except BaseException:
-            events.close()
-            raise
-        self._numbers.open()
-        self._matrices.open()
+        with ExitStack() as opened:
+            events = opened.enter_context(closing(EventFile(directory)))
+            _write_anew(events, self._files)
+            sessions = [opened.enter_context(closing(one)) for one in _sessions(directory, config or {})]
+            self._sinks: list[EventFile | WeightsAndBiases] = [events, *sessions]
+            for lines in self._files:
+                lines.open()
+                opened.enter_context(closing(lines))
+            self._opened = opened.pop_all()
 
     @property
-    def entries(self) -> tuple[int, int]:
+    def entries(self) -> list[int]:
         """How many lines of ``metrics.jsonl`` and of ``matrices.jsonl`` there are by now."""
-        return self._numbers.count, self._matrices.count
+        return [lines.count for lines in self._files]
 
     def write(self, step: int, time: float, values: Mapping[str, Any]) -> None:
         """Writes scalars and matrices; values that are not finite become ``null``.
@@ -80,20 +85,15 @@ class MetricsWriter:
             self._matrices.append(when | matrices)
         for sink in self._sinks:
             sink.write(step, finite, clock.time())
-        self._sinks[0].flush()
 
     def flush(self) -> None:
         """Hands everything to the disk."""
-        for lines in (self._numbers, self._matrices):
+        for lines in self._files:
             lines.flush()
-        for sink in self._sinks:
-            sink.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        with closing(self._numbers), closing(self._matrices):
-            for sink in self._sinks:
-                sink.close()
+        """Closes the files."""
+        self._opened.close()
 
 
 class _Lines:
@@ -118,7 +118,6 @@ class _Lines:
 
     def flush(self) -> None:
         with naming(self.path):
-            self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -126,7 +125,7 @@ class _Lines:
             self._file.close()
 
 
-def _write_anew(events: EventFile, *files: _Lines) -> None:
+def _write_anew(events: EventFile, files: Sequence[_Lines]) -> None:
     """Fills an event file with what the files hold; it is as long ago as it was when it was logged."""
     now = clock.time()
     times = [entry.get("time", 0) for lines in files for entry in lines.kept[-1:]]
@@ -140,35 +139,35 @@ def _write_anew(events: EventFile, *files: _Lines) -> None:
                 raise InputError(f"{where}: {' '.join(str(error).split())}") from error
 
 
-def _weights_and_biases(directory: Path) -> list[WeightsAndBiases]:
+def _sessions(directory: Path, config: Mapping[str, Any]) -> list[WeightsAndBiases]:
     """The run's session with Weights & Biases, where its configuration asks for one."""
-    file = directory / "config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.exists() else {}
     return [] if config.get("wandb", "disabled") == "disabled" else [WeightsAndBiases(directory, config)]
 
 
-def log_outcome(directory: Path, config: Mapping[str, Any], measures: Mapping[str, float]) -> None:
+def log_outcome(
+    directory: Path, config: Mapping[str, Any], hparams: Mapping[str, Any], measures: Mapping[str, float]
+) -> None:
     """Fills TensorBoard's HParams tab, and the summary of Weights & Biases, at the end of a run.
 
     Args:
         directory: the run directory.
-        config: the configuration by dotted key.
+        config: of the run.
+        hparams: what to show of it, by dotted key.
         measures: the final measures; one that was not logged on the way gets its one point.
     """
     entries = read_metrics(directory / "metrics.jsonl")
     step, logged = entries[-1]["step"], {key for entry in entries for key in entry}
     plain = {
         key: value if isinstance(value, str | int | float) else json.dumps(value)
-        for key, value in config.items()
+        for key, value in hparams.items()
         if value is not None
     }
-    events = EventFile(directory, ".outcome")
-    events.write_hparams(step, plain, measures)
-    events.write(step, {key: value for key, value in measures.items() if key not in logged}, clock.time())
-    events.close()
-    for session in _weights_and_biases(directory):
-        session.write_summary(measures)
-        session.close()
+    with closing(EventFile(directory, ".outcome")) as events:
+        events.write_hparams(step, plain, measures)
+        events.write(step, {key: value for key, value in measures.items() if key not in logged}, clock.time())
+    for session in _sessions(directory, config):
+        with closing(session):
+            session.write_summary(measures)
 
 
 def _finite(value: Any) -> Any:
@@ -193,9 +192,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
             if not isinstance(entry, dict) or type(entry.get("step")) is not int:
                 raise ValueError("not an object with an integer 'step'")
+            entries.append(entry)
         except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}, line {number}: {error}") from error
-        entries.append(entry)
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}: {error}") from error
     return entries

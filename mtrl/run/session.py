@@ -2,24 +2,15 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import closing, contextmanager
+from typing import Any
 
-from mtrl.run.checkpoints import Stream, restoring
+from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import MetricsWriter
 from mtrl.run.progress import TrainingProgress
-from mtrl.run.signals import interruption, on_stop_request
-
-
-class Resumable(Protocol):
-    """What a checkpoint is of: an algorithm in the middle of its work."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that it goes on from: nested dictionaries and lists of tensors, numbers, strings and None."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+from mtrl.run.signals import on_stop_request
+from mtrl.run.state import Resumable, Stream
 
 
 class Session:
@@ -48,10 +39,9 @@ class Session:
     ) -> None:
         self.run, self.total = run, total
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self._started = 0.0
         self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
         self._stream, self._show_progress = stream, show_progress
-        self._started = 0.0
         self._signals: list[int] = []
 
     @contextmanager
@@ -65,30 +55,35 @@ class Session:
             RunError: if there are checkpoints, but none is intact and of this run.
         """
         self._algorithm = algorithm
-        checkpoints, entries = self.run.checkpoints, [0, 0]
-        loaded = checkpoints.load(self._stream)
-        if loaded is not None:
-            state = loaded[1]
-            with restoring(checkpoints.directory):
-                self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
-                entries = list(state["metrics_entries"])
-                algorithm.load_state_dict(state)
-            self.counters["resumes"] += 1
-            self.counters["checkpoints_passed_over"] += checkpoints.passed_over
-            checkpoints.discard_after(self.step)
-        self.metrics = MetricsWriter(self.run.path, self.step, entries)
+        loaded = self.run.checkpoints.load(self._stream)
+        entries = [0, 0] if loaded is None else self._restore(loaded[1])
+        self.metrics = MetricsWriter(self.run.path, self.step, entries, self.run.config)
         self.counters["metrics_dropped"] += self.metrics.dropped
         self.counters["metrics_missing"] += self.metrics.missing
         self.progress = TrainingProgress(self.total, self.step, enabled=self._show_progress)
         self._started = time.monotonic() - self.seconds
+        with closing(self.metrics), on_stop_request(self._signals.append), self.progress.bar:
+            if loaded is not None:
+                self.checkpoint()  # what was counted lasts, should this part not reach the next one
+            yield loaded is not None
+            self.clock()
+
+    def _restore(self, state: dict[str, Any]) -> list[int]:
+        """Goes on from a checkpoint, which can be whole and another run's; returns its numbers of metrics entries."""
+        checkpoints = self.run.checkpoints
         try:
-            with on_stop_request(self._signals.append), self.progress:
-                if loaded is not None:
-                    self.checkpoint()  # what was counted lasts, should this part not reach the next one
-                yield loaded is not None
-                self.clock()
-        finally:
-            self.metrics.close()
+            self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
+            entries = list(state["metrics_entries"])
+            self._algorithm.load_state_dict(state)
+        except (InputError, RunError):
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RunError(f"the checkpoint in {checkpoints.directory} is not one of this run ({reason})") from error
+        self.counters["resumes"] += 1
+        self.counters["checkpoints_passed_over"] += checkpoints.passed_over
+        checkpoints.discard_after(self.step)
+        return entries
 
     def clock(self) -> float:
         """Seconds of work so far, those before a restart included."""
@@ -104,18 +99,15 @@ class Session:
         self.clock()
         self.metrics.flush()
         own = {"step": self.step, "seconds": self.seconds, "counters": self.counters}
-        state = own | {"metrics_entries": list(self.metrics.entries)} | self._algorithm.state_dict()
+        state = own | {"metrics_entries": self.metrics.entries} | self._algorithm.state_dict()
         self.run.checkpoints.save(self.step, state, self._stream)
 
     def stop_if_asked(self, where: str) -> None:
-        """Ends the run if a signal has asked for it.
-
-        Args:
-            where: how far the run is, e.g. ``"at step 3"``.
+        """Ends the run if a signal has asked for it; ``where`` says how far it is, e.g. ``"at step 3"``.
 
         Raises:
             Interrupted: then, after writing a checkpoint.
         """
         if self._signals:
             self.checkpoint()
-            raise interruption(self._signals[0], f" {where}")
+            raise Interrupted(self._signals[0], where)

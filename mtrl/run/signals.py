@@ -4,28 +4,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-
-from mtrl.errors import Interrupted
-
-
-def interruption(number: int, where: str = "") -> Interrupted:
-    """What to raise when work has stopped for a signal, having saved what it goes on from.
-
-    Args:
-        number: the signal's.
-        where: how far the work was, with a space before it.
-    """
-    return Interrupted(number, f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
 
 
 @contextmanager
 def on_stop_request(stop: Callable[[int], None]) -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into a call; a second one acts as if nobody listened.
-
-    Args:
-        stop: gets the signal's number.
-    """
+    """Calls ``stop`` with the number of the first SIGINT or SIGTERM; a second one acts as if nobody listened."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -35,7 +18,7 @@ def on_stop_request(stop: Callable[[int], None]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _: object) -> None:
         restore()
         stop(number)
 

@@ -8,14 +8,13 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
-from torch.utils.tensorboard.summary import hparams
 
 from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.run.files import naming, write_text
@@ -24,26 +23,8 @@ WANDB_MODES = ("disabled", "offline", "online")
 _CELL = 12  # pixels of a matrix entry
 
 
-class Sink(Protocol):
-    """Takes in what is logged."""
-
-    def write(self, step: int, values: Mapping[str, Any], wall_time: float) -> None:
-        """Takes in numbers (None where they are not finite) and matrices (nested lists), by flat key."""
-
-    def flush(self) -> None:
-        """Hands on what was taken in."""
-
-    def close(self) -> None:
-        """Flushes and ends."""
-
-
 class EventFile:
-    """An event file of TensorBoard; its own writer has a thread, whose errors nobody would see in time.
-
-    Args:
-        directory: where it is.
-        suffix: of its name.
-    """
+    """An event file of TensorBoard, whose own writer has a thread: nobody would see its errors in time."""
 
     def __init__(self, directory: Path, suffix: str = "") -> None:
         self._path = directory / f"events.out.tfevents.{time.time():010.0f}.{platform.node()}.{os.getpid()}{suffix}"
@@ -52,26 +33,18 @@ class EventFile:
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def write(self, step: int, values: Mapping[str, Any], wall_time: float) -> None:
-        """Numbers are curves, matrices are heat maps."""
-        for key, value in values.items():
-            if isinstance(value, list):
-                part = summary.image(key, heat_map(value), dataformats="HWC")  # type: ignore[no-untyped-call]
-            else:
-                part = summary.scalar(key, math.nan if value is None else value)  # type: ignore[no-untyped-call]
-            self._add(part, step, wall_time)
+        """Takes in numbers (None where not finite) as curves, and matrices (nested lists) as heat maps, by flat key."""
+        self._add(step, (_part(key, value) for key, value in values.items()), wall_time)
 
     def write_hparams(self, step: int, config: Mapping[str, str | int | float], measures: Iterable[str]) -> None:
         """Fills the HParams tab: a configuration by dotted key, and the names of the measures to show beside it."""
-        for part in hparams(dict(config), dict.fromkeys(measures, 0.0)):  # type: ignore[no-untyped-call]
-            self._add(part, step, time.time())
+        parts = summary.hparams(dict(config), dict.fromkeys(measures, 0.0))  # type: ignore[no-untyped-call]
+        self._add(step, parts, time.time())
 
-    def _add(self, part: Any, step: int, wall_time: float) -> None:
+    def _add(self, step: int, parts: Iterable[Any], wall_time: float) -> None:
         with naming(self._path):
-            self._records.write(Event(wall_time=wall_time, step=step, summary=part).SerializeToString())
-
-    def flush(self) -> None:
-        """Hands it to the file system."""
-        with naming(self._path):
+            for part in parts:
+                self._records.write(Event(wall_time=wall_time, step=step, summary=part).SerializeToString())
             self._file.flush()
 
     def close(self) -> None:
@@ -80,12 +53,14 @@ class EventFile:
             self._file.close()
 
 
-class WeightsAndBiases:
-    """A run's session with Weights & Biases, always under the same id.
+def _part(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return summary.image(key, heat_map(value), dataformats="HWC")  # type: ignore[no-untyped-call]
+    return summary.scalar(key, math.nan if value is None else value)  # type: ignore[no-untyped-call]
 
-    Args:
-        directory: the run's; the id is kept in it.
-        config: of the run.
+
+class WeightsAndBiases:
+    """A run's session with Weights & Biases, always under the same id, which is kept in the run's directory.
 
     Raises:
         InputError: if Weights & Biases is not installed.
@@ -116,15 +91,12 @@ class WeightsAndBiases:
             raise RunError(f"wandb={config['wandb']}: {' '.join(str(error).split())}") from error
 
     def write(self, step: int, values: Mapping[str, Any], wall_time: float) -> None:
-        """Takes in the numbers."""
+        """Takes in the numbers, as `EventFile.write` does."""
         self._run.log({"step": step} | {key: value for key, value in values.items() if not isinstance(value, list)})
 
     def write_summary(self, measures: Mapping[str, float]) -> None:
         """Fills in the final measures."""
         self._run.summary.update(dict(measures))
-
-    def flush(self) -> None:
-        """It does that by itself."""
 
     def close(self) -> None:
         """Waits until everything is handed on."""
@@ -144,11 +116,7 @@ def check_wandb(mode: str) -> None:
 
 
 def heat_map(matrix: list[list[float | None]]) -> NDArray[np.uint8]:
-    """A picture of a matrix: blue is -1, white 0, red 1, grey not finite.
-
-    Returns:
-        ``[height, width, 3]``.
-    """
+    """A picture ``[height, width, 3]`` of a matrix: blue is -1, white 0, red 1, grey not finite."""
     values = np.array(matrix, dtype=float)
     strength = np.clip(np.abs(np.nan_to_num(values)), 0, 1)[..., None]
     colour = np.where(values[..., None] > 0, (0.70, 0.09, 0.17), (0.13, 0.40, 0.67))

@@ -14,7 +14,7 @@ from mtrl.gradients.conflict import conflict_metrics
 from mtrl.run.directory import RunDirectory
 from mtrl.run.session import Session
 from mtrl.supervised.measures import Distance, relative_gain, shared_gradients
-from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task
+from mtrl.supervised.problem import Benchmark, Metric, MultiTaskModel, Split, Task
 from mtrl.supervised.updates import Batch, Update
 
 SELECTIONS = ("mean", "per_metric", "gain")
@@ -51,27 +51,27 @@ class Schedule:
     insight_every: int = 0
 
 
-def metric_keys(tasks: Mapping[str, Task]) -> dict[str, tuple[str, int]]:
-    """Every metric's key, with its task and its position there: ``CL`` for the first, ``CL/<name>`` for others."""
+def metrics_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Metric]]:
+    """Every metric and its task's name, by key: ``CL`` for a task's first, ``CL/<name>`` for others."""
     return {
-        task if position == 0 else f"{task}/{metric.name}": (task, position)
+        task if metric is described.metrics[0] else f"{task}/{metric.name}": (task, metric)
         for task, described in tasks.items()
-        for position, metric in enumerate(described.metrics)
+        for metric in described.metrics
     }
 
 
 def evaluate(model: MultiTaskModel, tasks: Mapping[str, Task], split: Split, device: torch.device) -> dict[str, float]:
-    """All metrics over a split, by `metric_keys`, and the losses as ``loss/<task>``."""
-    keys = metric_keys(tasks)
-    sums = dict.fromkeys([*keys, *(f"loss/{task}" for task in tasks)], 0.0)
+    """All metrics over a split, by the keys of `metrics_of`, and the losses as ``loss/<task>``."""
+    metrics = metrics_of(tasks)
+    sums = dict.fromkeys([*metrics, *(f"loss/{task}" for task in tasks)], 0.0)
     training = model.training
     model.eval()
     with torch.no_grad():
         for indices in torch.split(torch.arange(len(split)), _EVALUATION_BATCH):
             inputs, targets = split.batch(indices, device)
             outputs = model(inputs)
-            for key, (name, position) in keys.items():
-                sums[key] += float(tasks[name].metrics[position].per_sample(outputs[name], targets[name]).sum())
+            for key, (name, metric) in metrics.items():
+                sums[key] += float(metric.per_sample(outputs[name], targets[name]).sum())
             for name, task in tasks.items():
                 sums[f"loss/{name}"] += float(task.loss(outputs[name], targets[name])) * len(indices)
     model.train(training)
@@ -98,21 +98,22 @@ def criteria(
     selection = selection or ("mean" if len(kinds) == 1 else "per_metric")
     if selection not in SELECTIONS:
         raise unknown_name("selection", selection, SELECTIONS)
-    directions = {key: tasks[t].metrics[i].higher_is_better for key, (t, i) in metric_keys(tasks).items()}
+    directions = {key: metric.higher_is_better for key, (_, metric) in metrics_of(tasks).items()}
+    signs = {key: 1 if higher else -1 for key, higher in directions.items()}
     if selection == "per_metric":
         return selection, {
-            key: lambda metrics, key=key, sign=1 if higher else -1: sign * metrics[key]  # type: ignore[misc]
-            for key, higher in directions.items()
+            key: lambda metrics, key=key, sign=sign: sign * metrics[key]  # type: ignore[misc]
+            for key, sign in signs.items()
         }
     if selection == "gain":
-        missing = [key for key in directions if key not in (reference or {})]
-        if missing:
-            raise InputError(f"selection=gain needs reference.{missing[0]}, that metric of single-task training")
-        assert reference is not None
-        return selection, {"gain": lambda metrics: relative_gain(metrics, reference, directions)[0]}
+        known = reference or {}
+        for key in directions:
+            if key not in known:
+                raise InputError(f"selection=gain needs reference.{key}, that metric of single-task training")
+        return selection, {"gain": lambda metrics: relative_gain(metrics, known, directions)[0]}
     if len(kinds) > 1:
         raise InputError(f"selection=mean: {' and '.join(sorted(kinds))} cannot be averaged; use per_metric or gain")
-    sign = 1 if all(directions[task] for task in tasks) else -1
+    sign = min(signs[task] for task in tasks)
     return selection, {"mean": lambda metrics: sign * sum(metrics[task] for task in tasks) / len(tasks)}
 
 
@@ -181,10 +182,12 @@ class Trainer:
                 torch.manual_seed(self.seed)
             self.benchmark.model.train()
             while self.epoch < self.schedule.epochs and not self._out_of_patience():
+                order = torch.randperm(len(self.benchmark.train), generator=self._generator(self.epoch))
+                portions = torch.split(order, self.schedule.batch_size)
                 for position in range(session.step % self.batches, self.batches):
                     if position:
                         session.stop_if_asked(f"in epoch {self.epoch + 1}")
-                    self._advance(position)
+                    self._advance(position, portions[position])
                     session.progress.advance(session.step)
                 self._end_epoch()
                 session.stop_if_asked(f"in epoch {self.epoch + 1}")
@@ -199,29 +202,28 @@ class Trainer:
         Args:
             test: read the test split; without it there is no ``test`` in what is returned.
         """
-        tasks = self.benchmark.tasks
-        keys = metric_keys(tasks)
-        single = next(iter(self.chosen)) if self.selection != "per_metric" else None
-        validation = {key: self.chosen[single or key]["metrics"][key] for key in keys}
-        tested: dict[str, dict[str, float]] = {}
-        if test:
-            by_criterion = {criterion: self._test(chosen["model"]) for criterion, chosen in self.chosen.items()}
-            found = {key: by_criterion[single or key][key] for key in keys}
-            tested["test"] = found | means(tasks, found)
+        metrics = metrics_of(self.benchmark.tasks)
+        scores, epochs, validated = (
+            {criterion: chosen[what] for criterion, chosen in self.chosen.items()}
+            for what in ("score", "epoch", "metrics")
+        )
+
+        def reached(by_criterion: Mapping[str, dict[str, float]]) -> dict[str, float]:
+            """Each metric of the model that was chosen for it, and the means."""
+            single = None if self.selection == "per_metric" else self.selection
+            found = {key: by_criterion[single or key][key] for key in metrics}
+            return found | means(self.benchmark.tasks, found)
+
+        tested = {criterion: self._test(chosen["model"]) for criterion, chosen in self.chosen.items() if test}
         return {
-            "tasks": list(tasks),
+            "tasks": list(self.benchmark.tasks),
             "metrics": {
                 key: {"name": metric.name, "higher_is_better": metric.higher_is_better}
-                for key, (task, position) in keys.items()
-                for metric in [tasks[task].metrics[position]]
+                for key, (_, metric) in metrics.items()
             },
-            **tested,
-            "validation": validation | means(tasks, validation),
-            "selection": {
-                "by": self.selection,
-                "epochs": {criterion: chosen["epoch"] for criterion, chosen in self.chosen.items()},
-                "scores": {criterion: chosen["score"] for criterion, chosen in self.chosen.items()},
-            },
+            **({"test": reached(tested)} if test else {}),
+            "validation": reached(validated),
+            "selection": {"by": self.selection, "epochs": epochs, "scores": scores},
             "epochs": self.epoch,
             "updates": self.session.step,
             "seconds": round(self.session.seconds, 3),
@@ -232,29 +234,23 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------------------- one update
 
-    def _batch(self, order: int, position: int) -> Batch:
-        """Batch number ``position`` of the permutation number ``order``: no state, so nothing to resume."""
-        if getattr(self, "_order", None) != order:
-            generator = torch.Generator().manual_seed(self.seed * 2_000_003 + order)
-            self._permutation = torch.randperm(len(self.benchmark.train), generator=generator)
-            self._order = order
-        first = position * self.schedule.batch_size
-        return self.benchmark.train.batch(self._permutation[first : first + self.schedule.batch_size], self.device)
+    def _generator(self, number: int) -> torch.Generator:
+        """Random numbers by the run's seed and this number: no state, so nothing to resume."""
+        return torch.Generator().manual_seed(self.seed * 2_000_003 + number)
 
-    def _advance(self, position: int) -> None:
+    def _advance(self, position: int, indices: Tensor) -> None:
         begun = time.monotonic()
-        epoch = self.epoch
+        epoch, schedule = self.epoch, self.schedule
         if position == 0:
-            decayed = self.schedule.learning_rate * self.schedule.learning_rate_decay**epoch
-            self.update.set_learning_rate(decayed)
-        batch = self._batch(epoch, position)
-        every = self.schedule.insight_every
+            self.update.set_learning_rate(schedule.learning_rate * schedule.learning_rate_decay**epoch)
+        batch = self.benchmark.train.batch(indices, self.device)
+        every = schedule.insight_every
         if every and position + 1 == self.batches and (epoch + 1) % every == 0:
             measured = time.monotonic()
             self._conflict = self._insight(batch)
             begun += time.monotonic() - measured  # no part of what the method costs
         try:
-            logged = self.update.step(batch, lambda: self._another_batch(epoch, position), self.distance.moved)
+            logged = self.update.step(batch, self._another_batch, self.distance.moved)
         except NonFiniteError as error:
             task = "" if error.task is None else f" of task {list(self.benchmark.tasks)[error.task]}"
             raise RunError(
@@ -266,10 +262,8 @@ class Trainer:
         self.session.step += 1
         self._partial_seconds += time.monotonic() - begun
 
-    def _another_batch(self, epoch: int, position: int) -> Batch:
-        generator = torch.Generator().manual_seed(
-            self.seed * 2_000_003 + _EXTRA_BATCHES + epoch * self.batches + position
-        )
+    def _another_batch(self) -> Batch:
+        generator = self._generator(_EXTRA_BATCHES + self.session.step)
         indices = torch.randint(len(self.benchmark.train), (self.schedule.batch_size,), generator=generator)
         return self.benchmark.train.batch(indices, self.device)
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs.metaworld import StepResult, TaskVector, benchmark_tasks
+from envs.metaworld import TaskVector, benchmark_tasks
 from envs.metaworld.shared import Options
 from envs.metaworld.task import TaskEnv
 from envs.metaworld.tasks import balanced_groups
 from mtrl.errors import InputError, RunError
+from mtrl.rl.protocols import Step
 
 TASKS = ["reach-v3", "drawer-close-v3", "push-v3"]
 
@@ -26,11 +27,11 @@ def actions_for(tasks: Sequence[str], steps: int) -> np.ndarray:
     )
 
 
-def play(vector: TaskVector, actions: np.ndarray) -> list[StepResult]:
+def play(vector: TaskVector, actions: np.ndarray) -> list[Step]:
     return [vector.step(action) for action in actions]
 
 
-def rows(results: list[StepResult], index: int) -> list[bytes]:
+def rows(results: list[Step], index: int) -> list[bytes]:
     """All that one task returned."""
     return [field[index].tobytes() for result in results for field in result]
 
@@ -132,7 +133,7 @@ def test_fixed_goal_is_the_same_always_and_for_the_same_seed() -> None:
     assert (starts[0] != starts[2]).any(1).all()
 
 
-def play_from_reset(vector: TaskVector, steps: int) -> list[StepResult]:
+def play_from_reset(vector: TaskVector, steps: int) -> list[Step]:
     vector.reset()
     return play(vector, actions_for(vector.tasks, steps))
 

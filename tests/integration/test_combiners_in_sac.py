@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def filled_agent(config: TrainConfig) -> MultiTaskSAC:
     random = np.random.default_rng(0)
     n = len(TASKS)
     for _ in range(50):
-        step = SimpleNamespace(
+        step: Any = SimpleNamespace(
             rewards=random.normal(size=n),
             next_observations=random.normal(size=(n, OBSERVATION_SIZE)).astype(np.float32),
             terminated=np.zeros(n, bool),

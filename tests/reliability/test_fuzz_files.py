@@ -108,7 +108,7 @@ def test_metrics_of_a_run_that_goes_on_or_is_compared(folder: Path, content: byt
         assert (run / "metrics.jsonl").read_bytes() == content
     else:
         writer.close()
-        assert (len(read_metrics(run / "metrics.jsonl")), 0) == writer.entries
+        assert [len(read_metrics(run / "metrics.jsonl")), 0] == writer.entries
 
 
 class Ring:

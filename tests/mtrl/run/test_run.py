@@ -190,7 +190,7 @@ def test_matrices_and_numbers_go_on_from_the_same_entry(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     log(writer, 0.25)
     entries = writer.entries
-    assert entries == (2, 1)
+    assert entries == [2, 1]
     log(writer, 0.5)
     writer.close()
     with (tmp_path / "matrices.jsonl").open("a") as file:
@@ -283,11 +283,11 @@ def test_weights_and_biases_offline_stays_in_the_run_directory_under_one_id(tmp_
     code = (
         "import sys, pathlib\n"
         "from mtrl.run.metrics import MetricsWriter\n"
-        "writer = MetricsWriter(pathlib.Path(sys.argv[1]), step=int(sys.argv[2]))\n"
+        "config = {'wandb': 'offline', 'seed': 3}\n"
+        "writer = MetricsWriter(pathlib.Path(sys.argv[1]), step=int(sys.argv[2]), config=config)\n"
         "writer.write(int(sys.argv[2]) + 1, 1.0, {'train/loss': 2.0, 'cosines': [[1.0]]})\n"
         "writer.close()"
     )
-    (tmp_path / "config.yaml").write_text("wandb: offline\nseed: 3\n")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     for step in ("0", "1"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path), step], check=True, cwd=tmp_path, env=environment)

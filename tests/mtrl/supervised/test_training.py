@@ -11,7 +11,7 @@ from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import read_metrics
 from mtrl.supervised import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
-from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metric_keys
+from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metrics_of
 from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
 from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.methods.individual import IndividualOptimizers, IndividualSteps, random_groups
@@ -274,7 +274,7 @@ def test_criteria_follow_the_metrics():
 def test_further_metrics_have_keys_of_their_own():
     first, second = (Metric(name, True, lambda o, t: o[:, 0]) for name in ("miou", "accuracy"))
     task = Task(nn.functional.mse_loss, (first, second))
-    assert metric_keys({"s": task}) == {"s": ("s", 0), "s/accuracy": ("s", 1)}
+    assert metrics_of({"s": task}) == {"s": ("s", first), "s/accuracy": ("s", second)}
 
 
 # ---------------------------------------------------------------------------------------------- the methods' identities
