@@ -52,7 +52,8 @@ class RunDirectory:
             self._lock.close()
             raise
         self.checkpoints = Checkpoints(path / "checkpoints")
-        report(was_finished=self.finished)
+        if self.finished:
+            report(result="is finished already")
 
     def _claim(self) -> None:
         """Makes the directory this run's, or checks that it is."""

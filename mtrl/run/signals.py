@@ -3,45 +3,28 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from mtrl.errors import Interrupted
 
 
 def interruption(number: int, where: str = "") -> Interrupted:
-    """What to raise when work has stopped for a signal, having saved what it goes on from.
-
-    Args:
-        number: the signal's.
-        where: how far the work was, with a space before it.
-    """
+    """What to raise when work has stopped for a signal, ``where`` (after a space), and saved what it goes on from."""
     return Interrupted(number, f"stopped by {signal.Signals(number).name}{where}; the same command goes on from there")
 
 
 @contextmanager
 def on_stop_request(stop: Callable[[int], None]) -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into a call; a second one acts as if nobody listened.
+    """Calls a function with the number of the first SIGINT or SIGTERM; a second one acts as if nobody listened."""
+    with ExitStack() as restore:
 
-    Args:
-        stop: gets the signal's number.
-    """
-    if threading.current_thread() is not threading.main_thread():
+        def handle(number: int, frame: FrameType | None) -> None:
+            restore.close()
+            stop(number)
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                restore.callback(signal.signal, number, signal.getsignal(number))
+                signal.signal(number, handle)
         yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        restore()
-        stop(number)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        restore()
