@@ -20,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 
 from mtrl.errors import InputError, RunError
 from mtrl.ranges import Count, check_fields
-from mtrl.report.statistics import Array, Estimate, mean_over_seeds
+from mtrl.report.statistics import Array, mean_over_seeds
 from mtrl.report.tables import Table
 from mtrl.run.files import write_atomically, write_text
 from mtrl.run.record import Metric, Summary, read_record
@@ -31,7 +31,6 @@ from mtrl.sweep.supervision import Supervision
 from scripts.entry import SUPERVISED_CONFIGS, one_line_errors
 from scripts.supervised import SupervisedConfig, method_name, with_options
 
-_GROUPS = ("benchmark", "combiner", "method")
 Cell = Mapping[str, Any]
 """Values by key: one choice along every axis of the grid."""
 Choices = Mapping[str, Sequence[Any]]
@@ -99,11 +98,7 @@ def settings(cell: Cell) -> list[str]:
 
 
 def open_axes(axes: Axes, config: SupervisedConfig, overrides: Sequence[str]) -> Choices:
-    """The values to try by key, of the keys that the command line leaves open.
-
-    Raises:
-        InputError: if nothing is left to choose.
-    """
+    """The values to try by key, of the keys that the command line leaves open; InputError where none is."""
     chosen = dict(axes.axes)
     for name in (config.combiner["name"], config.method["name"]):
         chosen |= axes.methods.get(name, {})
@@ -123,17 +118,16 @@ def train(
 ) -> list[Summary | str]:
     """Sweeps over all combinations of the axes' values and seeds, these varying fastest, and tells how each did.
 
-    Run directories are ``<out>/<key>=<value>,.../seed<seed>``; so many workers train at once.
-
     Returns:
-        What the runs came to, in order; of one that could not go on, for a loss that is not finite, say, the reason.
+        What the runs in ``<out>/<key>=<value>,.../seed<seed>`` came to; of one that could not go on, for a loss that is
+        not finite, say, the reason.
 
     Raises:
         InputError: if a run could not start.
         Interrupted: on SIGINT or SIGTERM, after the runs have written checkpoints.
         RunError: if a run ended in any other way.
     """
-    cell = ",".join(f"{key}=${{{key}{'.name' if key in _GROUPS else ''}}}" for key in axes)
+    cell = ",".join(f"{key}=${{{key}{'.name' if key in ('benchmark', 'combiner', 'method') else ''}}}" for key in axes)
     command = [
         *(one for one, key in keys(overrides).items() if key not in ("seed", "test", "run_dir")),
         *(f"{key}={','.join(map(str, values))}" for key, values in {**axes, "seed": seeds}.items()),
@@ -149,11 +143,12 @@ def train(
         for member in sweep:
             if member.error == "InputError":
                 raise InputError(member.reason)
-            told, found[member.number] = member.outcome, member.reason or ""
+            outcome, found[member.number] = member.outcome, member.reason or ""
             if member.status == "finished" and (summary := read_record(Path(member.run_dir or "")).summary):
-                measures, found[member.number] = summary.test or summary.validation, summary
-                told = " ".join(f"{key} {measures[key]:.4f}" for key in summary.metrics)
-            print(sweep.count, ": ".join(filter(None, [member.label, told])), flush=True)
+                found[member.number] = summary
+                measures = summary.test or summary.validation
+                outcome = " ".join(f"{key} {measures[key]:.4f}" for key in summary.metrics)
+            print(sweep.count, ": ".join(filter(None, [member.label, outcome])), flush=True)
     if sweep.signal is not None:
         raise interruption(sweep.signal)
     for member in sweep.members.values():
@@ -176,11 +171,7 @@ def judge(cell: Cell, runs: Sequence[Summary | str]) -> Tried:
 
 
 def best(tried: Sequence[Tried], higher_is_better: Mapping[str, bool]) -> Tried:
-    """The cell with the best validation score; by mean rank over the metrics where these cannot be averaged.
-
-    Raises:
-        RunError: if every cell failed.
-    """
+    """The cell with the best validation score, by mean rank where metrics have no mean; RunError if all failed."""
     whole = [one for one in tried if one.validation]
     if not whole:
         raise RunError(f"every cell failed, the first one thus: {tried[0].failure}")
@@ -202,18 +193,12 @@ def cell_table(tried: Sequence[Tried], chosen: Tried, metrics: Mapping[str, Metr
     return Table("cells", "Every cell", header, rows, note)
 
 
-def draw(
-    tried: Sequence[Tried],
-    chosen: Tried,
-    test: Mapping[str, Array],
-    estimates: Mapping[str, Estimate],
-    metrics: Mapping[str, Metric],
-) -> Figure:
+def draw(tried: Sequence[Tried], chosen: Tried, test: Mapping[str, Array], final: Sequence[Any]) -> Figure:
     """One row per metric: validation of every cell along each axis, and the chosen cell's test metric."""
     axes = list(chosen.cell)
     figure = Figure(figsize=(3.2 * len(axes) + 2, 2.6 * len(test)), layout="constrained")
     grid = figure.subplots(len(test), len(axes) + 1, squeeze=False, sharey="row", width_ratios=[3] * len(axes) + [1])
-    for row, key in zip(grid, test, strict=True):
+    for row, (key, name, estimate) in zip(grid, final, strict=True):
         for panel, axis in zip(row, axes, strict=False):
             labels = list(dict.fromkeys(str(one.cell[axis]) for one in tried))
             for one in tried:
@@ -222,8 +207,8 @@ def draw(
                     panel.scatter(labels.index(str(one.cell[axis])), one.validation[key], **style)
             panel.set_xticks(range(len(labels)), labels)
             panel.set(xlabel=axis, xlim=(-0.5, len(labels) - 0.5))
-        row[0].set_ylabel(f"{key} {metrics[key].name}")
-        last, estimate = row[-1], estimates[key]
+        row[0].set_ylabel(f"{key} {name}")
+        last = row[-1]
         last.scatter([0] * len(test[key]), test[key], color="tab:blue", alpha=0.6)
         last.hlines(estimate.value, -0.3, 0.3, color="black")
         if np.isfinite(estimate.low):
@@ -257,18 +242,17 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
     random = np.random.default_rng(0)
     estimates = {key: mean_over_seeds(values, random) for key, values in test.items()}
 
-    note = (
-        f"Over {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}) that the grid did not use, with 95% bootstrap intervals."
-    )
-    header, rows = ["task", "metric", "mean"], [[key, metrics[key].name, value] for key, value in estimates.items()]
-    final_table = Table("test", "The chosen cell on the test split", header, rows, note)
+    rows: list[list[Any]] = [[key, metrics[key].name, estimate] for key, estimate in estimates.items()]
+    new = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
+    note = f"Over {new} that the grid did not use, with 95% bootstrap intervals."
+    final_table = Table("test", "The chosen cell on the test split", ["task", "metric", "mean"], rows, note)
     tables = [final_table, cell_table(tried, chosen, metrics)]
     for table in tables:
         write_text(out / f"{table.name}.csv", table.csv())
     command = shlex.join([*overrides, *settings(chosen.cell)])
     text = f"# {name}\n\nChosen: `python scripts/supervised.py {command}`\n\n"
     write_text(out / "report.md", text + "\n".join(table.markdown() for table in tables))
-    figure = draw(tried, chosen, test, estimates, metrics)
+    figure = draw(tried, chosen, test, rows)
     write_atomically(out / "grid.png", lambda stream: figure.savefig(stream, dpi=120, format="png"))
     print(f"chosen   {command}")
     for key, estimate in estimates.items():

@@ -63,14 +63,8 @@ class Member:
     @property
     def outcome(self) -> str | None:
         """What became of it, in a few words."""
-        match self.status:
-            case "finished":
-                return self.result
-            case "stopped":
-                return self.reason
-            case "failed":
-                return f"failed: {self.reason}"
-        return "lost: its process ended without a report"
+        outcomes = {"finished": self.result, "stopped": self.reason, "failed": f"failed: {self.reason}"}
+        return outcomes.get(self.status, "lost: its process ended without a report")
 
     def __str__(self) -> str:
         """One line about it."""

@@ -15,17 +15,11 @@ from mtrl.sweep.supervision import follow_parent
 
 @dataclass(frozen=True)
 class Place:
-    """Where a member is computed.
+    """Where a member is computed."""
 
-    Attributes:
-        cores: how many are its own; None where the whole machine is, and the launcher's own process waits for it.
-        gpu: the only one that it sees; None where its launcher decides.
-        threads: how many it has; None is one per core.
-    """
-
-    cores: int | None
-    gpu: str | None = None
-    threads: str | None = None
+    cores: int | None  # its own; None where the whole machine is, and the launcher's own process waits for it
+    gpu: str | None = None  # the only one that it sees; None where its launcher decides
+    threads: str | None = None  # how many it has; None is one per core
 
     def environment(self, outside: Mapping[str, str]) -> dict[str, str]:
         """The environment of the member's process, made from its launcher's."""

@@ -86,12 +86,6 @@ class Supervision:
             for the logs of members that failed for no known reason. A sweep that was killed there is ended first.
         quiet: keep members' output out of the terminal.
 
-    Attributes:
-        signal: which asked the sweep to stop; None where none did.
-        members: those that have ended, by number.
-        size: how many there will be; empty where that is unknown.
-        code: the launcher's exit code, in the end.
-
     Raises:
         InputError: on entry, if the folder cannot be written.
         RunError: on entry, if another sweep is under way there.
@@ -101,10 +95,10 @@ class Supervision:
         self.command = command
         self.folder = folder.absolute()
         self.quiet = quiet
-        self.signal: int | None = None
-        self.members: dict[int, Member] = {}
-        self.size = ""
-        self.code = 0
+        self.signal: int | None = None  # which asked the sweep to stop
+        self.members: dict[int, Member] = {}  # those that have ended, by number
+        self.size = ""  # how many there will be, where that is known
+        self.code = 0  # the launcher's exit code, in the end
 
     @property
     def count(self) -> str:
@@ -118,7 +112,18 @@ class Supervision:
 
     def __enter__(self) -> Self:
         """Starts the launcher."""
-        self._take_folder()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / _LOCK).open("w")
+        except OSError as error:
+            raise InputError(f"sweep directory '{self.folder.parent}' cannot be written: {error.strerror}") from error
+        if not try_lock(self._lock):
+            self._lock.close()
+            raise RunError(f"another process sweeps into '{self.folder.parent}'")
+        (self.folder / STOP).touch()
+        while self._running():
+            time.sleep(POLL)
+        self._clear(but=[_LOCK])
         self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if self.quiet:
             (self.folder / QUIET).touch()
@@ -153,29 +158,13 @@ class Supervision:
         self.code = self._launcher.returncode
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        unforeseen = [
-            m for m in self.members.values() if (m.status, m.error) == ("failed", None) or m.status == "running"
-        ]
+        unforeseen = [m for m in self.members.values() if m.status in ("failed", "running") and m.error is None]
         self._clear(but=[f"{member.number}.log" for member in unforeseen])
         (self.folder.parent / "multirun.yaml").unlink(missing_ok=True)
         for empty in (self.folder, self.folder.parent):
             with suppress(OSError):
                 empty.rmdir()
         self._lock.close()
-
-    def _take_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / _LOCK).open("w")
-        except OSError as error:
-            raise InputError(f"sweep directory '{self.folder.parent}' cannot be written: {error.strerror}") from error
-        if not try_lock(self._lock):
-            self._lock.close()
-            raise RunError(f"another process sweeps into '{self.folder.parent}'")
-        (self.folder / STOP).touch()
-        while self._running():
-            time.sleep(POLL)
-        self._clear(but=[_LOCK])
 
     def _clear(self, but: Collection[str]) -> None:
         for path in self.folder.iterdir():

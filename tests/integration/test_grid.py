@@ -129,6 +129,28 @@ def test_the_command_line_is_split_between_grid_and_training(composing):
         configured(["workers=0"])
 
 
+def test_a_grid_knows_methods_and_benchmarks_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("""
+from mtrl.supervised.benchmarks import benchmark
+from mtrl.supervised.methods import method
+from mtrl.supervised.methods.combined import CombinedUpdate
+
+@benchmark("mine")
+def mine(tasks=("CL",), dropout=0.0, *, pairs=1):
+    raise NotImplementedError
+
+@method("scaled")
+class Scaled(CombinedUpdate):
+    def __init__(self, setup, *, factor=2.0):
+        super().__init__(setup)
+""")
+    own = ("benchmark=mine", "method=scaled", "method.factor=3", "grid=kurin", "optimizer.weight_decay=0")
+    command = [sys.executable, "scripts/grid.py", f"plugins=[{file}]", *own]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.startswith("error: the grid has no cells: ")) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize("name", [file.stem for file in Path(SUPERVISED_CONFIGS, "grid").glob("*.yaml")])
 def test_shipped_grids_set_existing_keys(composing, name):
     options, _ = configured([f"grid={name}"])
