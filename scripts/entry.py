@@ -103,7 +103,7 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
         if debug or known is None:
             raise
         code, message = known
-        report(reason=message, expected=True, error=type(error).__name__)
+        report(reason=message, error=type(error).__name__)
         sys.stderr.write(f"{'error: ' if code < 128 else ''}{message}\n")
         sys.stderr.flush()
         sys.exit(code)

@@ -51,7 +51,8 @@ class RunDirectory:
         except BaseException:
             self.close()
             raise
-        report(was_finished=self.finished)
+        if self.finished:
+            report(result="is finished already")
 
     def _acquire(self) -> None:
         try:

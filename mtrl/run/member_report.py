@@ -1,4 +1,4 @@
-"""What a member of a sweep tells its sweep: a file that an environment variable names."""
+"""What a member of a sweep tells its sweep: entries of a JSON file that an environment variable names."""
 
 import json
 import os
@@ -12,15 +12,7 @@ VARIABLE = "MTRL_SWEEP_REPORT"
 
 
 def report(**entries: Any) -> None:
-    """Adds to what this process told the sweep that it is a member of; nothing happens outside of a sweep."""
+    """Adds to what is known of this process, an ``mtrl.sweep.member.Member``; nothing happens outside of a sweep."""
     if name := os.environ.get(VARIABLE):
         path = Path(name)
-        write_json(path, read_report(path) | entries)
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """What a member told; nothing where it has not told anything yet."""
-    if not path.exists():
-        return {}
-    told: dict[str, Any] = json.loads(path.read_text())
-    return told
+        write_json(path, json.loads(path.read_text()) | entries)

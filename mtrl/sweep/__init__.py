@@ -1,7 +1,5 @@
 """Sweeps: the runs of a Hydra multirun, each in a process of its own, whichever launcher started it.
 
-A process of its own gives a run its own threads, memory and GPU, and lets it fail alone. `supervision` is the process
-above a sweep, `launch` what it has Hydra do, `member` what becomes of one run, `place` where that is computed. They
-talk through a folder beside the run directories, so that a laptop, a Slurm queue and a Ray cluster with a shared file
-system look the same.
+A process of its own gives a run its own threads, memory and GPU, and lets it fail alone. Processes talk through a
+folder beside the run directories: a laptop, a Slurm queue and a Ray cluster with a shared file system look the same.
 """

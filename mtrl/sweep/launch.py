@@ -4,8 +4,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig
 
 from mtrl.errors import InputError
-from mtrl.run.machine import cores, gpus
 from mtrl.sweep.member import STOP, Member, run_member
 from mtrl.sweep.place import taking_place
 from mtrl.sweep.supervision import FOLDER, QUIET, SIZE, sweep_directory
@@ -37,34 +35,50 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
     folder, directory = Path(os.environ[FOLDER]), sweep_directory(sys.argv)
     arguments = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
     flags = [a for a in sys.argv[1:] if a not in arguments and a not in ("-m", "--multirun") and not a.startswith("~")]
+    command = [sys.executable, str(Path(sys.argv[0]).absolute()), *flags]
     overrides = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(arguments)}
-    swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
-    size = size_of(list(swept.values()))
+    swept = frozenset(key for key, override in overrides.items() if override.is_sweep_override())
+    size = size_of([overrides[key] for key in swept])
     (folder / SIZE).write_text(str(size or ""))
-    run_dir = overrides.get("run_dir")
-    if run_dir is not None and size != 1 and not re.search(r"\$\{|{name}|,", run_dir.get_value_string()):
+    given = overrides.get("run_dir")
+    if given is not None and size != 1 and not re.search(r"\$\{|{name}|,", given.get_value_string()):
         raise InputError("run_dir is the directory of one run, and this is a sweep: set hydra.sweep.dir=DIR instead")
-    task = _Task(
-        command=(sys.executable, str(Path(sys.argv[0]).absolute()), *flags),
-        directory=None if run_dir is not None else str(directory),
-        folder=folder,
-        swept=frozenset(swept),
-        named=frozenset(named),
-        size=size,
-        cores_key=cores_key,
-        threads=os.environ.get("OMP_NUM_THREADS"),
-    )
+    threads = os.environ.get("OMP_NUM_THREADS")
+    default_run_dir = given is None
+
+    def member(config: DictConfig) -> None:
+        """What Hydra's launchers call for every member, wherever: runs the script as a process of its own."""
+        settings: Any = HydraConfig.get()
+        parent = os.getppid()
+        if (folder / STOP).exists():
+            return
+        own = [str(override) for override in settings.overrides.task]
+        label = " ".join(override for override in own if _key(override) in swept)
+        with taking_place(settings, folder, size, threads) as place:
+            if default_run_dir:
+                own.append(f"run_dir={quoted(run_dir_of(str(directory), own, swept.difference(named)))}")
+            if cores_key is not None and place.cores is not None and config[cores_key] is None:
+                own.append(f"{cores_key}={place.cores}")
+            signal_number = run_member(
+                Member(settings.job.num, label),
+                [*command, *own],
+                folder,
+                place.environment(os.environ),
+                settings.runtime.cwd,
+                log=place.cores is not None or (folder / QUIET).exists(),
+            )
+        if signal_number is not None and place.cores is None:
+            sys.exit(128 + signal_number)  # it was for the launcher too
+        if os.getppid() != parent:
+            os._exit(1)  # the launcher is dead, for whom joblib's workers would wait
+
     sys.argv += [
         f"hydra.sweep.dir={quoted(directory.absolute())}",
         "hydra.sweep.subdir=.",
         f"hydra.job.name={config_name}",
+        *_for_ray(overrides),
     ]
-    if "hydra.launcher.ray.init.address" in overrides:
-        # The launcher always sets it, and Ray refuses it for a cluster that is up.
-        sys.argv.append("+hydra.launcher.ray.init.object_store_memory=null")
-    elif "hydra/launcher" in overrides and overrides["hydra/launcher"].value() == "ray":
-        sys.argv.append("hydra.launcher.ray.init.address=local")  # not whatever cluster Ray finds
-    hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(task)()
+    hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(member)()
 
 
 def size_of(swept: Sequence[Override]) -> int | None:
@@ -90,41 +104,10 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+")
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What Hydra's launchers call for every member, wherever: runs the script as a process of its own."""
-
-    command: tuple[str, ...]  # without overrides
-    directory: str | None  # None where run_dir is given
-    folder: Path
-    swept: frozenset[str]
-    named: frozenset[str]
-    size: int | None
-    cores_key: str | None
-    threads: str | None
-
-    def __call__(self, config: DictConfig) -> None:
-        settings: Any = HydraConfig.get()
-        parent = os.getppid()
-        if (self.folder / STOP).exists():
-            return
-        overrides = [str(override) for override in settings.overrides.task]
-        member = Member(settings.job.num, " ".join(o for o in overrides if _key(o) in self.swept))
-        with taking_place(settings, self.folder, self.size, cores(), gpus(), self.threads) as place:
-            if self.directory is not None:
-                run_dir = run_dir_of(self.directory, overrides, self.swept - self.named)
-                overrides = [*overrides, f"run_dir={quoted(run_dir)}"]
-            if self.cores_key is not None and place.cores is not None and config[self.cores_key] is None:
-                overrides = [*overrides, f"{self.cores_key}={place.cores}"]
-            signal_number = run_member(
-                member,
-                [*self.command, *overrides],
-                self.folder,
-                place.environment(os.environ),
-                settings.runtime.cwd,
-                log=not place.in_launcher or (self.folder / QUIET).exists(),
-            )
-        if signal_number is not None and place.in_launcher:
-            sys.exit(128 + signal_number)  # it was for the launcher too
-        if os.getppid() != parent:
-            os._exit(1)  # the launcher is dead, for whom joblib's workers would wait
+def _for_ray(overrides: Mapping[str, Override]) -> list[str]:
+    if "hydra.launcher.ray.init.address" in overrides:
+        # The launcher always sets it, and Ray refuses it for a cluster that is up.
+        return ["+hydra.launcher.ray.init.object_store_memory=null"]
+    if "hydra/launcher" in overrides and overrides["hydra/launcher"].value() == "ray":
+        return ["hydra.launcher.ray.init.address=local"]  # not whatever cluster Ray finds
+    return []

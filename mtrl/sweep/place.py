@@ -1,79 +1,65 @@
 """Where a member of a sweep is computed: how many cores are its own, and which GPU."""
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtrl.run.machine import cores, gpus
+from mtrl.sweep.member import POLL, try_lock
 from mtrl.sweep.supervision import follow_parent
-
-_POLL = 0.3  # seconds
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a member is computed.
+    """Where a member is computed."""
 
-    Attributes:
-        cores: how many are its own; None where the whole machine is.
-        in_launcher: whether the launcher's own process waits for it, and no other member runs meanwhile.
-        gpu: the only one that it sees; None where its launcher decides.
-        threads: how many it has; None is one per core.
-    """
-
-    cores: int | None
-    in_launcher: bool = False
-    gpu: str | None = None
-    threads: str | None = None
+    cores: int | None  # its own; None where the whole machine is, and the launcher's own process waits for it
+    gpu: str | None = None  # the only one that it sees; None where its launcher decides
+    threads: str | None = None  # how many it has; None is one per core
 
     def environment(self, outside: Mapping[str, str]) -> dict[str, str]:
         """The environment of the member's process, made from its launcher's."""
         environment = dict(outside)
         if self.cores is not None:
             environment.pop("OPENBLAS_NUM_THREADS", None)  # a launcher's choice; scripts make their own
-            threads = self.threads or str(self.cores)
-            environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), self.threads or str(self.cores))
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpu
         return environment
 
 
 @contextmanager
-def taking_place(
-    settings: Any, folder: Path, size: int | None, cores: int, gpus: Sequence[str], threads: str | None
-) -> Iterator[Place]:
-    """Waits until there is a place for one more member, which is taken until the end of the context.
+def taking_place(settings: Any, folder: Path, size: int | None, threads: str | None) -> Iterator[Place]:
+    """Waits until this machine has a place for one more member, which is taken until the end of the context.
 
     Args:
         settings: Hydra's own configuration: which launcher, and its options.
         folder: of the sweep.
         size: how many members there are; None where that is unknown.
-        cores: of this machine.
-        gpus: of this machine, as ``CUDA_VISIBLE_DEVICES`` names them.
-        threads: ``OMP_NUM_THREADS`` where the sweep began; launchers have their own in their processes.
+        threads: ``OMP_NUM_THREADS`` where the sweep began; launchers set their own.
     """
-    launcher = settings.launcher
+    launcher, here = settings.launcher, cores()
     match str(launcher["_target_"]).rpartition(".")[2]:
         case "BasicLauncher":
-            yield Place(None, in_launcher=True)
+            yield Place(None)
         case "JoblibLauncher":
             follow_parent()  # joblib's workers do not on their own
-            at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(cores + 1 + launcher.n_jobs, 1)
+            at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(here + 1 + launcher.n_jobs, 1)
             at_once = min(at_once, size or at_once)
+            visible: list[str | None] = [*gpus()] or [None]
             with _taking_slot(folder, at_once) as slot:
-                gpu = gpus[slot % len(gpus)] if gpus else None
-                yield Place(max(cores // at_once, 1), gpu=gpu, threads=threads)
+                yield Place(max(here // at_once, 1), visible[slot % len(visible)], threads)
         case "RayLauncher":
             yield Place(max(int(launcher.ray.remote.get("num_cpus", 1)), 1))
         case "LocalLauncher":  # submitit's, which starts a batch at once
-            at_once = min(size or cores, settings.sweeper.get("max_batch_size") or size or cores)
-            yield Place(launcher.cpus_per_task or max(cores // at_once, 1))
+            at_once = min(size or here, settings.sweeper.get("max_batch_size") or size or here)
+            yield Place(launcher.cpus_per_task or max(here // at_once, 1))
         case _:  # the scheduler's allocation
-            yield Place(int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
+            yield Place(int(os.environ.get("SLURM_CPUS_PER_TASK", here)))
 
 
 @contextmanager
@@ -82,10 +68,7 @@ def _taking_slot(folder: Path, count: int) -> Iterator[int]:
     while True:
         for number in range(count):
             with (folder / f"slot-{number}").open("w") as slot:
-                try:
-                    fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield number
-                return
-        time.sleep(_POLL)
+                if try_lock(slot):
+                    yield number
+                    return
+        time.sleep(POLL)

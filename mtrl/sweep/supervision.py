@@ -4,14 +4,12 @@ Nothing large is imported here, nor Hydra: a sweep is to begin, and to obey sign
 """
 
 import ctypes
-import fcntl
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -19,7 +17,7 @@ from typing import Self
 
 from mtrl.errors import InputError, RunError
 from mtrl.run.member_report import VARIABLE
-from mtrl.sweep.member import STOP, Member
+from mtrl.sweep.member import POLL, STOP, Member, try_lock
 
 FOLDER = "MTRL_SWEEP"
 """The environment variable that tells the launcher the folder of its sweep's reports and logs."""
@@ -28,7 +26,6 @@ SIZE = "size"
 QUIET = "quiet"
 """The file there that keeps members' output out of the terminal."""
 _LOCK = "supervisor"
-_POLL = 0.3  # seconds
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,7 +66,7 @@ def supervise() -> None:
     if sweep.signal is not None:
         _say(f"stopped by {signal.Signals(sweep.signal).name}: the same command goes on from here")
         sys.exit(128 + sweep.signal)
-    failures = [member for member in sweep.members.values() if not member.completed]
+    failures = [member for member in sweep.members.values() if member.status != "finished"]
     if failures:
         _say(f"{len(failures)} of {sweep.size or len(sweep.members)} runs did not finish:")
     for member in failures:
@@ -89,12 +86,6 @@ class Supervision:
             for the logs of members that failed for no known reason. A sweep that was killed there is ended first.
         quiet: keep members' output out of the terminal.
 
-    Attributes:
-        signal: which asked the sweep to stop; None where none did.
-        members: those that have ended, by number.
-        size: how many there will be; empty where that is unknown.
-        code: the launcher's exit code, in the end.
-
     Raises:
         InputError: on entry, if the folder cannot be written.
         RunError: on entry, if another sweep is under way there.
@@ -104,10 +95,10 @@ class Supervision:
         self.command = command
         self.folder = folder.absolute()
         self.quiet = quiet
-        self.signal: int | None = None
-        self.members: dict[int, Member] = {}
-        self.size = ""
-        self.code = 0
+        self.signal: int | None = None  # which asked the sweep to stop
+        self.members: dict[int, Member] = {}  # those that have ended, by number
+        self.size = ""  # how many there will be, where that is known
+        self.code = 0  # the launcher's exit code, in the end
 
     @property
     def count(self) -> str:
@@ -121,7 +112,18 @@ class Supervision:
 
     def __enter__(self) -> Self:
         """Starts the launcher."""
-        self._take_folder()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / _LOCK).open("w")
+        except OSError as error:
+            raise InputError(f"sweep directory '{self.folder.parent}' cannot be written: {error.strerror}") from error
+        if not try_lock(self._lock):
+            self._lock.close()
+            raise RunError(f"another process sweeps into '{self.folder.parent}'")
+        (self.folder / STOP).touch()
+        while self._running():
+            time.sleep(POLL)
+        self._clear(but=[_LOCK])
         self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         if self.quiet:
             (self.folder / QUIET).touch()
@@ -135,10 +137,17 @@ class Supervision:
 
     def __iter__(self) -> Iterator[Member]:
         """Gives members as they end, and in the end those that were lost."""
-        while self._launcher.poll() is None or self._running():
-            time.sleep(_POLL)
-            yield from self._news(ended=False)
-        yield from self._news(ended=True)
+        ended = False
+        while not ended:
+            ended = self._launcher.poll() is not None and not self._running()
+            time.sleep(0 if ended else POLL)
+            if (self.folder / SIZE).exists():
+                self.size = (self.folder / SIZE).read_text()
+            for path in sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem)):
+                member = Member.read(path)
+                if member != self.members.get(member.number) and (ended or member.status != "running"):
+                    self.members[member.number] = member
+                    yield member
 
     def __exit__(self, *error: object) -> None:
         """Has those stop that have not ended, waits for them, and cleans up."""
@@ -149,35 +158,17 @@ class Supervision:
         self.code = self._launcher.returncode
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        for member in self.members.values():
-            if member.completed or member.status == "stopped" or member.expected:
-                (self.folder / f"{member.number}.log").unlink(missing_ok=True)
-        self._clear(but=lambda path: path.suffix == ".log")
+        unforeseen = [m for m in self.members.values() if m.status in ("failed", "running") and m.error is None]
+        self._clear(but=[f"{member.number}.log" for member in unforeseen])
         (self.folder.parent / "multirun.yaml").unlink(missing_ok=True)
         for empty in (self.folder, self.folder.parent):
             with suppress(OSError):
                 empty.rmdir()
         self._lock.close()
 
-    def _take_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / _LOCK).open("w")
-        except OSError as error:
-            raise InputError(f"sweep directory '{self.folder.parent}' cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise RunError(f"another process sweeps into '{self.folder.parent}'") from error
-        (self.folder / STOP).touch()
-        while self._running():
-            time.sleep(_POLL)
-        self._clear(but=lambda path: path.name == _LOCK)
-
-    def _clear(self, but: Callable[[Path], bool]) -> None:
+    def _clear(self, but: Collection[str]) -> None:
         for path in self.folder.iterdir():
-            if not but(path):
+            if path.name not in but:
                 path.unlink()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -191,21 +182,10 @@ class Supervision:
     def _running(self) -> bool:
         """Whether a member runs, also one whose launcher gave up."""
         for path in self.folder.glob("*.lock"):
-            with path.open() as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
+            with path.open("a") as lock:
+                if not try_lock(lock):
                     return True
         return False
-
-    def _news(self, *, ended: bool) -> Iterator[Member]:
-        if (self.folder / SIZE).exists():
-            self.size = (self.folder / SIZE).read_text()
-        for path in sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem)):
-            member = Member(**json.loads(path.read_text()))
-            if member != self.members.get(member.number) and (ended or member.status != "running"):
-                self.members[member.number] = member
-                yield member
 
 
 def _say(line: str) -> None:

@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 
 from mtrl.errors import InputError, RunError
 from scripts.entry import SUPERVISED_CONFIGS
-from scripts.grid import Axes, Tried, best, cells, configuration, configured, open_axes
+from scripts.grid import Axes, Tried, best, cells, composed, configured, open_axes
 
 TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.every=0", "seeds=2")
 
@@ -109,24 +109,46 @@ def test_metrics_that_cannot_be_averaged_are_ranked():
 
 def test_a_grid_is_every_combination_of_what_the_command_line_leaves_open(composing):
     axes = Axes({"dropout": [0.0, 0.1], "epochs": [1, 2]}, {"cagrad": {"combiner.c": [0.2, 0.5]}})
-    assert cells(open_axes(axes, configuration([], {}), [])) == [
+    assert cells(open_axes(axes, composed("supervised", []), [])) == [
         {"dropout": dropout, "epochs": epochs} for dropout in (0.0, 0.1) for epochs in (1, 2)
     ]
     given = ["combiner=cagrad", "epochs=3"]
-    assert cells(open_axes(axes, configuration(given, {}), given)) == [
+    assert cells(open_axes(axes, composed("supervised", given), given)) == [
         {"dropout": dropout, "combiner.c": c} for dropout in (0.0, 0.1) for c in (0.2, 0.5)
     ]
     with pytest.raises(InputError, match="no cells"):
-        open_axes(Axes({"epochs": [1]}), configuration(given, {}), given)
+        open_axes(Axes({"epochs": [1]}), composed("supervised", given), given)
 
 
 def test_the_command_line_is_split_between_grid_and_training(composing):
     options, rest = configured(["combiner=mgda", "seeds=3", "grid=kurin", "out=x", "seed=5"])
     assert (options.seeds, options.out, list(options.grid.axes)) == (3, "x", ["optimizer.weight_decay"])
-    config = configuration(rest, {"optimizer.weight_decay": 0.1})
+    config = composed("supervised", rest, {"optimizer.weight_decay": 0.1})
     assert (config.combiner["name"], config.seed, config.optimizer.weight_decay) == ("mgda", 5, 0.1)
     with pytest.raises(InputError, match="workers"):
         configured(["workers=0"])
+
+
+def test_a_grid_knows_methods_and_benchmarks_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("""
+from mtrl.supervised.benchmarks import benchmark
+from mtrl.supervised.methods import method
+from mtrl.supervised.methods.combined import CombinedUpdate
+
+@benchmark("mine")
+def mine(tasks=("CL",), dropout=0.0, *, pairs=1):
+    raise NotImplementedError
+
+@method("scaled")
+class Scaled(CombinedUpdate):
+    def __init__(self, setup, *, factor=2.0):
+        super().__init__(setup)
+""")
+    own = ("benchmark=mine", "method=scaled", "method.factor=3", "grid=kurin", "optimizer.weight_decay=0")
+    command = [sys.executable, "scripts/grid.py", f"plugins=[{file}]", *own]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.startswith("error: the grid has no cells: ")) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize("name", [file.stem for file in Path(SUPERVISED_CONFIGS, "grid").glob("*.yaml")])
@@ -135,4 +157,4 @@ def test_shipped_grids_set_existing_keys(composing, name):
     for method, further in [("fixed" if name == "weights" else "unitary", {}), *options.grid.methods.items()]:
         given = [f"{'method' if method in ('rotograd', 'auto_lambda') else 'combiner'}={method}"]
         cell = {key: values[0] for key, values in (options.grid.axes | further).items()}
-        configuration(given, cell)
+        composed("supervised", given, cell)

@@ -233,9 +233,10 @@ def test_opening_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> No
 
 def test_a_member_of_a_sweep_tells_how_its_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = tmp_path / "member.json"
+    told.write_text("{}")
     monkeypatch.setenv(VARIABLE, str(told))
     run = RunDirectory(tmp_path / "run", CONFIG)
-    assert json.loads(told.read_text()) == {"run_dir": str(run.path), "was_finished": False}
+    assert json.loads(told.read_text()) == {"run_dir": str(run.path)}
     writer = MetricsWriter(run.path)
     writer.write(1, 1.0, {"test/CL": 0.75})
     writer.close()
@@ -243,7 +244,7 @@ def test_a_member_of_a_sweep_tells_how_its_run_is(tmp_path: Path, monkeypatch: p
     assert json.loads(told.read_text())["result"] == "CL 0.750 in 1.5 min"
     run.close()
     RunDirectory(tmp_path / "run", CONFIG).close()
-    assert json.loads(told.read_text())["was_finished"] is True
+    assert json.loads(told.read_text())["result"] == "is finished already"
 
 
 def test_the_end_of_a_run_fills_the_hparams_tab_and_doubles_no_curve(tmp_path: Path) -> None:

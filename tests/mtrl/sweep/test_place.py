@@ -1,7 +1,6 @@
 """What a member of a sweep gets of a machine."""
 
 import threading
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from mtrl.sweep import place
 from mtrl.sweep.place import Place, taking_place
 
 
@@ -18,10 +18,17 @@ def settings(name: str, max_batch_size: int | None = None, **options: Any) -> An
 
 
 def taking(
-    folder: Path, of_launcher: Any, size: int | None = None, gpus: Sequence[str] = (), threads: str | None = None
+    folder: Path, of_launcher: Any, size: int | None = None, threads: str | None = None
 ) -> AbstractContextManager[Place]:
-    """A place on a machine of 8 cores."""
-    return taking_place(of_launcher, folder, size, 8, gpus, threads)
+    """A place of a sweep."""
+    return taking_place(of_launcher, folder, size, threads)
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 8 cores and no GPU."""
+    monkeypatch.setattr(place, "cores", lambda: 8)
+    monkeypatch.setattr(place, "gpus", list)
 
 
 @pytest.mark.parametrize(
@@ -29,14 +36,15 @@ def taking(
     [(-1, None, 1), (-5, None, 2), (-20, None, 8), (3, None, 2), (3, 2, 4), (-1, 1, 8), (16, 40, 1), (16, None, 1)],
 )
 def test_members_side_by_side_share_the_cores(tmp_path: Path, n_jobs: int, size: int | None, cores: int) -> None:
-    with taking(tmp_path, settings("JoblibLauncher", n_jobs=n_jobs), size) as place:
-        assert place == Place(cores)
+    with taking(tmp_path, settings("JoblibLauncher", n_jobs=n_jobs), size) as taken:
+        assert taken == Place(cores)
 
 
-def test_slots_get_gpus_in_turn(tmp_path: Path) -> None:
+def test_slots_get_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "gpus", lambda: ["4", "GPU-5"])
     joblib = settings("JoblibLauncher", n_jobs=4)
     with ExitStack() as members:
-        places = [members.enter_context(taking(tmp_path, joblib, 9, ["4", "GPU-5"])) for _ in range(4)]
+        places = [members.enter_context(taking(tmp_path, joblib, 9)) for _ in range(4)]
     assert places == [Place(2, gpu=gpu) for gpu in ("4", "GPU-5", "4", "GPU-5")]
 
 
@@ -58,11 +66,11 @@ def test_a_member_waits_for_a_slot(tmp_path: Path) -> None:
 
 
 def test_threads_asked_for_are_what_joblib_gives(tmp_path: Path) -> None:
-    with taking(tmp_path, settings("JoblibLauncher", n_jobs=2), threads="1") as place:
-        assert place == Place(4, threads="1")
-    assert place.environment({})["OMP_NUM_THREADS"] == place.environment({})["MKL_NUM_THREADS"] == "1"
-    with taking(tmp_path, settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), threads="1") as place:
-        assert place.environment({})["OMP_NUM_THREADS"] == "4"
+    with taking(tmp_path, settings("JoblibLauncher", n_jobs=2), threads="1") as taken:
+        assert taken == Place(4, threads="1")
+    assert taken.environment({})["OMP_NUM_THREADS"] == taken.environment({})["MKL_NUM_THREADS"] == "1"
+    with taking(tmp_path, settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), threads="1") as taken:
+        assert taken.environment({})["OMP_NUM_THREADS"] == "4"
 
 
 def test_a_place_is_told_by_the_environment() -> None:
@@ -77,9 +85,9 @@ def test_a_place_is_told_by_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("of_launcher", "place"),
+    ("of_launcher", "expected"),
     [
-        (settings("BasicLauncher"), Place(None, in_launcher=True)),
+        (settings("BasicLauncher"), Place(None)),
         (settings("RayLauncher", ray={"remote": {}}), Place(1)),
         (settings("RayLauncher", ray={"remote": {"num_cpus": 4}}), Place(4)),
         (settings("LocalLauncher", cpus_per_task=5), Place(5)),
@@ -89,8 +97,8 @@ def test_a_place_is_told_by_the_environment() -> None:
     ],
 )
 def test_every_launcher_says_what_a_member_gets(
-    tmp_path: Path, of_launcher: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, of_launcher: Any, expected: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
     with taking(tmp_path, of_launcher, 4) as taken:
-        assert taken == place
+        assert taken == expected
