@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from omegaconf import MISSING, OmegaConf
 
 from mtrl.errors import InputError, RunError
+from mtrl.measures import mean_rank
 from mtrl.ranges import Count, check_fields
 from mtrl.report.statistics import Estimate, mean_over_seeds
 from mtrl.report.tables import Table
 from mtrl.run.directory import read_summary
 from mtrl.run.files import write_atomically, write_text
 from mtrl.run.signals import interruption
-from mtrl.supervised.measures import mean_rank
 from mtrl.sweep.launch import quoted
 from mtrl.sweep.member import Member
 from mtrl.sweep.supervision import Supervision

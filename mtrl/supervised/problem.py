@@ -75,6 +75,13 @@ def regression() -> Task:
     return Task(F.mse_loss, (Metric("squared_error", False, _squared_error),), _check_shapes)
 
 
+def task_losses(
+    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """The losses in the order of the tasks."""
+    return [task.loss(outputs[name], targets[name]) for name, task in tasks.items()]
+
+
 @dataclass(frozen=True)
 class Split:
     """Samples in memory. Another class with ``__len__`` and ``batch`` can take its place.
