@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from omegaconf import MISSING, OmegaConf
 
 from mtrl.errors import InputError, Interrupted, RunError
+from mtrl.measures import mean_rank
 from mtrl.ranges import Count, check_fields
 from mtrl.report.statistics import Array, mean_over_seeds
 from mtrl.report.tables import Table
 from mtrl.run.files import write_atomically, write_text
 from mtrl.run.record import Metric, Summary, read_record
-from mtrl.supervised.measures import mean_rank
 from mtrl.sweep.launch import quoted
 from mtrl.sweep.supervision import Supervision
 from scripts.entry import SUPERVISED_CONFIGS, one_line_errors

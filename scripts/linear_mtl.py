@@ -15,7 +15,7 @@ from mtrl.errors import InputError, RunError
 from mtrl.linear import data
 from mtrl.linear.certificate import certified
 from mtrl.linear.report import Models, picture, points_csv, table
-from mtrl.linear.surface import descend, feasible, random_weights, scalarized
+from mtrl.linear.surface import descend, feasible, scalarized
 from mtrl.linear.verdict import verdict
 from mtrl.ranges import Count, Index, NotNegative
 from mtrl.run.files import write_atomically, write_text
@@ -73,7 +73,7 @@ def models(config: LinearConfig, problem: data.Problem, console: Console) -> Ite
     """Models on the surface, those of linear scalarization, and those that optimizers end at."""
     k = len(problem.gramian)
     yield Models("surface", feasible(problem.gramian, config.rank, config.surface, config.seed))
-    weights = random_weights(k, config.weightings, config.seed)
+    weights = np.random.default_rng(config.seed).dirichlet(np.ones(k), config.weightings)
     yield Models("scalarization", scalarized(problem.gramian, config.rank, weights), weights)
     for name in config.combiners:
         ends = {}

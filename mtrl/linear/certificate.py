@@ -41,7 +41,7 @@ def certificate(gramian: Array, explained: Array, tolerance: float = 1e-6) -> Ce
 
     Args:
         gramian: ``[k, k]``, invertible.
-        explained: ``[k]``, the explained mean squares.
+        explained: ``[k]``, the mean squares.
         tolerance: relative; how far outside the surface a point may be, and how small a shortfall counts as none.
 
     Raises:
@@ -64,10 +64,9 @@ def certificate(gramian: Array, explained: Array, tolerance: float = 1e-6) -> Ce
     u = candidates[best] * np.sqrt(reach)
     slope = inverse @ u
     zero = magnitude <= TOLERANCE * magnitude.max()
-    if (np.abs(slope[zero]) > tolerance * np.abs(slope).max()).any():
-        return Certificate("dominated", reach)
     weights = np.divide(slope, u, out=np.zeros(k), where=~zero)
-    if (weights < -tolerance * np.abs(weights).max()).any():
+    moves = np.abs(slope[zero]) > tolerance * np.abs(slope).max()
+    if moves.any() or (weights < -tolerance * np.abs(weights).max()).any():
         return Certificate("dominated", reach)
     weights = weights.clip(min=0)
     factor = symmetric_root(gramian)

@@ -16,11 +16,6 @@ Array = npt.NDArray[np.float64]
 TOLERANCE = 1e-9
 """Cosines and relative errors below this count as 0."""
 
-SARCOS_SOURCE = (
-    "SARCOS is published at http://www.gaussianprocess.org/gpml/data/ without a licence; nothing is downloaded here"
-)
-_SARCOS_COLUMNS, _SARCOS_TARGETS = 28, 7
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -29,24 +24,18 @@ class Problem:
     Attributes:
         inputs: ``[n, p]``.
         targets: ``[n, k]``.
-        predictions: ``[n, k]``, the least-squares predictions.
-        gramian: ``[k, k]``, of the predictions, divided by n.
-        variances: ``[k]``, the mean squares of the targets (1, once standardised).
+        gramian: ``[k, k]``, of the least-squares predictions, divided by n.
+        variances: ``[k]``, the mean squares of the targets (1, but for rounding).
     """
 
     inputs: Array
     targets: Array
-    predictions: Array
     gramian: Array
     variances: Array
 
 
 def standardised(inputs: Array, targets: Array) -> Problem:
-    """A problem whose inputs and targets have mean 0 and variance 1; constant inputs are left out.
-
-    Args:
-        inputs: ``[n, p]``.
-        targets: ``[n, k]``.
+    """A problem whose inputs ``[n, p]`` and targets ``[n, k]`` get mean 0, variance 1; constant inputs are left out.
 
     Raises:
         InputError: if a value is not finite, a target is constant, or no input varies.
@@ -55,18 +44,17 @@ def standardised(inputs: Array, targets: Array) -> Problem:
         if not np.isfinite(values).all():
             row, column = np.argwhere(~np.isfinite(values))[0]
             raise InputError(f"{name} {column + 1} of record {row + 1} is not a finite number")
-    scale = inputs.std(0)
+    scale, spread = inputs.std(0), targets.std(0)
     varying = scale > TOLERANCE * np.abs(inputs).max(0)
     if not varying.any():
         raise InputError("no input varies")
-    spread = targets.std(0)
     constant = np.flatnonzero(spread <= TOLERANCE * np.abs(targets).max(0))
     if len(constant):
         raise InputError(f"target {constant[0] + 1} is constant: there is nothing to predict")
     x = (inputs - inputs.mean(0))[:, varying] / scale[varying]
     y = (targets - targets.mean(0)) / spread
     predictions = x @ np.linalg.lstsq(x, y, rcond=None)[0]
-    return Problem(x, y, predictions, predictions.T @ predictions / len(x), np.square(y).mean(0))
+    return Problem(x, y, predictions.T @ predictions / len(x), np.square(y).mean(0))
 
 
 def load(data: str, outputs: int | None = None) -> tuple[Array, Array]:
@@ -90,24 +78,24 @@ def load(data: str, outputs: int | None = None) -> tuple[Array, Array]:
     path = Path(data)
     if not path.is_file():
         raise InputError(
-            f"there is no file '{path}' (data= takes a .mat or .csv file, linnerud or simulated). {SARCOS_SOURCE}"
+            f"there is no file '{path}' (data= takes a .mat or .csv file, linnerud or simulated). SARCOS is published "
+            "at http://www.gaussianprocess.org/gpml/data/ without a licence; nothing is downloaded here"
         )
-    if path.suffix == ".mat":
-        table, sarcos = _read_mat(path)
-        if sarcos and outputs is None:
-            outputs = _SARCOS_TARGETS
-    elif path.suffix == ".csv":
-        table = _read_csv(path)
-    else:
+    read = {".mat": _read_mat, ".csv": _read_csv}.get(path.suffix)
+    if read is None:
         raise InputError(f"'{path}' is neither a .mat nor a .csv file")
+    table, known = read(path)
+    columns = table.shape[1]
+    outputs = known if outputs is None else outputs
     if outputs is None:
-        raise InputError(f"'{path}' needs outputs=K: how many of its {table.shape[1]} columns, the last, are targets")
-    if not 1 <= outputs < table.shape[1]:
-        raise InputError(f"outputs: expected 1 to {table.shape[1] - 1} of {table.shape[1]} columns, got {outputs}")
+        raise InputError(f"'{path}' needs outputs=K: how many of its {columns} columns, the last, are targets")
+    if not 1 <= outputs < columns:
+        raise InputError(f"outputs: expected 1 to {columns - 1} of {columns} columns, got {outputs}")
     return table[:, :-outputs], table[:, -outputs:]
 
 
-def _read_mat(path: Path) -> tuple[Array, bool]:
+def _read_mat(path: Path) -> tuple[Array, int | None]:
+    """The one table of a file, and how many targets it is known to have."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -120,19 +108,19 @@ def _read_mat(path: Path) -> tuple[Array, bool]:
             content = process.submit(loadmat, path).result()
         except Exception as error:  # SciPy has no common class for what a damaged file raises
             raise InputError(f"'{path}' is not a whole MATLAB file ({' '.join(str(error).split())})") from error
-    tables = {key: value for key, value in content.items() if not key.startswith("__")}
-    if len(tables) != 1:
-        raise InputError(f"'{path}': expected one table, found {', '.join(tables) or 'none'}")
-    (name, table), *_ = tables.items()
+    names = [name for name in content if not name.startswith("__")]
+    if len(names) != 1:
+        raise InputError(f"'{path}': expected one table, found {', '.join(names) or 'none'}")
+    name, table = names[0], content[names[0]]
     if getattr(table, "ndim", 0) != 2 or table.dtype.kind not in "fiu":
         raise InputError(f"'{path}': {name} is not a table of numbers")
     sarcos = name.startswith("sarcos_inv")
-    if sarcos and table.shape[1] != _SARCOS_COLUMNS:
+    if sarcos and table.shape[1] != 28:
         raise InputError(f"'{path}': {name} has {table.shape[1]} columns, SARCOS has 28 (21 inputs, 7 torques)")
-    return np.asarray(table, dtype=np.float64), sarcos
+    return np.asarray(table, dtype=np.float64), 7 if sarcos else None
 
 
-def _read_csv(path: Path) -> Array:
+def _read_csv(path: Path) -> tuple[Array, None]:
     rows: list[list[float]] = []
     try:
         with path.open(newline="") as file:
@@ -152,4 +140,4 @@ def _read_csv(path: Path) -> Array:
         raise InputError(f"'{path}' is not a CSV file ({error})") from error
     if not rows:
         raise InputError(f"'{path}' has no records")
-    return np.array(rows)
+    return np.array(rows), None

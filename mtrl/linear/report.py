@@ -34,17 +34,17 @@ class Models:
 
 def points_csv(found: Sequence[Models], problem: Problem, targets: Sequence[int]) -> str:
     """One model per line: source, start, mean squared errors, balance, weights."""
+    columns = ["source", "start", *(f"mse_{t}" for t in targets), "balance", *(f"weight_{t}" for t in targets)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source", "start", *(f"mse_{t}" for t in targets), "balance", *(f"weight_{t}" for t in targets)])
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
     for models in found:
         shares = balance(models.explained, problem.gramian)
         for i, explained in enumerate(models.explained):
-            numbers = [f"{number:.6g}" for number in (*(problem.variances - explained), shares[i])]
-            weights = (
-                [""] * len(targets) if models.weights is None else [f"{weight:.6g}" for weight in models.weights[i]]
-            )
-            writer.writerow([models.source, models.starts[i] if models.starts else "", *numbers, *weights])
+            weights = [] if models.weights is None else models.weights[i]
+            numbers = [f"{number:.6g}" for number in (*(problem.variances - explained), shares[i], *weights)]
+            row = [models.source, models.starts[i] if models.starts else "", *numbers]
+            writer.writerow(dict(zip(columns, row, strict=False)))
     return text.getvalue()
 
 
@@ -52,11 +52,10 @@ def table(found: Sequence[Models], problem: Problem, targets: Sequence[int], ran
     """The most balanced model of every source."""
     drawn = Table(title="The most balanced model of each: worst target's share of what it could explain alone")
     drawn.add_column("source")
-    for name in (*(f"mse {target}" for target in targets), "balance"):
-        drawn.add_column(name, justify="right")
     certified = rank == 1 and np.linalg.matrix_rank(problem.gramian, hermitian=True) == len(targets) > 1
+    for name in (*(f"mse {target}" for target in targets), "balance", *(["reach"] if certified else [])):
+        drawn.add_column(name, justify="right")
     if certified:
-        drawn.add_column("reach", justify="right")
         drawn.add_column("by linear scalarization")
     for models in found:
         shares = balance(models.explained, problem.gramian)

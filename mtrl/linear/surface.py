@@ -14,21 +14,10 @@ from mtrl.linear.data import Array, Problem
 
 
 def feasible(gramian: Array, rank: int, count: int, seed: int = 0) -> Array:
-    """What models of the width explain, over random subspaces: the feasible surface.
-
-    Args:
-        gramian: ``[k, k]``.
-        rank: the width q, less than k.
-        count: how many models.
-        seed: draws them.
-
-    Returns:
-        ``[count, k]``, the explained mean squares.
-    """
+    """The feasible surface: the mean squares ``[count, k]`` that random models of width ``rank`` explain."""
     factor = symmetric_root(gramian)
     normal = np.random.default_rng(seed).standard_normal((count, len(factor), min(rank, len(factor))))
-    basis = np.linalg.qr(normal)[0]
-    return np.asarray(np.square(np.swapaxes(basis, 1, 2) @ factor).sum(1))
+    return _explained(factor, np.linalg.qr(normal)[0])
 
 
 def scalarized(gramian: Array, rank: int, weights: Array) -> Array:
@@ -43,14 +32,11 @@ def scalarized(gramian: Array, rank: int, weights: Array) -> Array:
         ``[m, k]``, the explained mean squares.
     """
     factor = symmetric_root(gramian)
-    weighted = factor[None] * np.sqrt(weights)[:, None, :]
-    basis = np.linalg.svd(weighted)[0][:, :, :rank]
+    return _explained(factor, np.linalg.svd(factor * np.sqrt(weights)[:, None])[0][:, :, :rank])
+
+
+def _explained(factor: Array, basis: Array) -> Array:
     return np.asarray(np.square(np.swapaxes(basis, 1, 2) @ factor).sum(1))
-
-
-def random_weights(k: int, count: int, seed: int = 0) -> Array:
-    """Weights drawn uniformly from the simplex: ``[count, k]``."""
-    return np.random.default_rng(seed).dirichlet(np.ones(k), count)
 
 
 def symmetric_root(gramian: Array) -> Array:
@@ -74,7 +60,7 @@ def descend(
     learning_rate: float = 0.5,
     seed: int = 0,
 ) -> Array:
-    """What gradient descent on all data explains with a combiner, from a random start: ``[k]``.
+    """What plain gradient descent on all data explains with a combiner, from a random start: ``[k]``.
 
     Args:
         problem: the data.
@@ -82,7 +68,7 @@ def descend(
         combiner: made for the k targets.
         by_representation: take per-task gradients by the shared representation (MGDA-UB) and not by W.
         epochs: steps.
-        learning_rate: of plain gradient descent.
+        learning_rate: constant.
         seed: of the start.
 
     Raises:
@@ -98,19 +84,18 @@ def descend(
         values = torch.randn(shape, generator=generator, dtype=torch.float64)
         return (values / math.sqrt(shape[0])).requires_grad_()
 
-    shared = start(inputs.shape[1], rank)
-    heads = [start(rank) for _ in range(targets.shape[1])]
+    shared = start(width, rank)
+    heads = [start(rank) for _ in targets.T]
     optimizer = torch.optim.SGD([shared, *heads], lr=learning_rate)
 
     def losses(representations: Sequence[Tensor]) -> list[Tensor]:
-        pairs = zip(representations, heads, targets.T, strict=True)
-        return [(z @ head - y).square().sum() for z, head, y in pairs]
+        return [(z @ head - y).square().sum() for z, head, y in zip(representations, heads, targets.T, strict=True)]
 
     try:
         for _ in range(epochs):
             aliases = fan_out(inputs @ shared, len(heads))
             optimizer.zero_grad()
-            representation = aliases if by_representation and combiner.needs != "losses" else None
+            representation = aliases if by_representation else None
             backward(losses(aliases), combiner, shared=[shared], specific=heads, representation=representation)
             optimizer.step()
             if combiner.needs_losses_after_step:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import eq
 
 import numpy as np
 
@@ -45,13 +46,9 @@ class Verdict:
 def verdict(gramian: Array, rank: int) -> Verdict:
     """Whether linear scalarization can fully explore the Pareto front (Hu et al., 2023).
 
-    Always if the width is at least the rank of G: one W is then best for all. For width 1 if and only if G,
-    for width k-1 if and only if the inverse of G is doubly non-negative after negating some targets. Between
-    these no criterion is known.
-
-    Args:
-        gramian: ``[k, k]``, G.
-        rank: the width q of the shared layer.
+    Always if the width ``rank`` (at least 1) is at least the rank of the Gramian G ``[k, k]``: one W is then best for
+    all. For width 1 if and only if G, for width k-1 if and only if the inverse of G is doubly non-negative after
+    negating some targets. Between these no criterion is known.
 
     Raises:
         InputError: if ``rank`` is less than 1.
@@ -89,24 +86,21 @@ def sign_flips(matrix: Array) -> tuple[tuple[int, ...] | None, tuple[int, ...] |
         The flips, or None; the cycle, or None.
     """
     relative = cosines(matrix)
-    signs = np.where(np.abs(relative) > TOLERANCE, np.sign(relative), 0).astype(int)
+    signs = np.where(np.abs(relative) > TOLERANCE, np.sign(relative), 0).astype(int).tolist()
     found: dict[int, int] = {}
-    parent: dict[int, int] = {}
+    ways: dict[int, tuple[int, ...]] = {}  # from where the walk started
     for start in range(len(signs)):
-        if start in found:
-            continue
-        found[start] = 1
-        queue = [start]
+        queue = [] if start in found else [start]
+        found.setdefault(start, 1)
+        ways.setdefault(start, (start,))
         for i in queue:
-            for j in np.flatnonzero(signs[i]).tolist():
-                if j == i:
-                    continue
-                demanded = found[i] * int(signs[i, j])
-                if j not in found:
-                    found[j], parent[j] = demanded, i
+            for j, sign in enumerate(signs[i]):
+                if sign and j not in found:
+                    found[j], ways[j] = found[i] * sign, (*ways[i], j)
                     queue.append(j)
-                elif found[j] != demanded:
-                    return None, _cycle(parent, i, j)
+                elif sign and found[j] != found[i] * sign:
+                    parting = sum(map(eq, ways[i], ways[j]))
+                    return None, (*reversed(ways[i][parting - 1 :]), *ways[j][parting:])
     return tuple(i for i in range(len(signs)) if found[i] < 0), None
 
 
@@ -114,15 +108,3 @@ def cosines(matrix: Array) -> Array:
     """A Gramian ``[k, k]`` of vectors scaled to length 1."""
     scale = np.sqrt(np.diagonal(matrix))
     return np.asarray(matrix / np.outer(scale, scale), dtype=np.float64)
-
-
-def _cycle(parent: dict[int, int], i: int, j: int) -> tuple[int, ...]:
-    def path(node: int) -> list[int]:
-        nodes = [node]
-        while nodes[-1] in parent:
-            nodes.append(parent[nodes[-1]])
-        return nodes
-
-    up, down = path(i), path(j)
-    meeting = next(node for node in up if node in down)
-    return (*up[: up.index(meeting) + 1], *reversed(down[: down.index(meeting)]))

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from mtrl.errors import InputError
+from mtrl.measures import gain_statistics, mean_rank, relative_gain
 from mtrl.report import drawing, figures
 from mtrl.report.comparison import Comparison, Method, differences, runs_by_method, unscored_warning
 from mtrl.report.conflict_figures import conflict_pictures
@@ -16,7 +17,6 @@ from mtrl.report.runs import Run
 from mtrl.report.section import Section
 from mtrl.report.statistics import Array, mean_of_present
 from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
-from mtrl.supervised.measures import gain_statistics, mean_rank, relative_gain
 
 SINGLE = "single-task training"
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.gradients import NonFiniteError
 from mtrl.gradients.conflict import conflict_metrics
+from mtrl.measures import relative_gain
 from mtrl.run.directory import RunDirectory
 from mtrl.run.session import Session
-from mtrl.supervised.measures import Distance, relative_gain, shared_gradients
+from mtrl.supervised.measures import Distance, shared_gradients
 from mtrl.supervised.problem import Benchmark, Metric, MultiTaskModel, Split, Task
 from mtrl.supervised.updates import Batch, Update
 

@@ -59,10 +59,9 @@ def _check_labels(outputs: Tensor, targets: Tensor) -> None:
 
 
 def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.shape[1:] != targets.shape[1:]:
-        raise InputError(
-            f"the head gives {list(outputs.shape[1:])} per sample, but a target is {list(targets.shape[1:])}"
-        )
+    given, expected = list(outputs.shape[1:]), list(targets.shape[1:])
+    if given != expected:
+        raise InputError(f"the head gives {given} per sample, but a target is {expected}")
 
 
 def classification() -> Task:
@@ -75,13 +74,18 @@ def regression() -> Task:
     return Task(F.mse_loss, (Metric("squared_error", False, _squared_error),), _check_shapes)
 
 
+def task_losses(
+    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """The losses in the order of the tasks."""
+    return [task.loss(outputs[name], targets[name]) for name, task in tasks.items()]
+
+
 @dataclass(frozen=True)
 class Split:
-    """Samples in memory. Another class with ``__len__`` and ``batch`` can take its place.
+    """Samples in memory: inputs and, by task, targets, ``[N, ...]``.
 
-    Attributes:
-        inputs: ``[N, ...]``.
-        targets: ``[N, ...]`` by task.
+    Another class with ``__len__`` and ``batch`` can take its place.
 
     Raises:
         InputError: if the split is empty, or a task has another number of samples than the inputs.
@@ -108,12 +112,7 @@ class Split:
 
 
 class MultiTaskModel(nn.Module):
-    """A shared encoder and one head per task (hard parameter sharing).
-
-    Args:
-        encoder: from inputs to the shared representation z.
-        heads: from z to outputs, by task.
-    """
+    """A shared encoder, from inputs to the representation z, and one head per task, from z to outputs."""
 
     def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -140,14 +139,9 @@ class MultiTaskModel(nn.Module):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A problem, and the model for it. `mtrl.supervised.data.example` is one to copy.
+    """A problem, and the untrained model for it. `mtrl.supervised.data.example` is one to copy.
 
-    Attributes:
-        tasks: by name, in order.
-        model: untrained.
-        train: what is trained on.
-        validation: what models are selected by.
-        test: what is reported; read once, after training.
+    Models are selected by the validation split; the test split is read once, after training.
     """
 
     tasks: Mapping[str, Task]

@@ -42,13 +42,11 @@ class OptimizerOptions:
         if self.name == "adam" and self.momentum:
             raise InputError("optimizer.momentum is for optimizer.name=sgd")
 
-    def make(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer for some parameters."""
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a model's parameters."""
         if self.name == "adam":
-            return torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, momentum=self.momentum
-        )
+            return torch.optim.Adam(model.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.SGD(model.parameters(), self.learning_rate, self.momentum, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,7 @@ class Setup:
 
 
 class Update(ABC):
-    """A method: how one batch changes the model.
-
-    Args:
-        setup: what it is made from.
-    """
+    """A method, made from a `Setup`: how one batch changes the model."""
 
     combines: ClassVar[bool] = True
     """Whether it has a use for a combiner."""
@@ -92,10 +86,12 @@ class Update(ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.model, self.tasks = setup.benchmark.model, setup.benchmark.tasks
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        """Those that follow the learning rate, by name."""
-        self.stateful: dict[str, Any] = {}
-        """What else has a ``state_dict``, by name; not the model."""
+        self.optimizer = setup.optimizer.make(self.model)
+        """Of all parameters that the model has now."""
+        self.rates = {self.optimizer: 1.0}
+        """The optimizers that follow the learning rate, and how many times as large theirs is."""
+        self.stateful: dict[str, Any] = {"optimizer": self.optimizer}
+        """What has a ``state_dict``, by name; not the model."""
 
     @abstractmethod
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
@@ -112,30 +108,18 @@ class Update(ABC):
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the learning rate of the epoch that begins."""
-        for optimizer in self.optimizers.values():
-            set_learning_rate(optimizer, learning_rate)
+        for optimizer, rate in self.rates.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * learning_rate
 
     def state_dict(self) -> dict[str, Any]:
         """All state but the model's."""
-        return {name: part.state_dict() for name, part in (self.optimizers | self.stateful).items()}
+        return {name: part.state_dict() for name, part in self.stateful.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a `state_dict`."""
-        for name, part in (self.optimizers | self.stateful).items():
+        for name, part in self.stateful.items():
             part.load_state_dict(state[name])
-
-
-def task_losses(
-    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
-) -> list[Tensor]:
-    """The losses in the order of the tasks."""
-    return [task.loss(outputs[name], targets[name]) for name, task in tasks.items()]
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets it for all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 def named(kind: str, tasks: Mapping[str, Task], values: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:

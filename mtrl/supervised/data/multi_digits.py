@@ -1,14 +1,13 @@
 """Overlaid handwritten digits from scikit-learn's own wheel: real data, nothing to download."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.benchmarks import benchmark
-from mtrl.supervised.data.overlay import TASKS, LeNet, make_benchmark, overlay
+from mtrl.supervised.data.overlay import TASKS, make_benchmark
 from mtrl.supervised.problem import Benchmark
 
 
@@ -37,12 +36,6 @@ def multi_digits(
     digits = torch.as_tensor(source.images, dtype=torch.float32) / 16
     labels = torch.as_tensor(source.target, dtype=torch.int64)
     shuffled = torch.randperm(len(digits), generator=torch.Generator().manual_seed(data_seed))
-    return make_benchmark(
-        tasks,
-        [(digits[part], labels[part]) for part in shuffled.tensor_split([1078, 1437])],
-        partial(overlay, offset=2, canvas=10, size=10),
-        partial(LeNet, 10, kernel=3, padding=1),
-        dropout=dropout,
-        pairs_per_digit=pairs_per_digit,
-        data_seed=data_seed,
-    )
+    parts = [(digits[part], labels[part]) for part in shuffled.tensor_split([1078, 1437])]
+    layout = {"offset": 2, "canvas": 10, "size": 10, "kernel": 3, "padding": 1}
+    return make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, **layout)

@@ -4,7 +4,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,10 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.benchmarks import benchmark
-from mtrl.supervised.data.overlay import LeNet, make_benchmark, overlay
+from mtrl.supervised.data.overlay import make_benchmark
 from mtrl.supervised.problem import Benchmark
 
 SOURCE = "MNIST is published at http://yann.lecun.com/exdb/mnist/ under CC BY-SA 3.0; nothing is downloaded here"
-
-_TRAIN = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-_TEST = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 _SIDE = 28
 _MEAN, _DEVIATION = 0.1307, 0.3081  # of MNIST's training pixels
 
@@ -40,8 +37,7 @@ def multi_mnist(
     Args:
         tasks: a selection of ``CL CR RL RR``, see `mtrl.supervised.data.overlay.TASKS`.
         dropout: of encoder and heads.
-        data_dir: where the four IDX files are, gzipped or not, or torchvision's directory above
-            ``MNIST/raw`` (or ``raw``).
+        data_dir: where the four IDX files are, gzipped or not, or torchvision's folder above ``MNIST/raw`` or ``raw``.
         validation: how many of the last training digits are held out.
         pairs_per_digit: how many images each digit of a split is the left one of.
         data_seed: draws the pairs.
@@ -50,27 +46,23 @@ def multi_mnist(
         InputError: on an unknown task, or if a file is missing, incomplete or not MNIST's.
     """
     if data_dir is None:
-        raise InputError(f"benchmark=multi_mnist needs data_dir=DIR with {_TRAIN[0]} and the others. {SOURCE}")
-    digits, labels = _labelled_digits(Path(data_dir), _TRAIN)
+        raise InputError(
+            f"benchmark=multi_mnist needs data_dir=DIR with train-images-idx3-ubyte and the others. {SOURCE}"
+        )
+    digits, labels = _labelled_digits(Path(data_dir), "train")
     if not 0 < validation < len(digits):
         raise InputError(f"validation: expected 1 to {len(digits) - 1} of {len(digits)} digits, got {validation}")
-    split = len(digits) - validation
-    overlaid = make_benchmark(
-        tasks,
-        [(digits[:split], labels[:split]), (digits[split:], labels[split:]), _labelled_digits(Path(data_dir), _TEST)],
-        partial(overlay, offset=6, canvas=36, size=_SIDE),
-        partial(LeNet, _SIDE, kernel=5, padding=0),
-        dropout=dropout,
-        pairs_per_digit=pairs_per_digit,
-        data_seed=data_seed,
-    )
+    test = _labelled_digits(Path(data_dir), "t10k")
+    parts = [(digits[:-validation], labels[:-validation]), (digits[-validation:], labels[-validation:]), test]
+    layout = {"offset": 6, "canvas": 36, "size": _SIDE, "kernel": 5, "padding": 0}
+    overlaid = make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, **layout)
     for part in (overlaid.train, overlaid.validation, overlaid.test):
         part.inputs.sub_(_MEAN).div_(_DEVIATION)
     return overlaid
 
 
-def _labelled_digits(directory: Path, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-    images_file, labels_file = (_find(directory, name) for name in names)
+def _labelled_digits(directory: Path, part: str) -> tuple[Tensor, Tensor]:
+    images_file, labels_file = (_find(directory, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
     images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
     if images.shape[1:] != (_SIDE, _SIDE):
         raise InputError(f"{images_file}: images of {images.shape[1]}x{images.shape[2]} pixels, expected 28x28")
@@ -86,25 +78,15 @@ def _labelled_digits(directory: Path, names: tuple[str, str]) -> tuple[Tensor, T
 
 def _find(directory: Path, name: str) -> Path:
     folders = [directory, directory / "raw", directory / "MNIST" / "raw"]
-    # Some copies have a dot in place of the last hyphen.
-    names = [name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz"]
-    for folder in folders:
-        for candidate in names:
-            if (folder / candidate).is_file():
-                return folder / candidate
-    looked = ", ".join(str(folder) for folder in folders)
-    raise InputError(f"there is no {name} or {name}.gz in {looked}. {SOURCE}")
+    dotted = name.replace("-idx", ".idx")  # in some copies
+    for folder, candidate in product(folders, (name, f"{name}.gz", dotted, f"{dotted}.gz")):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise InputError(f"there is no {name} or {name}.gz in {', '.join(map(str, folders))}. {SOURCE}")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, gzipped where its name ends in ``.gz``.
-
-    Args:
-        path: the file.
-        dimensions: how many the array has to have.
-
-    Returns:
-        A writable array of ``uint8``.
+    """The writable array of so many dimensions in an IDX file of unsigned bytes, gzipped if its name ends in ``.gz``.
 
     Raises:
         InputError: if the file is damaged, incomplete, or holds something else.

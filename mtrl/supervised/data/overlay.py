@@ -1,11 +1,11 @@
 """Two overlaid digits per image: the tasks, the images and the network of Multi-MNIST (Sabour et al., 2017)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, Task, check_tasks, classification, regression
+from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, check_tasks, classification, regression
 
 TASKS = ("CL", "CR", "RL", "RR")
 """Classify (C) or reconstruct (R) the left (L) or right (R) digit (Gama & Grassi, 2025, section 3.1)."""
@@ -21,8 +21,8 @@ def overlay(left: Tensor, right: Tensor, *, offset: int, canvas: int, size: int)
     Args:
         left: ``[N, H, H]``.
         right: ``[N, H, H]``.
-        offset: how far the right digit's corner is from the left one's, in pixels down and to the right.
-        canvas: side of the canvas, in pixels.
+        offset: of the right digit's corner from the left one's, in pixels down and to the right.
+        canvas: its side, in pixels.
         size: side of the image, in pixels.
 
     Returns:
@@ -37,44 +37,26 @@ def overlay(left: Tensor, right: Tensor, *, offset: int, canvas: int, size: int)
     return image[:, nearest][:, :, nearest]
 
 
-def pair(digits: int, pairs_per_digit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which digits to overlay: each as the left one ``pairs_per_digit`` times, with a right one drawn uniformly.
-
-    Returns:
-        The indices of left and of right digits, ``[digits pairs_per_digit]`` each.
-    """
-    left = torch.arange(digits).repeat(pairs_per_digit)
-    return left, torch.randint(digits, (len(left),), generator=generator)
-
-
-class LeNet(nn.Sequential):
+def _encoder(size: int, kernel: int, padding: int, dropout: float) -> nn.Module:
     """LeNet's layers up to the shared representation: two convolutions with pooling, one linear layer.
 
-    With kernels of 5 and no padding it is the Multi-MNIST encoder of Sener & Koltun (2018), with dropout as in
-    Kurin et al. (2022, section 4.1.1).
-
-    Args:
-        size: side of the image, in pixels.
-        kernel: side of the convolutions.
-        padding: of the convolutions.
-        dropout: on the second convolution's channels.
+    With kernels of 5 and no padding it is the Multi-MNIST encoder of Sener & Koltun (2018), with dropout on the second
+    convolution's channels as in Kurin et al. (2022, section 4.1.1).
     """
-
-    def __init__(self, size: int, *, kernel: int, padding: int, dropout: float) -> None:
-        for _ in range(2):
-            size = (size + 2 * padding - kernel + 1) // 2
-        super().__init__(
-            nn.Conv2d(1, 10, kernel, padding=padding),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Conv2d(10, 20, kernel, padding=padding),
-            nn.Dropout2d(dropout),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(20 * size**2, _FEATURES),
-            nn.ReLU(),
-        )
+    for _ in range(2):
+        size = (size + 2 * padding - kernel + 1) // 2
+    return nn.Sequential(
+        nn.Conv2d(1, 10, kernel, padding=padding),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(10, 20, kernel, padding=padding),
+        nn.Dropout2d(dropout),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(20 * size**2, _FEATURES),
+        nn.ReLU(),
+    )
 
 
 def _classifier(dropout: float) -> nn.Module:
@@ -95,23 +77,27 @@ def _decoder(side: int, dropout: float) -> nn.Module:
 def make_benchmark(
     tasks: Sequence[str],
     sources: Sequence[tuple[Tensor, Tensor]],
-    image: Callable[[Tensor, Tensor], Tensor],
-    encoder: Callable[..., nn.Module],
-    *,
     dropout: float,
     pairs_per_digit: int,
     data_seed: int,
+    *,
+    kernel: int,
+    padding: int,
+    size: int,
+    **layout: int,
 ) -> Benchmark:
     """A benchmark of overlaid digits.
 
     Args:
         tasks: a selection of `TASKS`.
         sources: digits ``[N, H, H]`` in [0, 1] and labels ``[N]`` of the training, validation and test split.
-        image: of left and right digits, see `overlay`.
-        encoder: makes it, see `LeNet`.
         dropout: of encoder and heads.
-        pairs_per_digit: how often each digit of a split is the left one.
-        data_seed: draws the right ones.
+        pairs_per_digit: how often each digit of a split is the left one; the right one is drawn uniformly.
+        data_seed: draws it.
+        kernel: side of the encoder's convolutions.
+        padding: of these.
+        size: side of the image, in pixels.
+        **layout: ``offset`` and ``canvas``, see `overlay`.
 
     Raises:
         InputError: on an unknown task.
@@ -120,13 +106,12 @@ def make_benchmark(
     generator = torch.Generator().manual_seed(data_seed)
     splits = []
     for digits, labels in sources:
-        left, right = pair(len(digits), pairs_per_digit, generator)
+        left = torch.arange(len(digits)).repeat(pairs_per_digit)
+        right = torch.randint(len(digits), (len(left),), generator=generator)
         targets = {"CL": labels[left], "CR": labels[right], "RL": digits[left], "RR": digits[right]}
-        images = image(digits[left], digits[right]).unsqueeze(1)
+        images = overlay(digits[left], digits[right], size=size, **layout).unsqueeze(1)
         splits.append(Split(images, {task: targets[task] for task in tasks}))
     side = sources[0][0].shape[-1]
-    heads: dict[str, nn.Module] = {}
-    for task in tasks:
-        heads[task] = _classifier(dropout) if task[0] == "C" else _decoder(side, dropout)
-    kinds: dict[str, Task] = {task: classification() if task[0] == "C" else regression() for task in tasks}
-    return Benchmark(kinds, MultiTaskModel(encoder(dropout=dropout), heads), *splits)
+    heads = {task: _classifier(dropout) if task[0] == "C" else _decoder(side, dropout) for task in tasks}
+    kinds = {task: classification() if task[0] == "C" else regression() for task in tasks}
+    return Benchmark(kinds, MultiTaskModel(_encoder(size, kernel, padding, dropout), heads), *splits)

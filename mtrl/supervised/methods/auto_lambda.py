@@ -1,15 +1,15 @@
 """Auto-Lambda: task weights learned by looking one step ahead."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtrl.ranges import Positive
 from mtrl.supervised.methods import method
-from mtrl.supervised.updates import Batch, Setup, Update, named, task_losses
+from mtrl.supervised.problem import task_losses
+from mtrl.supervised.updates import Batch, Setup, Update, named
 
 
 @method("auto_lambda")
@@ -35,12 +35,10 @@ class AutoLambdaUpdate(Update):
 
     def __init__(self, setup: Setup, *, initial_weight: Positive = 0.1, learning_rate: Positive = 1e-4) -> None:
         super().__init__(setup)
-        self.optimizer = setup.optimizer.make(list(self.model.parameters()))
-        self.optimizers["optimizer"] = self.optimizer
         like = next(self.model.parameters())
-        self.weights = like.new_full((len(self.tasks),), initial_weight, requires_grad=True)
+        self.weights = nn.Parameter(like.new_full((len(self.tasks),), initial_weight))
         self.weights_optimizer = torch.optim.Adam([self.weights], lr=learning_rate)
-        self.stateful["weights_optimizer"] = self.weights_optimizer
+        self.stateful |= {"weights": nn.ParameterList([self.weights]), "weights_optimizer": self.weights_optimizer}
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `mtrl.supervised.updates.Update`."""
@@ -58,42 +56,27 @@ class AutoLambdaUpdate(Update):
 
     def _look_ahead(self, batch: Batch, other: Batch) -> Tensor:
         """The gradient by the weights of the unweighted loss on the other batch after a step on this one."""
-        parameters = dict(self.model.named_parameters())
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         rate = float(self.optimizer.param_groups[0]["lr"])
 
-        def losses(at: Mapping[str, Tensor], inputs: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-            outputs = functional_call(self.model, dict(at), (inputs,))
-            return torch.stack(task_losses(self.tasks, outputs, targets))
+        def losses(at: dict[str, Tensor], data: Batch) -> Tensor:
+            outputs = functional_call(self.model, at, (data[0],))
+            return torch.stack(task_losses(self.tasks, outputs, data[1]))
 
-        def gradient(loss: Tensor, at: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        def gradient(loss: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, ...]:
             return torch.autograd.grad(loss, list(at.values()), allow_unused=True, materialize_grads=True)
 
-        plain = gradient(self.weights.detach() @ losses(parameters, *batch), parameters)
-        ahead = {
-            name: (parameter - rate * g).detach().requires_grad_()
-            for (name, parameter), g in zip(parameters.items(), plain, strict=True)
-        }
-        direction = gradient(losses(ahead, *other).sum(), ahead)
+        def moved(step: float, along: Sequence[Tensor]) -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {name: p + step * d for (name, p), d in zip(parameters.items(), along, strict=True)}
+
+        plain = gradient(self.weights.detach() @ losses(parameters, batch), parameters)
+        ahead = {name: p.requires_grad_() for name, p in moved(-rate, plain).items()}
+        direction = gradient(losses(ahead, other).sum(), ahead)
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in direction]))
         if norm == 0:
             return torch.zeros_like(self.weights)
         reach = 0.01 / float(norm)
         with torch.no_grad():
-            sides = [
-                losses(
-                    {n: p + sign * reach * d for (n, p), d in zip(parameters.items(), direction, strict=True)}, *batch
-                )
-                for sign in (1, -1)
-            ]
-        forward, backward = sides
+            forward, backward = (losses(moved(step, direction), batch) for step in (reach, -reach))
         return (forward - backward) * (-rate / (2 * reach))
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `mtrl.supervised.updates.Update`."""
-        return super().state_dict() | {"weights": self.weights.detach()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `mtrl.supervised.updates.Update`."""
-        super().load_state_dict(state)
-        with torch.no_grad():
-            self.weights.copy_(state["weights"])

@@ -8,7 +8,8 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.gradients import backward
 from mtrl.supervised.methods import method
-from mtrl.supervised.updates import Batch, Setup, Update, named, task_losses
+from mtrl.supervised.problem import task_losses
+from mtrl.supervised.updates import Batch, Setup, Update, named
 
 
 @method("combined")
@@ -26,8 +27,6 @@ class CombinedUpdate(Update):
             name = self.combiner.name
             raise InputError(f"wrt=last: {name} combines gradients, not losses; use shared or representation")
         self.shared, self.specific = list(self.model.encoder.parameters()), list(self.model.heads.parameters())
-        self.optimizer = setup.optimizer.make([*self.shared, *self.specific])
-        self.optimizers["optimizer"] = self.optimizer
         self.stateful["combiner"] = self.combiner
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
@@ -42,7 +41,7 @@ class CombinedUpdate(Update):
             self.combiner,
             shared=self.shared,
             specific=self.specific,
-            representation=aliases if self.wrt == "representation" and self.combiner.needs != "losses" else None,
+            representation=aliases if self.wrt == "representation" else None,
             measured=self.model.last_shared_layer() if self.wrt == "last" else None,
         )
         self.optimizer.step()

@@ -29,12 +29,10 @@ class IndividualSteps(Update):
     def __init__(self, setup: Setup, *, groups: Count | None = None) -> None:
         super().__init__(setup)
         self.groups = random_groups(list(self.tasks), groups, setup.seed)
-        shared = list(self.model.encoder.parameters())
-        memories = self.groups if self.memory_per_group else self.groups[:1]
-        self.shared_optimizers = [setup.optimizer.make(shared) for _ in memories]
-        self.head_optimizer = setup.optimizer.make(list(self.model.heads.parameters()))
-        self.optimizers |= {f"optimizer_{number}": made for number, made in enumerate(self.shared_optimizers)}
-        self.optimizers["head_optimizer"] = self.head_optimizer
+        further = self.groups[1:] if self.memory_per_group else []
+        self.optimizers = [self.optimizer, *(setup.optimizer.make(self.model) for _ in further)]
+        self.rates = dict.fromkeys(self.optimizers, 1.0)
+        self.stateful = {f"optimizer_{number}": made for number, made in enumerate(self.optimizers)}
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `Update`."""
@@ -43,10 +41,9 @@ class IndividualSteps(Update):
         for number, group in enumerate(self.groups):
             z = self.model.encoder(inputs)
             losses = [self.tasks[name].loss(self.model.heads[name](z), targets[name]) for name in group]
-            self.model.zero_grad()  # gradients of other heads are None, so that their optimizer leaves them alone
+            self.model.zero_grad()  # gradients of other heads are None, so that the optimizer leaves them alone
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-            self.shared_optimizers[number % len(self.shared_optimizers)].step()
-            self.head_optimizer.step()
+            self.optimizers[number % len(self.optimizers)].step()
             moved()
             found |= zip(group, losses, strict=True)
         return named("loss", self.tasks, [found[name] for name in self.tasks])

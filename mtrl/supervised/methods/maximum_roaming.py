@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -27,7 +28,7 @@ class RoamingModel(MultiTaskModel):
     normalisation behind a layer is masked in its place.
 
     Args:
-        model: the model to take encoder and heads from.
+        model: gives encoder and heads.
         share: of a layer's units that a task has; more where the tasks would leave a unit to nobody.
         seed: of the first masks and, later, of the swaps.
 
@@ -52,7 +53,7 @@ class RoamingModel(MultiTaskModel):
         self._task = 0
         for name, layer in zip(self.masks, layers, strict=True):
             self.register_buffer(name, _initial_mask(len(model.heads), _units(layer), share, self.generator))
-            layer.register_forward_hook(self._masking(name))
+            layer.register_forward_hook(partial(self._masked, name))
         self.to(next(self.parameters()).device)
 
     def representations(self, inputs: Tensor) -> list[Tensor]:
@@ -63,13 +64,9 @@ class RoamingModel(MultiTaskModel):
             found.append(self.encoder(inputs))
         return found
 
-    def _masking(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
-            mask: Tensor = self.get_buffer(name)[self._task]
-            behind = 0 if isinstance(layer, nn.Linear) else output.ndim - 2
-            return output * mask.view(-1, *[1] * behind)
-
-        return hook
+    def _masked(self, name: str, layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+        behind = 0 if isinstance(layer, nn.Linear) else output.ndim - 2
+        return output * self.get_buffer(name)[self._task].view(-1, *[1] * behind)
 
 
 @method("maximum_roaming")
@@ -119,11 +116,8 @@ class MaximumRoamingUpdate(CombinedUpdate):
 
     def state_dict(self) -> dict[str, Any]:
         """See `mtrl.supervised.updates.Update`; the masks are the model's."""
-        return super().state_dict() | {
-            "updates": self._updates,
-            "visited": self._visited,
-            "generator": self.model.generator.get_state(),
-        }
+        own = {"updates": self._updates, "visited": self._visited, "generator": self.model.generator.get_state()}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `mtrl.supervised.updates.Update`."""

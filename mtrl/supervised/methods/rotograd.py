@@ -13,7 +13,7 @@ from mtrl.ranges import Index, NotNegative
 from mtrl.supervised.methods import method
 from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.problem import Benchmark
-from mtrl.supervised.updates import Setup, named, set_learning_rate
+from mtrl.supervised.updates import Setup, named
 
 
 @method("rotograd")
@@ -50,7 +50,6 @@ class RotoGradUpdate(CombinedUpdate):
     ) -> None:
         combiner = Homogenized(setup.combiner, burn_in) if homogenize else setup.combiner
         super().__init__(replace(setup, combiner=combiner))
-        self._scale = learning_rate_scale
         self.rotations = _rotations(setup.benchmark)
         for (name, head), rotation in zip(list(self.model.heads.items()), self.rotations, strict=True):
             self.model.heads[name] = nn.Sequential(rotation, head)
@@ -58,6 +57,7 @@ class RotoGradUpdate(CombinedUpdate):
             [parameter for rotation in self.rotations for parameter in rotation.parameters()],
             lr=setup.optimizer.learning_rate * learning_rate_scale,
         )
+        self.rates[self.rotation_optimizer] = learning_rate_scale
         self.stateful["rotation_optimizer"] = self.rotation_optimizer
 
     def _observe(self, losses: Sequence[Tensor], aliases: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -72,11 +72,6 @@ class RotoGradUpdate(CombinedUpdate):
         torch.stack(rotation_losses).sum().backward()  # type: ignore[no-untyped-call]
         self.rotation_optimizer.step()
         return named("rotation_loss", self.tasks, rotation_losses)
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """See `mtrl.supervised.updates.Update`."""
-        super().set_learning_rate(learning_rate)
-        set_learning_rate(self.rotation_optimizer, learning_rate * self._scale)
 
 
 class Homogenized(Combiner):

@@ -9,7 +9,7 @@ from mtrl.errors import InputError, RunError
 from mtrl.linear import data as regression_data
 from mtrl.linear.certificate import certificate
 from mtrl.linear.data import standardised
-from mtrl.linear.surface import balance, descend, feasible, random_weights, scalarized
+from mtrl.linear.surface import balance, descend, feasible, scalarized
 from mtrl.linear.verdict import sign_flips, verdict
 
 # Signs of the three off-diagonal pairs: an even number of negative ones can be flipped away.
@@ -20,6 +20,10 @@ NOT_FULLY = np.array([[1.0, 0.3, 0.4], [0.3, 1.0, -0.2], [0.4, -0.2, 1.0]])
 def random_gramian(random, k):
     points = random.standard_normal((k + 1, k))
     return points.T @ points
+
+
+def random_weights(count, seed=0):
+    return np.random.default_rng(seed).dirichlet(np.ones(3), count)
 
 
 def by_trying_all_signs(matrix):
@@ -137,7 +141,7 @@ def test_verdicts_of_random_problems_hold_by_brute_force(seed):
     # At width 1 the certificate of a random point decides the same as a fine grid of weights.
     random = np.random.default_rng(seed)
     gramian = random_gramian(random, 3)
-    weights = random_weights(3, 4000, seed)
+    weights = random_weights(4000, seed)
     best = scalarized(gramian, 1, weights)
     best = (best * weights).sum(1)
     outcomes = set()
@@ -157,7 +161,7 @@ def test_verdicts_of_random_problems_hold_by_brute_force(seed):
 
 def test_what_scalarization_reaches_is_certified_reachable():
     for gramian in (FULLY, NOT_FULLY):
-        for point in scalarized(gramian, 1, random_weights(3, 20)):
+        for point in scalarized(gramian, 1, random_weights(20)):
             found = certificate(gramian, point)
             assert found.outcome == "reachable"
             assert found.reach == pytest.approx(1)

@@ -5,14 +5,9 @@ import torch
 from torch import nn
 
 from mtrl.errors import InputError
+from mtrl.measures import gain_statistics, mean_rank, relative_gain
 from mtrl.supervised import MultiTaskModel, regression
-from mtrl.supervised.measures import (
-    Distance,
-    gain_statistics,
-    mean_rank,
-    relative_gain,
-    shared_gradients,
-)
+from mtrl.supervised.measures import Distance, shared_gradients
 
 HIGHER = {"segmentation": True, "segmentation/accuracy": True, "depth": False}
 SINGLE = {"segmentation": 0.5, "segmentation/accuracy": 0.8, "depth": 0.1}
