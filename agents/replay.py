@@ -128,20 +128,10 @@ class ReplayBuffer:
         """Transitions held per task."""
         return min(self.added, self.capacity)
 
-    def add(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        next_observations: Tensor,
-        terminated: Tensor,
-        *,
-        broken: Tensor | None = None,
-    ) -> None:
-        """Adds one raw transition of every task, ``[T, ...]``; of a ``broken`` one, its last once more."""
+    def add(self, *transition: Tensor, broken: Tensor | None = None) -> None:
+        """Adds a raw transition of every task, ``[T, ...]``, in the order of `Batch`; of a ``broken`` one, its last again."""
         slot = self.added % self.capacity
-        given = Batch(observations, actions, rewards, next_observations, terminated)
-        new = [value.to(field) for value, field in zip(given, self.fields, strict=True)]
+        new = [value.to(field) for value, field in zip(transition, self.fields, strict=True)]
         if broken is not None and bool(broken.any()):
             again = broken.to(self.storage)
             pairs = zip(new, self.last(), strict=True)
