@@ -129,7 +129,7 @@ class ReplayBuffer:
         return min(self.added, self.capacity)
 
     def add(self, *transition: Tensor, broken: Tensor | None = None) -> None:
-        """Adds a raw transition of every task, ``[T, ...]``, in the order of `Batch`; of a ``broken`` one, its last again."""
+        """Adds one raw transition of every task, ``[T, ...]`` as in `Batch`; of a ``broken`` one, its last again."""
         slot = self.added % self.capacity
         new = [value.to(field) for value, field in zip(transition, self.fields, strict=True)]
         if broken is not None and bool(broken.any()):
