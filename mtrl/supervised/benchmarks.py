@@ -1,6 +1,5 @@
 """Benchmarks by name."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -8,7 +7,7 @@ from mtrl.errors import InputError
 from mtrl.plugins import load_file
 from mtrl.ranges import Within, check
 from mtrl.registry import Registry
-from mtrl.supervised.options import checked, options_of, refuse_unknown
+from mtrl.supervised.options import checked, refuse_unknown
 from mtrl.supervised.problem import Benchmark
 
 benchmark: Registry[Callable[..., Benchmark]] = Registry("benchmark", "mtrl.supervised.data", checked("benchmark"))
@@ -32,20 +31,14 @@ def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0,
         InputError: on an unknown name or option, or whatever the benchmark refuses.
     """
     check("dropout", dropout, Dropout)
-    given = {"dropout": dropout} | ({} if tasks is None else {"tasks": tasks})
     if name == "custom":
-        function = _from_file(options.pop("file"))
-        valid = inspect.signature(function).parameters.keys() - {"tasks", "dropout"}
+        file = options.pop("file")
+        function = getattr(load_file("benchmark.file", file), "make_benchmark", None)
+        if not callable(function):
+            raise InputError(f"benchmark.file: '{file}' has no function make_benchmark")
+        refuse_unknown(name, options, function)
     else:
         function = benchmark.get(name)
-        valid = set(options_of(function))
-    refuse_unknown(name, options, valid)
-    return function(**given, **options)
-
-
-def _from_file(file: str) -> Callable[..., Benchmark]:
-    function = getattr(load_file("benchmark.file", file), "make_benchmark", None)
-    if not callable(function):
-        raise InputError(f"benchmark.file: '{file}' has no function make_benchmark")
-    made: Callable[..., Benchmark] = function
+    given = {} if tasks is None else {"tasks": tasks}
+    made: Benchmark = function(dropout=dropout, **given, **options)
     return made

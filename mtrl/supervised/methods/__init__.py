@@ -4,7 +4,7 @@ from typing import Any
 
 from mtrl.errors import InputError
 from mtrl.registry import Registry
-from mtrl.supervised.options import checked, options_of, refuse_unknown
+from mtrl.supervised.options import checked
 from mtrl.supervised.updates import Setup, Update
 
 method: Registry[type[Update]] = Registry("method", __name__, checked("method"))
@@ -20,5 +20,4 @@ def make(name: str, setup: Setup, **options: Any) -> Update:
     made = method.get(name)
     if not made.combines and setup.combiner.name != "unitary":
         raise InputError(f"method={name} does without a combiner: leave out combiner={setup.combiner.name}")
-    refuse_unknown(name, options, options_of(made))
     return made(setup, **options)

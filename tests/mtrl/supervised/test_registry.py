@@ -25,12 +25,16 @@ def setup():
     return Setup(benchmark, combiners.make("unitary", 2), OptimizerOptions())
 
 
+def defaults(maker):
+    return {name: option.default for name, option in options_of(maker).items()}
+
+
 def test_what_the_package_registers_is_found_without_a_list():
     assert methods.method.names() == METHODS
     assert benchmarks.benchmark.names() == ["multi_digits", "multi_mnist"]
-    assert options_of(methods.method.get("rotograd")) == {"learning_rate_scale": 1.0, "homogenize": True, "burn_in": 20}
-    assert options_of(methods.method.get("combined")) == {}
-    assert options_of(benchmarks.benchmark.get("multi_digits")) == {"pairs_per_digit": 5, "data_seed": 0}
+    assert defaults(methods.method.get("rotograd")) == {"learning_rate_scale": 1.0, "homogenize": True, "burn_in": 20}
+    assert defaults(methods.method.get("combined")) == {}
+    assert defaults(benchmarks.benchmark.get("multi_digits")) == {"pairs_per_digit": 5, "data_seed": 0}
 
 
 @pytest.mark.parametrize("name", METHODS)
