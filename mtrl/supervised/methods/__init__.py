@@ -8,7 +8,7 @@ from mtrl.supervised.options import checked
 from mtrl.supervised.updates import Setup, Update
 
 method: Registry[type[Update]] = Registry("method", __name__, checked("method"))
-"""The decorator of an `Update`; its options are what its constructor takes beside the setup."""
+"""The decorator of an `Update`; its options, refused out of range, are what its constructor takes beside the setup."""
 
 
 def make(name: str, setup: Setup, **options: Any) -> Update:

@@ -78,12 +78,11 @@ class MaximumRoamingUpdate(CombinedUpdate):
     after about ``roaming_updates``. Every task's forward and backward pass goes through the encoder alone.
 
     Args:
-        setup: see `Update`; ``wrt`` is ``shared`` or ``last``: the tasks have no representation in common.
         share: see `RoamingModel`.
         roaming_updates: after how many updates every task has visited every unit.
 
     Raises:
-        InputError: if ``wrt`` or an option is out of range.
+        InputError: if ``wrt`` is ``representation``, which the tasks do not have in common.
     """
 
     model: RoamingModel
@@ -139,6 +138,6 @@ def _initial_mask(num_tasks: int, units: int, share: float, generator: torch.Gen
     wanted = math.ceil(share * units)
     for row in mask:
         free = (row == 0).nonzero().flatten()
-        missing = max(wanted - (units - len(free)), 0)
+        missing = max(wanted - units + len(free), 0)
         row[free[torch.randperm(len(free), generator=generator)[:missing]]] = 1
     return mask
