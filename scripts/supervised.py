@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -16,14 +16,13 @@ from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Seed, Within, check_fields
+from mtrl.ranges import Count, FractionBelowOne, PositiveFraction, Seed, check_fields, options_of
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.run.sinks import check_wandb
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
-from mtrl.supervised.options import options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
@@ -44,8 +43,8 @@ class SupervisedConfig:
     seed: Seed
     epochs: Count
     batch_size: Count
-    learning_rate_decay: Annotated[float, Within("(0, 1]")]
-    dropout: benchmarks.Dropout
+    learning_rate_decay: PositiveFraction
+    dropout: FractionBelowOne
     patience: Count | None
     selection: str | None
     test: bool
@@ -76,7 +75,7 @@ class SupervisedConfig:
 def store_options() -> None:
     """Gives Hydra the configuration's schema and the groups ``benchmark`` and ``method``."""
     store = ConfigStore.instance().store
-    store("supervised_schema", SupervisedConfig)
+    store("supervised_schema", SupervisedConfig)  # again: a plugin may have imported this script, which is `__main__`
     for name in benchmarks.benchmark.names():
         store(name, choice(name, options_of(benchmarks.benchmark.get(name))), group="benchmark")
     for name in methods.method.names():

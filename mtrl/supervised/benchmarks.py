@@ -1,19 +1,16 @@
 """Benchmarks by name."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from mtrl.errors import InputError
 from mtrl.plugins import load_file
-from mtrl.ranges import Within, check
+from mtrl.ranges import FractionBelowOne, check, checked, refuse_unknown
 from mtrl.registry import Registry
-from mtrl.supervised.options import checked, refuse_unknown
 from mtrl.supervised.problem import Benchmark
 
 benchmark: Registry[Callable[..., Benchmark]] = Registry("benchmark", "mtrl.supervised.data", checked("benchmark"))
 """The decorator of a function of ``tasks`` (a selection of its own), ``dropout`` and its options."""
-
-Dropout = Annotated[float, Within("[0, 1)")]
 
 
 def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0, **options: Any) -> Benchmark:
@@ -30,7 +27,7 @@ def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0,
     Raises:
         InputError: on an unknown name or option, or whatever the benchmark refuses.
     """
-    check("dropout", dropout, Dropout)
+    check("dropout", dropout, FractionBelowOne)
     if name == "custom":
         file = options.pop("file")
         function = getattr(load_file("benchmark.file", file), "make_benchmark", None)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from mtrl.errors import InputError
+from mtrl.ranges import checked
 from mtrl.registry import Registry
-from mtrl.supervised.options import checked
 from mtrl.supervised.updates import Setup, Update
 
 method: Registry[type[Update]] = Registry("method", __name__, checked("method"))

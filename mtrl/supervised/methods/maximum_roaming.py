@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Within, check
+from mtrl.ranges import Count, PositiveFraction, check
 from mtrl.supervised.methods import method
 from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.problem import MultiTaskModel
 from mtrl.supervised.updates import Batch, Setup
-
-Share = Annotated[float, Within("(0, 1]")]
 
 
 class RoamingModel(MultiTaskModel):
@@ -37,7 +35,7 @@ class RoamingModel(MultiTaskModel):
     """
 
     def __init__(self, model: MultiTaskModel, *, share: float, seed: int) -> None:
-        check("share", share, Share)
+        check("share", share, PositiveFraction)
         super().__init__(model.encoder, dict(model.heads.items()))
         self.generator = torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
@@ -87,7 +85,7 @@ class MaximumRoamingUpdate(CombinedUpdate):
 
     model: RoamingModel
 
-    def __init__(self, setup: Setup, *, share: Share = 0.8, roaming_updates: Count = 2000) -> None:
+    def __init__(self, setup: Setup, *, share: PositiveFraction = 0.8, roaming_updates: Count = 2000) -> None:
         if setup.wrt == "representation":
             raise InputError("wrt=representation: with maximum_roaming every task has its own; use shared or last")
         model = RoamingModel(setup.benchmark.model, share=share, seed=setup.seed)

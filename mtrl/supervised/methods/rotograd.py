@@ -81,16 +81,14 @@ class Homogenized(Combiner):
     """
 
     needs = "gramian"
-    initial: Tensor
-    updates: Tensor
 
     def __init__(self, inner: Combiner, burn_in: int) -> None:
         super().__init__(inner.num_tasks)
         if inner.needs == "jacobian" or inner.needs_losses_after_step:
             raise InputError(f"method.homogenize=true needs a method with weights from one batch, not {inner.name}")
         self.name, self.inner, self.burn_in = inner.name, inner, burn_in
-        self.register_buffer("initial", torch.ones(inner.num_tasks, dtype=torch.float64))
-        self.register_buffer("updates", torch.tensor(0))
+        self.initial: Tensor = nn.Buffer(torch.ones(inner.num_tasks, dtype=torch.float64))
+        self.updates: Tensor = nn.Buffer(torch.tensor(0))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None

@@ -10,10 +10,9 @@ import pytest
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Within, described
+from mtrl.ranges import FractionBelowOne, Within, checked, described, options_of
 from mtrl.registry import Registry
 from mtrl.supervised import benchmarks, methods
-from mtrl.supervised.options import checked, options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 
 METHODS = ["auto_lambda", "combined", "individual_optimizers", "individual_steps", "maximum_roaming", "rotograd"]
@@ -90,7 +89,7 @@ def test_ranges_hold_whoever_calls():
             maker(1, strength=2)
     with pytest.raises(InputError, match=r"method 'mine' is registered twice: .*test_registry has it"):
         registry("mine")(mine)
-    assert described(benchmarks.Dropout).endswith("[0, 1)")
+    assert described(FractionBelowOne).endswith("[0, 1)")
 
 
 STRANGER = """
