@@ -23,10 +23,7 @@ def relative_gain(
 ) -> tuple[float, dict[str, float]]:
     """The relative gain over single-task training (Gama & Grassi, 2025, equation 1): 0.01 is one per cent better.
 
-    Args:
-        metrics: of a multi-task model, by key; those without a direction do not count.
-        reference: of single-task training, by key.
-        higher_is_better: by key.
+    All is by key; of a multi-task model's ``metrics``, those without a direction do not count.
 
     Returns:
         The mean over tasks, and by task the mean over its metrics.
@@ -49,9 +46,7 @@ def relative_gain(
 def mean_rank(methods: Mapping[str, Mapping[str, float]], higher_is_better: Mapping[str, bool]) -> dict[str, float]:
     """The mean rank (Gama & Grassi, 2025, equation 2): within a task over its metrics, then over tasks; 1 is best.
 
-    Args:
-        methods: metrics by key, by method. Ties share the mean of their ranks.
-        higher_is_better: by key.
+    ``methods`` are metrics by key, by method. Ties share the mean of their ranks.
     """
     ranks: dict[str, dict[str, float]] = {method: {} for method in methods}
     for key, higher in higher_is_better.items():

@@ -1,8 +1,10 @@
 """Ranges of options, declared beside them: ``discount: Annotated[float, Within("[0, 1]")] = 0.99``."""
 
 import dataclasses
+import functools
+import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mtrl.errors import InputError, unknown_name
@@ -84,6 +86,43 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, object], 
     hints = get_type_hints(function, include_extras=True)
     for name, value in values.items():
         check(f"{prefix}{name}", value, hints.get(name, Any))
+
+
+def options_of(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a function or class takes by keyword alone: its options, each with its ``default`` and ``annotation``."""
+    parameters = inspect.signature(maker, eval_str=True).parameters
+    return {name: option for name, option in parameters.items() if option.kind is option.KEYWORD_ONLY}
+
+
+def refuse_unknown(name: str, options: Iterable[str], function: Callable[..., Any]) -> None:
+    """Raises `InputError` on the first option that is no parameter of the function; it offers the nearest."""
+    valid = inspect.signature(function).parameters.keys()
+    for option in options:
+        if option not in valid:
+            raise unknown_name(f"option of {name}", option, valid - {"self", "setup", "tasks", "dropout"})
+
+
+def checked(kind: str) -> Callable[[str, Any], Any]:
+    """For a `mtrl.registry.Registry`: every call of what is registered checks its options.
+
+    Messages call an option ``<kind>.<option>``, as the command line does.
+    """
+
+    def admit(name: str, maker: Any) -> Any:
+        function = maker.__init__ if isinstance(maker, type) else maker  # type: ignore[misc]
+
+        @functools.wraps(function)
+        def checking(*args: Any, **options: Any) -> Any:
+            refuse_unknown(name, options, function)
+            check_arguments(function, options, f"{kind}.")
+            return function(*args, **options)
+
+        if not isinstance(maker, type):
+            return checking
+        maker.__init__ = checking  # type: ignore[misc]
+        return maker
+
+    return admit
 
 
 def described(annotation: Any) -> str:

@@ -3,7 +3,7 @@
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -32,12 +32,12 @@ def load_plugins(files: Iterable[str]) -> None:
     for file in files:
         load_file("plugins", file)
     for name in combiners.names():
-        # No types: what a method refuses, it refuses in its own words, wherever it is made.
-        own = {
-            option: MISSING if parameter.default is parameter.empty else parameter.default
-            for option, parameter in combiners.get(name).options().items()
-        }
-        ConfigStore.instance().store(name, {"name": name, **own}, group="combiner")
+        ConfigStore.instance().store(name, choice(name, combiners.get(name).options()), group="combiner")
+
+
+def choice(name: str, options: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """A choice of one of Hydra's groups, without types: what is refused is refused by whoever takes the options."""
+    return {"name": name} | {key: MISSING if o.default is o.empty else o.default for key, o in options.items()}
 
 
 load_plugins([])

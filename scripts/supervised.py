@@ -1,36 +1,34 @@
 """Trains a supervised multi-task model: ``python scripts/supervised.py benchmark=multi_digits combiner=mgda``."""
 
 import dataclasses
-import inspect
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
 from rich.console import Console
 from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Seed, Within, check_fields
+from mtrl.ranges import Count, FractionBelowOne, PositiveFraction, Seed, check_fields, options_of
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.run.sinks import check_wandb
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
-from mtrl.supervised.options import options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
 from scripts.configuration import EveryConfig, InsightConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
-from scripts.methods import load_plugins, show_methods, with_plugins
+from scripts.methods import choice, load_plugins, show_methods, with_plugins
 
 
 @dataclass
@@ -45,8 +43,8 @@ class SupervisedConfig:
     seed: Seed
     epochs: Count
     batch_size: Count
-    learning_rate_decay: Annotated[float, Within("(0, 1]")]
-    dropout: benchmarks.Dropout
+    learning_rate_decay: PositiveFraction
+    dropout: FractionBelowOne
     patience: Count | None
     selection: str | None
     test: bool
@@ -69,27 +67,21 @@ class SupervisedConfig:
         check_fields(self)
         check_wandb(self.wandb)
         self.plugins = [str(Path(file).absolute()) for file in self.plugins]
-        given = self.reference
-        if given is not None and not (
-            isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())
-        ):
+        given = {} if self.reference is None else self.reference
+        if not isinstance(given, dict) or not all(isinstance(number, int | float) for number in given.values()):
             raise InputError(f"reference: expected numbers by metric, e.g. {{CL: 0.97}}, got {given!r}")
 
 
 def store_options() -> None:
     """Gives Hydra the configuration's schema and the groups ``benchmark`` and ``method``."""
     store = ConfigStore.instance().store
-    store("supervised_schema", SupervisedConfig)
+    store("supervised_schema", SupervisedConfig)  # again: a plugin may have imported this script, which is `__main__`
     for name in benchmarks.benchmark.names():
-        store(name, _node(name, benchmarks.benchmark.get(name)), group="benchmark")
+        store(name, choice(name, options_of(benchmarks.benchmark.get(name))), group="benchmark")
     for name in methods.method.names():
         method = methods.method.get(name)
-        store(name, {"method": _node(name, method), "wrt": method.usual_wrt}, group="method", package="_global_")
-
-
-def _node(name: str, maker: Callable[..., Any]) -> dict[str, Any]:
-    options = options_of(maker).items()
-    return {"name": name} | {key: MISSING if value is inspect.Parameter.empty else value for key, value in options}
+        node = {"method": choice(name, options_of(method)), "wrt": method.usual_wrt}
+        store(name, node, group="method", package="_global_")
 
 
 store_options()
@@ -97,7 +89,7 @@ store_options()
 
 def train(config: SupervisedConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     device = device_of(config.device)
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)
@@ -106,13 +98,12 @@ def train(config: SupervisedConfig) -> None:
     update = make_update(config, benchmark)
     benchmark = dataclasses.replace(benchmark, model=update.model)
     tasks = list(benchmark.tasks)
-    directory = RunDirectory(run_directory(config, tasks), dataclasses.asdict(config) | {"tasks": tasks})
-    try:
+    path = directory_of(
+        config.run_dir, f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
+    )
+    with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         if directory.finished:
-            console.print(
-                f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.",
-                soft_wrap=True,
-            )
+            console.print(f"{path} is finished: nothing to do. Another run_dir or seed starts a new run.")
             return
         trainer = Trainer(
             benchmark,
@@ -126,16 +117,12 @@ def train(config: SupervisedConfig) -> None:
         console.print(
             f"{config.benchmark['name']}: {', '.join(tasks)}; {len(benchmark.train):,} training samples, "
             f"{sum(p.numel() for p in benchmark.model.parameters()):,} parameters, {method_name(config)}, {device}; "
-            f"run directory {directory.path}",
-            soft_wrap=True,
+            f"run directory {path}"
         )
         trainer.train()
         summary = trainer.summary(test=config.test)
-        summary |= {"memory": peak_memory(), "machine": machine(), "command": sys.argv}
-        directory.finish(summary)
-        report(summary, directory.path, Console())
-    finally:
-        directory.close()
+        directory.finish(summary | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
+        report(summary, path)
 
 
 def make_benchmark(config: SupervisedConfig) -> Benchmark:
@@ -143,28 +130,26 @@ def make_benchmark(config: SupervisedConfig) -> Benchmark:
     options = dict(config.benchmark)
     if config.data_dir is not None and options.get("data_dir") is None:
         options["data_dir"] = config.data_dir  # refused by a benchmark that reads no files
-    return benchmarks.make(options.pop("name"), config.tasks, dropout=config.dropout, **options)
+    return benchmarks.make(tasks=config.tasks, dropout=config.dropout, **options)
 
 
 def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
     """The method that a configuration asks for."""
-    options = dict(config.method)
     combiner = make_combiner(config, list(benchmark.tasks))
     setup = Setup(benchmark, combiner, config.optimizer, cast(Wrt, config.wrt), config.seed)
-    return methods.make(options.pop("name"), setup, **options)
+    return methods.make(setup=setup, **config.method)
 
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:
     """The combiner that a configuration asks for."""
     options = dict(config.combiner)
-    name = options.pop("name")
     if config.weights_from is not None:
-        if name != "fixed":
-            raise InputError(f"weights_from is for combiner=fixed, not {name}")
+        if options["name"] != "fixed":
+            raise InputError(f"weights_from is for combiner=fixed, not {options['name']}")
         options["weights"] = weights_of_run(Path(config.weights_from), tasks, "train/weight", config.weights_how)
         if options["weights"] is None:
             raise InputError(f"weights_from: the run in '{config.weights_from}' logged no weights: its method has none")
-    return combiners.make(name, len(tasks), seed=config.seed, **options)
+    return combiners.make(num_tasks=len(tasks), seed=config.seed, **options)
 
 
 def schedule(config: SupervisedConfig) -> Schedule:
@@ -188,14 +173,9 @@ def method_name(config: SupervisedConfig) -> str:
     return combiner if name == "combined" else name if combiner == "unitary" else f"{name}-{combiner}"
 
 
-def run_directory(config: SupervisedConfig, tasks: list[str]) -> Path:
-    """The run's directory, by default named after benchmark, tasks, method and seed."""
-    name = f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
-    return directory_of(config.run_dir, name)
-
-
-def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
+def report(summary: dict[str, Any], directory: Path) -> None:
     """Prints the metrics of a finished run."""
+    console = Console(highlight=False)
     table = Table(title=f"Model selection: {summary['selection']['by']}")
     for column in ("metric", "validation", "test"):
         table.add_column(column, justify="left" if column == "metric" else "right")
@@ -203,8 +183,8 @@ def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
         name = f"{key} {summary['metrics'][key]['name']}" if key in summary["metrics"] else key
         table.add_row(name, f"{value:.4f}", f"{summary['test'][key]:.4f}" if "test" in summary else "not read")
     console.print(table)
-    console.print(f"{summary['epochs']} epochs in {summary['seconds'] / 60:.1f} min", highlight=False)
-    console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)
+    console.print(f"{summary['epochs']} epochs in {summary['seconds'] / 60:.1f} min")
+    console.print(f"run directory    {directory}", soft_wrap=True)
 
 
 main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)

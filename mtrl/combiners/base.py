@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtrl.combiners.solvers import Array, to_host, unit_gramian
 from mtrl.errors import InputError, unknown_name
-from mtrl.ranges import Count, check
+from mtrl.ranges import Count, check, options_of
 
 Needs = Literal["losses", "gramian", "jacobian"]
 
@@ -76,8 +76,7 @@ class Combiner(torch.nn.Module):
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
         """The method's own options by name, each with its ``default`` and, as ``annotation``, its range."""
-        _, *found = inspect.signature(cls._setup, eval_str=True).parameters.values()
-        return {option.name: option for option in found if option.kind is option.KEYWORD_ONLY}
+        return options_of(cls._setup)
 
     def weights(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
         """The task weights (``[T]``, like ``losses`` in dtype and device) of this step; methods with state advance it.

@@ -21,15 +21,9 @@ def feasible(gramian: Array, rank: int, count: int, seed: int = 0) -> Array:
 
 
 def scalarized(gramian: Array, rank: int, weights: Array) -> Array:
-    """What the minimisers of weighted sums of the losses explain: the rank-q SVD of the weighted predictions.
+    """What minimisers of the losses' sums weighted by ``weights`` (at least 0) explain: ``[m, k]`` to ``[m, k]``.
 
-    Args:
-        gramian: ``[k, k]``.
-        rank: the width q.
-        weights: ``[m, k]``, at least 0.
-
-    Returns:
-        ``[m, k]``, the explained mean squares.
+    At width q it is the rank-q SVD of the weighted predictions.
     """
     factor = symmetric_root(gramian)
     return _explained(factor, np.linalg.svd(factor * np.sqrt(weights)[:, None])[0][:, :, :rank])

@@ -74,16 +74,10 @@ def verdict(gramian: Array, rank: int) -> Verdict:
 
 
 def sign_flips(matrix: Array) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """The indices to negate for a symmetric matrix to have no negative entry, or a cycle that forbids it.
+    """The indices to negate for a symmetric matrix to have no negative entry, and a cycle that forbids it: one is None.
 
     A walk over the graph of non-zero entries gives every index the sign that its neighbours demand. Where two
-    demands differ, the two ways there make a cycle whose product of signs is negative.
-
-    Args:
-        matrix: ``[k, k]``, with a positive diagonal.
-
-    Returns:
-        The flips, or None; the cycle, or None.
+    demands differ, the two ways there make a cycle whose product of signs is negative. The diagonal is positive.
     """
     relative = cosines(matrix)
     signs = np.where(np.abs(relative) > TOLERANCE, np.sign(relative), 0).astype(int).tolist()

@@ -1,20 +1,16 @@
 """Benchmarks by name."""
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from mtrl.errors import InputError
 from mtrl.plugins import load_file
-from mtrl.ranges import Within, check
+from mtrl.ranges import FractionBelowOne, check, checked, refuse_unknown
 from mtrl.registry import Registry
-from mtrl.supervised.options import checked, options_of, refuse_unknown
 from mtrl.supervised.problem import Benchmark
 
 benchmark: Registry[Callable[..., Benchmark]] = Registry("benchmark", "mtrl.supervised.data", checked("benchmark"))
 """The decorator of a function of ``tasks`` (a selection of its own), ``dropout`` and its options."""
-
-Dropout = Annotated[float, Within("[0, 1)")]
 
 
 def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0, **options: Any) -> Benchmark:
@@ -31,21 +27,15 @@ def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0,
     Raises:
         InputError: on an unknown name or option, or whatever the benchmark refuses.
     """
-    check("dropout", dropout, Dropout)
-    given = {"dropout": dropout} | ({} if tasks is None else {"tasks": tasks})
+    check("dropout", dropout, FractionBelowOne)
     if name == "custom":
-        function = _from_file(options.pop("file"))
-        valid = inspect.signature(function).parameters.keys() - {"tasks", "dropout"}
+        file = options.pop("file")
+        function = getattr(load_file("benchmark.file", file), "make_benchmark", None)
+        if not callable(function):
+            raise InputError(f"benchmark.file: '{file}' has no function make_benchmark")
+        refuse_unknown(name, options, function)
     else:
         function = benchmark.get(name)
-        valid = set(options_of(function))
-    refuse_unknown(name, options, valid)
-    return function(**given, **options)
-
-
-def _from_file(file: str) -> Callable[..., Benchmark]:
-    function = getattr(load_file("benchmark.file", file), "make_benchmark", None)
-    if not callable(function):
-        raise InputError(f"benchmark.file: '{file}' has no function make_benchmark")
-    made: Callable[..., Benchmark] = function
+    given = {} if tasks is None else {"tasks": tasks}
+    made: Benchmark = function(dropout=dropout, **given, **options)
     return made

@@ -40,14 +40,6 @@ class Task:
     check: Callable[[Tensor, Tensor], None] = lambda outputs, targets: None
 
 
-def _accurate(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs.argmax(1) == targets).float()
-
-
-def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return (outputs - targets).square().flatten(1).mean(1)
-
-
 def _check_labels(outputs: Tensor, targets: Tensor) -> None:
     classes = outputs.shape[1]
     if targets.ndim != 1 or targets.dtype != torch.long:
@@ -66,12 +58,14 @@ def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
 
 def classification() -> Task:
     """Cross-entropy of logits ``[N, classes]`` against labels ``[N]``; judged by accuracy."""
-    return Task(F.cross_entropy, (Metric("accuracy", True, _accurate),), _check_labels)
+    accuracy = Metric("accuracy", True, lambda outputs, labels: (outputs.argmax(1) == labels).float())
+    return Task(F.cross_entropy, (accuracy,), _check_labels)
 
 
 def regression() -> Task:
     """Mean squared error of outputs and targets of one shape ``[N, ...]``; judged by the same."""
-    return Task(F.mse_loss, (Metric("squared_error", False, _squared_error),), _check_shapes)
+    error = Metric("squared_error", False, lambda outputs, targets: (outputs - targets).square().flatten(1).mean(1))
+    return Task(F.mse_loss, (error,), _check_shapes)
 
 
 def task_losses(

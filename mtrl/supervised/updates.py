@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
-from mtrl.ranges import NotNegative, Within, check, check_fields
+from mtrl.ranges import FractionBelowOne, NotNegative, check, check_fields
 from mtrl.supervised.problem import Benchmark, Task
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -34,7 +34,7 @@ class OptimizerOptions:
     name: Annotated[str, Literal["adam", "sgd"]] = "adam"
     learning_rate: NotNegative = 1e-3
     weight_decay: NotNegative = 0.0
-    momentum: Annotated[float, Within("[0, 1)")] = 0.0
+    momentum: FractionBelowOne = 0.0
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""

@@ -18,15 +18,8 @@ def overlay(left: Tensor, right: Tensor, *, offset: int, canvas: int, size: int)
     Where they overlap the brighter pixel counts (Sener & Koltun, 2018). A canvas of another size than the
     image is resampled by nearest neighbours.
 
-    Args:
-        left: ``[N, H, H]``.
-        right: ``[N, H, H]``.
-        offset: of the right digit's corner from the left one's, in pixels down and to the right.
-        canvas: its side, in pixels.
-        size: side of the image, in pixels.
-
-    Returns:
-        ``[N, size, size]``.
+    Digits are ``[N, H, H]``, images ``[N, size, size]``. All measures are in pixels: ``offset``, of the right digit's
+    corner from the left one's, down and to the right, and the sides of canvas and image.
     """
     side = left.shape[-1]
     image = left.new_zeros(len(left), canvas, canvas)

@@ -3,12 +3,12 @@
 from typing import Any
 
 from mtrl.errors import InputError
+from mtrl.ranges import checked
 from mtrl.registry import Registry
-from mtrl.supervised.options import checked, options_of, refuse_unknown
 from mtrl.supervised.updates import Setup, Update
 
 method: Registry[type[Update]] = Registry("method", __name__, checked("method"))
-"""The decorator of an `Update`; its options are what its constructor takes beside the setup."""
+"""The decorator of an `Update`; its options, refused out of range, are what its constructor takes beside the setup."""
 
 
 def make(name: str, setup: Setup, **options: Any) -> Update:
@@ -20,5 +20,4 @@ def make(name: str, setup: Setup, **options: Any) -> Update:
     made = method.get(name)
     if not made.combines and setup.combiner.name != "unitary":
         raise InputError(f"method={name} does without a combiner: leave out combiner={setup.combiner.name}")
-    refuse_unknown(name, options, options_of(made))
     return made(setup, **options)

@@ -23,12 +23,8 @@ class AutoLambdaUpdate(Update):
     parameters are treated alike. One step costs two backward and three forward passes more than a plain one.
 
     Args:
-        setup: see `Update`.
         initial_weight: of every task; 0.1 as in the paper.
-        learning_rate: Adam's on the weights, above 0.
-
-    Raises:
-        InputError: if an option is out of range.
+        learning_rate: Adam's on the weights.
     """
 
     combines = False

@@ -19,7 +19,6 @@ class IndividualSteps(Update):
     Each step minimises the sum of its group's losses. There is one optimizer, whose moment estimates mix the groups.
 
     Args:
-        setup: see `Update`.
         groups: how many, see `random_groups`.
     """
 
@@ -57,12 +56,9 @@ class IndividualOptimizers(IndividualSteps):
 
 
 def random_groups(names: Sequence[str], count: int | None, seed: int) -> list[list[str]]:
-    """Distributes tasks equally and at random (Pascal et al., section 3.4); sizes differ by one at most.
+    """Distributes tasks at random to groups of equal size, give or take one (Pascal et al., section 3.4).
 
-    Args:
-        names: the tasks.
-        count: how many groups; None is one per task.
-        seed: draws the partition.
+    Without a ``count`` there is one group per task.
 
     Raises:
         InputError: if ``count`` is not between 1 and the number of tasks.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Within, check
+from mtrl.ranges import Count, PositiveFraction, check
 from mtrl.supervised.methods import method
 from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.problem import MultiTaskModel
 from mtrl.supervised.updates import Batch, Setup
-
-Share = Annotated[float, Within("(0, 1]")]
 
 
 class RoamingModel(MultiTaskModel):
@@ -37,7 +35,7 @@ class RoamingModel(MultiTaskModel):
     """
 
     def __init__(self, model: MultiTaskModel, *, share: float, seed: int) -> None:
-        check("share", share, Share)
+        check("share", share, PositiveFraction)
         super().__init__(model.encoder, dict(model.heads.items()))
         self.generator = torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
@@ -78,17 +76,16 @@ class MaximumRoamingUpdate(CombinedUpdate):
     after about ``roaming_updates``. Every task's forward and backward pass goes through the encoder alone.
 
     Args:
-        setup: see `Update`; ``wrt`` is ``shared`` or ``last``: the tasks have no representation in common.
         share: see `RoamingModel`.
         roaming_updates: after how many updates every task has visited every unit.
 
     Raises:
-        InputError: if ``wrt`` or an option is out of range.
+        InputError: if ``wrt`` is ``representation``, which the tasks do not have in common.
     """
 
     model: RoamingModel
 
-    def __init__(self, setup: Setup, *, share: Share = 0.8, roaming_updates: Count = 2000) -> None:
+    def __init__(self, setup: Setup, *, share: PositiveFraction = 0.8, roaming_updates: Count = 2000) -> None:
         if setup.wrt == "representation":
             raise InputError("wrt=representation: with maximum_roaming every task has its own; use shared or last")
         model = RoamingModel(setup.benchmark.model, share=share, seed=setup.seed)
@@ -139,6 +136,6 @@ def _initial_mask(num_tasks: int, units: int, share: float, generator: torch.Gen
     wanted = math.ceil(share * units)
     for row in mask:
         free = (row == 0).nonzero().flatten()
-        missing = max(wanted - (units - len(free)), 0)
+        missing = max(wanted - units + len(free), 0)
         row[free[torch.randperm(len(free), generator=generator)[:missing]]] = 1
     return mask

@@ -26,37 +26,29 @@ class RotoGradUpdate(CombinedUpdate):
     by z. All gradients are divided by their norm over the batch, so that this rotation loss is between -1 (all tasks
     agree) and 1. The rotations are kept orthogonal by the matrix exponential.
 
+    A rotation is put before each of the model's heads. ``wrt`` is ``representation`` in the paper.
+
     Args:
-        setup: see `Update`; ``wrt`` is ``representation`` in the paper. A rotation is put before each of the model's
-            heads.
-        learning_rate_scale: the rotations' learning rate (Adam's), as a multiple of the model's; 0 leaves them as
-            they are.
+        learning_rate_scale: the rotations' learning rate (Adam's), as a multiple of the model's; 0 leaves them be.
         homogenize: bring gradients to one length before they are combined (section 3.1), see `Homogenized`.
         burn_in: updates after which the lengths are measured that later ones are compared to; for ``homogenize``.
 
     Raises:
-        InputError: if an option is out of range, or the representation is not a vector per sample.
+        InputError: if the representation is not a vector per sample.
     """
 
     usual_wrt = "representation"
 
     def __init__(
-        self,
-        setup: Setup,
-        *,
-        learning_rate_scale: NotNegative = 1.0,
-        homogenize: bool = True,
-        burn_in: Index = 20,
+        self, setup: Setup, *, learning_rate_scale: NotNegative = 1.0, homogenize: bool = True, burn_in: Index = 20
     ) -> None:
         combiner = Homogenized(setup.combiner, burn_in) if homogenize else setup.combiner
         super().__init__(replace(setup, combiner=combiner))
         self.rotations = _rotations(setup.benchmark)
         for (name, head), rotation in zip(list(self.model.heads.items()), self.rotations, strict=True):
             self.model.heads[name] = nn.Sequential(rotation, head)
-        self.rotation_optimizer = torch.optim.Adam(
-            [parameter for rotation in self.rotations for parameter in rotation.parameters()],
-            lr=setup.optimizer.learning_rate * learning_rate_scale,
-        )
+        turned = nn.ModuleList(self.rotations).parameters()
+        self.rotation_optimizer = torch.optim.Adam(turned, setup.optimizer.learning_rate * learning_rate_scale)
         self.rates[self.rotation_optimizer] = learning_rate_scale
         self.stateful["rotation_optimizer"] = self.rotation_optimizer
 
@@ -89,16 +81,14 @@ class Homogenized(Combiner):
     """
 
     needs = "gramian"
-    initial: Tensor
-    updates: Tensor
 
     def __init__(self, inner: Combiner, burn_in: int) -> None:
         super().__init__(inner.num_tasks)
         if inner.needs == "jacobian" or inner.needs_losses_after_step:
             raise InputError(f"method.homogenize=true needs a method with weights from one batch, not {inner.name}")
         self.name, self.inner, self.burn_in = inner.name, inner, burn_in
-        self.register_buffer("initial", torch.ones(inner.num_tasks, dtype=torch.float64))
-        self.register_buffer("updates", torch.tensor(0))
+        self.initial: Tensor = nn.Buffer(torch.ones(inner.num_tasks, dtype=torch.float64))
+        self.updates: Tensor = nn.Buffer(torch.tensor(0))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None

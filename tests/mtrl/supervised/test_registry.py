@@ -10,10 +10,9 @@ import pytest
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Within, described
+from mtrl.ranges import FractionBelowOne, Within, checked, described, options_of
 from mtrl.registry import Registry
 from mtrl.supervised import benchmarks, methods
-from mtrl.supervised.options import checked, options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 
 METHODS = ["auto_lambda", "combined", "individual_optimizers", "individual_steps", "maximum_roaming", "rotograd"]
@@ -25,12 +24,16 @@ def setup():
     return Setup(benchmark, combiners.make("unitary", 2), OptimizerOptions())
 
 
+def defaults(maker):
+    return {name: option.default for name, option in options_of(maker).items()}
+
+
 def test_what_the_package_registers_is_found_without_a_list():
     assert methods.method.names() == METHODS
     assert benchmarks.benchmark.names() == ["multi_digits", "multi_mnist"]
-    assert options_of(methods.method.get("rotograd")) == {"learning_rate_scale": 1.0, "homogenize": True, "burn_in": 20}
-    assert options_of(methods.method.get("combined")) == {}
-    assert options_of(benchmarks.benchmark.get("multi_digits")) == {"pairs_per_digit": 5, "data_seed": 0}
+    assert defaults(methods.method.get("rotograd")) == {"learning_rate_scale": 1.0, "homogenize": True, "burn_in": 20}
+    assert defaults(methods.method.get("combined")) == {}
+    assert defaults(benchmarks.benchmark.get("multi_digits")) == {"pairs_per_digit": 5, "data_seed": 0}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -86,7 +89,7 @@ def test_ranges_hold_whoever_calls():
             maker(1, strength=2)
     with pytest.raises(InputError, match=r"method 'mine' is registered twice: .*test_registry has it"):
         registry("mine")(mine)
-    assert described(benchmarks.Dropout).endswith("[0, 1)")
+    assert described(FractionBelowOne).endswith("[0, 1)")
 
 
 STRANGER = """
