@@ -4,10 +4,11 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -17,58 +18,42 @@ from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Seed, Within, check_fields
+from mtrl.ranges import Count, PositiveFraction
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
-from mtrl.run.sinks import check_wandb
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
 from mtrl.supervised.options import options_of
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
-from scripts.configuration import EveryConfig, InsightConfig
+from scripts.configuration import RunConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
-from scripts.methods import load_plugins, show_methods, with_plugins
+from scripts.methods import load_plugins, read_methods
 
 
-@dataclass
-class SupervisedConfig:
+@dataclass(kw_only=True)
+class SupervisedConfig(RunConfig):
     """The configuration of ``scripts/supervised.py``; ``configs/supervised`` holds the defaults."""
 
     data_dir: str | None
     tasks: list[str] | None
     wrt: str
-    weights_from: str | None
-    weights_how: str
-    seed: Seed
     epochs: Count
-    batch_size: Count
-    learning_rate_decay: Annotated[float, Within("(0, 1]")]
+    learning_rate_decay: PositiveFraction
     dropout: benchmarks.Dropout
     patience: Count | None
     selection: str | None
     test: bool
-    run_dir: str | None
-    device: str
-    wandb: str
     benchmark: dict[str, Any] = field(default_factory=dict)
-    combiner: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
-    plugins: list[str] = field(default_factory=list)
     reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    checkpoint: EveryConfig = field(default_factory=EveryConfig)
-    insight: InsightConfig = field(default_factory=InsightConfig)
-    progress: bool = True
-    debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
-        check_fields(self)
-        check_wandb(self.wandb)
-        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
+        super().__post_init__()
         given = self.reference
         if given is not None and not (
             isinstance(given, dict) and all(isinstance(n, int | float) for n in given.values())
@@ -97,7 +82,7 @@ store_options()
 
 def train(config: SupervisedConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     device = device_of(config.device)
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)
@@ -106,13 +91,10 @@ def train(config: SupervisedConfig) -> None:
     update = make_update(config, benchmark)
     benchmark = dataclasses.replace(benchmark, model=update.model)
     tasks = list(benchmark.tasks)
-    directory = RunDirectory(run_directory(config, tasks), dataclasses.asdict(config) | {"tasks": tasks})
-    try:
+    path = run_directory(config, tasks)
+    with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         if directory.finished:
-            console.print(
-                f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.",
-                soft_wrap=True,
-            )
+            console.print(f"{path} is finished: nothing to do. Another run_dir or seed starts a new run.")
             return
         trainer = Trainer(
             benchmark,
@@ -126,16 +108,13 @@ def train(config: SupervisedConfig) -> None:
         console.print(
             f"{config.benchmark['name']}: {', '.join(tasks)}; {len(benchmark.train):,} training samples, "
             f"{sum(p.numel() for p in benchmark.model.parameters()):,} parameters, {method_name(config)}, {device}; "
-            f"run directory {directory.path}",
-            soft_wrap=True,
+            f"run directory {path}"
         )
         trainer.train()
         summary = trainer.summary(test=config.test)
         summary |= {"memory": peak_memory(), "machine": machine(), "command": sys.argv}
         directory.finish(summary)
-        report(summary, directory.path, Console())
-    finally:
-        directory.close()
+        report(summary, path, Console())
 
 
 def make_benchmark(config: SupervisedConfig) -> Benchmark:
@@ -210,18 +189,9 @@ def report(summary: dict[str, Any], directory: Path, console: Console) -> None:
 main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
 
 
-def with_options(function: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that composes configurations, after plugins are loaded and what they register is stored."""
-
-    def after_storing() -> Any:
-        store_options()
-        return function()
-
-    return with_plugins(after_storing)
-
-
 if __name__ == "__main__":
     supervise()
-    show_methods()
+    read_methods()
+    store_options()  # those of plugins too
     named = ("benchmark", "tasks", "combiner", "method", "seed")
-    run(with_options(main), with_options(partial(launch, SUPERVISED_CONFIGS, "supervised", named)))
+    run(main, partial(launch, SUPERVISED_CONFIGS, "supervised", named))
