@@ -33,6 +33,33 @@ class InsightConfig:
 
 
 @dataclass
+class RunConfig:
+    """What ``scripts/train.py`` and ``scripts/supervised.py`` both have."""
+
+    combiner: dict[str, Any] = field(default_factory=dict)
+    weights_from: str | None = None
+    weights_how: Annotated[str, Literal[*WAYS]] = "ema"
+    plugins: list[str] = field(default_factory=list)
+    seed: Seed = MISSING
+    batch_size: Count = MISSING
+    checkpoint: EveryConfig = field(default_factory=EveryConfig)
+    insight: InsightConfig = field(default_factory=InsightConfig)
+    run_dir: str | None = None
+    device: str = "auto"
+    progress: bool = True
+    wandb: str = "disabled"
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        if not isinstance(self.combiner.get("name"), str):
+            raise InputError("combiner: expected the name of one, e.g. combiner=unitary")
+        check_fields(self)
+        check_wandb(self.wandb)
+        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
+
+
+@dataclass
 class BenchmarkConfig(Options):
     """Which tasks, and how they are played."""
 
@@ -50,41 +77,20 @@ class EvalConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(RunConfig):
     """The configuration of ``scripts/train.py``; ``configs/train.yaml`` holds the defaults."""
 
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     task: str | None = None
     tasks: list[str] | None = None
-    combiner: dict[str, Any] = field(default_factory=dict)
-    weights_from: str | None = None
-    weights_how: Annotated[str, Literal[*WAYS]] = "ema"
-    plugins: list[str] = field(default_factory=list)
     agent: SACConfig = field(default_factory=SACConfig)
-    seed: Seed = MISSING
     steps: Count = MISSING
     warmup_steps: Count = MISSING
     catch_up_updates: Index | None = None
-    batch_size: Count = MISSING
     eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: EveryConfig = field(default_factory=EveryConfig)
     log: EveryConfig = field(default_factory=EveryConfig)
-    insight: InsightConfig = field(default_factory=InsightConfig)
-    run_dir: str | None = None
-    device: str = "auto"
     num_workers: Count | None = None
     threads: Count | None = None
-    progress: bool = True
-    wandb: str = "disabled"
-    debug: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        if not isinstance(self.combiner.get("name"), str):
-            raise InputError("combiner: expected the name of one, e.g. combiner=unitary")
-        check_fields(self)
-        check_wandb(self.wandb)
-        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
 
     @property
     def schedule(self) -> Schedule:

@@ -28,7 +28,8 @@ from mtrl.run.record import Metric, Summary, read_record
 from mtrl.sweep.launch import quoted
 from mtrl.sweep.supervision import Supervision
 from scripts.entry import SUPERVISED_CONFIGS, one_line_errors
-from scripts.supervised import SupervisedConfig, method_name, with_options
+from scripts.methods import read_methods
+from scripts.supervised import SupervisedConfig, method_name, store_options
 
 Cell = Mapping[str, Any]
 """Values by key: one choice along every axis of the grid."""
@@ -261,11 +262,11 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """Reads the command line and searches."""
-    with (
-        one_line_errors(debug="debug=true" in sys.argv),
-        initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"),
-    ):
-        with_options(lambda: search(*configured(sys.argv[1:])))()
+    read_methods()
+    store_options()
+    debug = "debug=true" in sys.argv
+    with one_line_errors(debug=debug), initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"):
+        search(*configured(sys.argv[1:]))
 
 
 if __name__ == "__main__":

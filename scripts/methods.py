@@ -3,7 +3,7 @@
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -43,16 +43,6 @@ def choice(name: str, options: Mapping[str, inspect.Parameter]) -> dict[str, Any
 load_plugins([])
 
 
-def with_plugins(function: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that composes configurations, after the files of the command line's ``plugins=[...]`` are loaded."""
-
-    def after_loading() -> Any:
-        load_plugins(plugins_in(sys.argv[1:]))
-        return function()
-
-    return after_loading
-
-
 def plugins_in(arguments: Sequence[str]) -> list[str]:
     """The files that ``plugins=[...]`` names in a command line.
 
@@ -70,15 +60,15 @@ def plugins_in(arguments: Sequence[str]) -> list[str]:
     return files
 
 
-def show_methods() -> None:
-    """Where the command line asks for ``--methods``, prints them, those of its ``plugins=[...]`` too, and ends."""
+def read_methods() -> None:
+    """Loads the files of the command line's ``plugins=[...]``; where it asks for ``--methods``, prints all and ends."""
+    with one_line_errors(debug="debug=true" in sys.argv):
+        load_plugins(plugins_in(sys.argv[1:]))
     if "--methods" in sys.argv:
-        with one_line_errors(debug="debug=true" in sys.argv):
-            load_plugins(plugins_in(sys.argv[1:]))
-            console = Console()
-            if not console.is_terminal:
-                console.width = 100
-            console.print(methods_table())
+        console = Console()
+        if not console.is_terminal:
+            console.width = 100
+        console.print(methods_table())
         sys.exit()
 
 

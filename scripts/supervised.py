@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,57 +15,41 @@ from rich.table import Table
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Count, FractionBelowOne, PositiveFraction, Seed, check_fields, options_of
+from mtrl.ranges import Count, FractionBelowOne, PositiveFraction, options_of
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
-from mtrl.run.sinks import check_wandb
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
-from scripts.configuration import EveryConfig, InsightConfig
+from scripts.configuration import RunConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
-from scripts.methods import choice, load_plugins, show_methods, with_plugins
+from scripts.methods import choice, load_plugins, read_methods
 
 
-@dataclass
-class SupervisedConfig:
+@dataclass(kw_only=True)
+class SupervisedConfig(RunConfig):
     """The configuration of ``scripts/supervised.py``; ``configs/supervised`` holds the defaults."""
 
     data_dir: str | None
     tasks: list[str] | None
     wrt: str
-    weights_from: str | None
-    weights_how: str
-    seed: Seed
     epochs: Count
-    batch_size: Count
     learning_rate_decay: PositiveFraction
     dropout: FractionBelowOne
     patience: Count | None
     selection: str | None
     test: bool
-    run_dir: str | None
-    device: str
-    wandb: str
     benchmark: dict[str, Any] = field(default_factory=dict)
-    combiner: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
-    plugins: list[str] = field(default_factory=list)
     reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    checkpoint: EveryConfig = field(default_factory=EveryConfig)
-    insight: InsightConfig = field(default_factory=InsightConfig)
-    progress: bool = True
-    debug: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
-        check_fields(self)
-        check_wandb(self.wandb)
-        self.plugins = [str(Path(file).absolute()) for file in self.plugins]
+        super().__post_init__()
         given = {} if self.reference is None else self.reference
         if not isinstance(given, dict) or not all(isinstance(number, int | float) for number in given.values()):
             raise InputError(f"reference: expected numbers by metric, e.g. {{CL: 0.97}}, got {given!r}")
@@ -190,18 +173,9 @@ def report(summary: dict[str, Any], directory: Path) -> None:
 main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
 
 
-def with_options(function: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that composes configurations, after plugins are loaded and what they register is stored."""
-
-    def after_storing() -> Any:
-        store_options()
-        return function()
-
-    return with_plugins(after_storing)
-
-
 if __name__ == "__main__":
     supervise()
-    show_methods()
+    read_methods()
+    store_options()  # those of plugins too
     named = ("benchmark", "tasks", "combiner", "method", "seed")
-    run(with_options(main), with_options(partial(launch, SUPERVISED_CONFIGS, "supervised", named)))
+    run(main, partial(launch, SUPERVISED_CONFIGS, "supervised", named))

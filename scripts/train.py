@@ -16,10 +16,10 @@ from mtrl.sweep.supervision import supervise
 if __name__ == "__main__":
     supervise()  # a sweep; before anything large is loaded
 
-from scripts.methods import show_methods, with_plugins
+from scripts.methods import read_methods
 
 if __name__ == "__main__":
-    show_methods()  # before the simulators are
+    read_methods()  # before the simulators are
 
 import torch
 from rich.console import Console
@@ -72,4 +72,4 @@ main = hydra_main(TrainConfig, "train", train)
 
 if __name__ == "__main__":
     named = ("benchmark", "task", "combiner", "seed")
-    run(with_plugins(main), with_plugins(partial(launch, CONFIGS, "train", named, cores_key="num_workers")))
+    run(main, partial(launch, CONFIGS, "train", named, cores_key="num_workers"))

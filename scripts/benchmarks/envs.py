@@ -1,4 +1,4 @@
-"""Vector steps per second beside gymnasium's, and a step's cost beside the bare physics."""
+"""Vector steps beside gymnasium's AsyncVectorEnv, and a task's step beside its bare physics."""
 
 import argparse
 import itertools
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from envs.metaworld import ACTION_SIZE, TaskVector, benchmark_tasks
-from scripts.benchmarks.timing import Row, interleaved, interleaved_steps, ratio, seconds, table
+from scripts.benchmarks.timing import Row, interleaved, interleaved_steps, ratio, seconds, table_of
 
 RIVAL = "gymnasium AsyncVectorEnv"
 ROUND_STEPS = 50
 
 
-def envs(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
+def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times vector steps with random actions, in rounds over all kinds of vectors, then single tasks."""
     return [row for name in arguments.benchmarks for row in (*_vectors(name, arguments), _physics(name, arguments))]
 
@@ -110,7 +110,7 @@ def _actions(num_tasks: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).uniform(-1, 1, (ROUND_STEPS, num_tasks, ACTION_SIZE)).astype(np.float32)
 
 
-def envs_table(rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> Table:
     """One line a kind of vector, and one for the physics."""
     cells = []
     for row in rows:
@@ -127,4 +127,4 @@ def envs_table(rows: list[Row]) -> Table:
                 "CPU times less": f"{row['cpu_ratio']:.2f}",
             }
         cells.append(((row["benchmark"], kind), numbers))
-    return table("stepping with random actions", ("benchmark", "what"), cells)
+    return table_of("stepping with random actions", ("benchmark", "what"), cells)

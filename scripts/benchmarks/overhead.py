@@ -1,4 +1,4 @@
-"""A full SAC update under every combiner, and what it is measured against."""
+"""A full SAC update under every combiner, as a ratio to unitary scalarization's."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from mtrl.gradients import TaskBatched
 from mtrl.gradients.pipeline import Gradients, Source
 from mtrl.gradients.shared_input import ByParameters
 from scripts.benchmarks.limits import linear_critics, matrix_products, plain_sac
-from scripts.benchmarks.timing import Row, Work, interleaved, ratio, seconds, table
+from scripts.benchmarks.timing import Row, Work, interleaved, ratio, seconds, table_of
 from scripts.benchmarks.updates import chosen, make_agent, make_update
 
 try:
@@ -92,7 +92,7 @@ YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Work]] = {"matrix_products": matr
 _KINDS = dict.fromkeys(RIVALS, "rival") | dict.fromkeys(YARDSTICKS, "yardstick")
 
 
-def overhead(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
+def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times the full SAC update under every method, each right after unitary's, in rounds over all methods.
 
     Rivals take part in fewer: at 50 tasks, one of their updates takes as long as all methods here together.
@@ -134,7 +134,7 @@ def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) ->
     return make_update(agent, "pcgrad", {key: RIVALS[name](own, len(agent.tasks)) for key, own in networks.items()})
 
 
-def overhead_table(rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> Table:
     """One line a method, one column a case."""
     order = ["losses", "gramian", "jacobian", "yardstick", "rival"]
     cells = []
@@ -142,4 +142,4 @@ def overhead_table(rows: list[Row]) -> Table:
         cell = f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})" if "ratio" in row else "not installed"
         cells.append(((row["method"], row["needs"]), {f"{row['tasks']} x {row['batch_size']}": cell}))
     title = "full SAC update: time relative to unitary scalarization's (and in milliseconds)"
-    return table(title, ("method", "needs"), cells)
+    return table_of(title, ("method", "needs"), cells)

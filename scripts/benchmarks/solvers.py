@@ -1,4 +1,4 @@
-"""From a Gramian to the task weights."""
+"""The time from a Gramian to the task weights, on several families of gradients."""
 
 import argparse
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtrl import combiners
 from mtrl.errors import RunError
-from scripts.benchmarks.timing import Row, seconds, table, tracked
+from scripts.benchmarks.timing import Row, seconds, table_of, tracked
 from scripts.benchmarks.updates import chosen, make_combiner
 
 Draw = Callable[[int], Tensor]
@@ -25,7 +25,7 @@ FAMILIES: dict[str, Callable[[Draw, int], Tensor]] = {
 other; in half as many dimensions; with norms from 1e-3 to 1e3."""
 
 
-def solvers(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
+def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times the weights of every method that needs the Gramian alone."""
     valid = [name for name in combiners.names() if combiners.get(name).needs == "gramian"]
     names = chosen(arguments.methods, valid)
@@ -54,10 +54,10 @@ def _solve(name: str, jacobian: Tensor, repeats: int, device: torch.device) -> R
     return {"seconds": times, "median": median(times)}
 
 
-def solvers_table(rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> Table:
     """One line a method and number of tasks, one column a family."""
     cells = []
     for row in rows:
         cell = f"{1e3 * row['median']:.2f}" if "median" in row else "no solution"
         cells.append(((str(row["tasks"]), row["method"]), {row["family"].replace("_", " "): cell}))
-    return table("from the Gramian to the weights: milliseconds", ("tasks", "method"), cells)
+    return table_of("from the Gramian to the weights: milliseconds", ("tasks", "method"), cells)

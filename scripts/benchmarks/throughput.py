@@ -1,4 +1,4 @@
-"""Stepping, updating, and both at once as training does them."""
+"""Stepping, updating, and the iteration of training that overlaps them."""
 
 import argparse
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from agents.sac import MultiTaskSAC
 from envs.metaworld import TaskVector, benchmark_tasks
 from mtrl import combiners
 from mtrl.run.machine import cores
-from scripts.benchmarks.timing import Row, Times, Work, interleaved_steps, table
+from scripts.benchmarks.timing import Row, Times, Work, interleaved_steps, table_of
 from scripts.benchmarks.updates import chosen, make_agent, make_update
 
 
-def throughput(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
+def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times rounds of stepping alone, updating alone, and training's iteration, which overlaps them."""
     methods = chosen(arguments.methods, combiners.names()) if arguments.methods else ["unitary", "pcgrad"]
     rows: list[Row] = []
@@ -65,7 +65,7 @@ def _least(wall: Times, processor: Times, device: torch.device) -> float:
     return (median(processor["stepping"]) + median(processor["updating"])) / cores()
 
 
-def throughput_table(rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> Table:
     """One line a benchmark and method."""
     cells = []
     for row in rows:
@@ -74,4 +74,4 @@ def throughput_table(rows: list[Row]) -> Table:
         numbers = times | {"ratio": row["ratio"], "steps/s": row["steps_per_second"]}
         shown = {column: f"{number:.2f}" for column, number in numbers.items()}
         cells.append(((row["benchmark"], row["method"]), shown))
-    return table("one vector step with one update: milliseconds", ("benchmark", "method"), cells)
+    return table_of("one vector step with one update: milliseconds", ("benchmark", "method"), cells)

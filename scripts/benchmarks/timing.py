@@ -82,7 +82,7 @@ def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
     return track(items, title, console=console, disable=not console.is_terminal)
 
 
-def table(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str, ...], dict[str, str]]]) -> Table:
+def table_of(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str, ...], dict[str, str]]]) -> Table:
     """A table with columns of words on the left, and each line's numbers in some of the columns beside them.
 
     ``cells`` are a line's words and its numbers by column; what comes later with the same words joins the line.
