@@ -133,10 +133,9 @@ class Objectives:
     def obstacle(self) -> str | None:
         """Why the pieces cannot be captured as graphs, if so."""
         for combiner in self.combiners.values():
-            if combiner.needs == "jacobian":
-                return f"combiner '{combiner.name}' combines the gradients' entries"
-            if combiner.needs_losses_after_step:
-                return f"combiner '{combiner.name}' looks at the losses after the step"
+            if combiner.needs == "jacobian" or combiner.needs_losses_after_step:
+                what = "combines the gradients' entries" if combiner.needs == "jacobian" else "looks after the step"
+                return f"combiner '{combiner.name}' {what}"
         return None
 
     def forget(self) -> None:

@@ -10,28 +10,14 @@ from mtrl.gradients import Combination
 
 
 def cosine_matrix(gramian: Tensor) -> Tensor:
-    """The pairwise cosines of per-task gradients, 0 where a gradient is zero (its own included).
-
-    Args:
-        gramian: ``[T, T]``, their inner products.
-
-    Returns:
-        ``[T, T]``, in [-1, 1].
-    """
+    """The pairwise cosines ``[T, T]`` of gradients with these inner products, 0 where one is zero (its own too)."""
     norms = gramian.diagonal().sqrt()
     products = torch.outer(norms, norms)
     return torch.where(products > 0, gramian / products, 0).clamp(-1, 1)
 
 
 def magnitude_similarity(gramian: Tensor) -> Tensor:
-    """``2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2)`` (Yu et al., 2020, definition 3), 0 where both are zero.
-
-    Args:
-        gramian: ``[T, T]``, the inner products of the per-task gradients.
-
-    Returns:
-        ``[T, T]``, in [0, 1].
-    """
+    """``2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2)`` (Yu et al., 2020, definition 3), ``[T, T]``, 0 where both are zero."""
     squares = gramian.diagonal()
     sums = squares[:, None] + squares
     norms = squares.sqrt()

@@ -92,7 +92,7 @@ def combine(losses: Tensor, combiner: Combiner, source: Source, *, scale: float,
         combiner: the method, made for T tasks.
         source: their gradients.
         scale: a constant factor on every gradient.
-        insight: form the Gramian even where the method does not need it; it does not change the update.
+        insight: describe what was done by the Gramian even where the method does not need it.
 
     Raises:
         NonFiniteError: if a loss, gradient or weight is not finite; ``.grad`` is left as it was.
@@ -218,13 +218,7 @@ def norm_of(combined: Gradients) -> Tensor:
 
 
 def cosines(gramian: Tensor, products: Tensor, norm: Tensor) -> Tensor:
-    """The cosine of each per-task gradient with a direction.
-
-    Args:
-        gramian: ``[T, T]`` of the per-task gradients.
-        products: ``[T]``, their inner products with the direction.
-        norm: the direction's norm.
-    """
+    """The cosine of each per-task gradient with a direction, from their inner products ``[T]`` and its norm."""
     lengths = gramian.diagonal().sqrt() * norm
     return torch.where(lengths > 0, products / lengths, 0).clamp(-1, 1)
 

@@ -21,10 +21,7 @@ from mtrl.gradients.pipeline import (
 
 
 def fan_out(representation: Tensor, num_tasks: int) -> tuple[Tensor, ...]:
-    """One alias of the shared representation per task.
-
-    Feeding each head its own alias lets `backward` read all representation gradients off one backward pass.
-    """
+    """An alias of the shared representation per task: of these, one backward pass gives all tasks' gradients."""
     return tuple(representation.view_as(representation) for _ in range(num_tasks))
 
 
@@ -41,37 +38,33 @@ def backward(
     insight: bool = False,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> Combination:
-    """Adds the combined gradient of T losses on a shared input to ``.grad``.
+    """Adds the combined gradient of T losses on a shared input to ``.grad``: see `pipeline.combine`.
 
     ``"losses"`` methods cost one plain backward pass. For the others, the per-task gradients are taken by the
-    ``representation`` where one is given (MGDA-UB, Sener & Koltun, 2018, equation 5; IMTL; GradDrop), and
-    otherwise by the shared parameters, one vector-Jacobian product per task.
-
-    A Gramian method's weights then weigh the losses in one more backward pass, or its update is taken from the
-    Jacobian where that was kept. A Jacobian method's direction for the representation is passed back through
-    the encoder: shared parameters have to reach the losses through the representation alone.
+    ``representation`` where one is given (MGDA-UB, Sener & Koltun, 2018, equation 5; IMTL; GradDrop), and otherwise by
+    the shared parameters, one vector-Jacobian product per task. A Gramian method's weights then weigh the losses in
+    one more backward pass, or its update is taken from the Jacobian where that was kept. A Jacobian method's direction
+    for the representation is passed back through the encoder: shared parameters have to reach the losses through the
+    representation alone.
 
     Args:
         losses: T scalars, as a tensor ``[T]`` or a sequence.
         combiner: the method, made for T tasks.
         shared: the parameters that all tasks share.
-        specific: task-specific parameters (a module, modules or parameters); they get their own losses'
-            gradients.
-        representation: the shared representation z that all heads read (any shape), or its T aliases from
-            `fan_out`, with which one backward pass through the heads serves all tasks.
-        measured: the shared parameters whose gradients make the Gramian, e.g. the last shared layer's; all of
-            them if None. The weights found apply to all.
-        weigh_specific: whether the specific parameters' gradients carry the task weights; None is as the
-            method's paper does it.
+        specific: task-specific ones (a module, modules or parameters), which get their own losses' gradients.
+        representation: the shared representation z that all heads read (any shape), or its T aliases from `fan_out`,
+            with which one backward pass through the heads serves all tasks.
+        measured: the shared parameters whose gradients make the Gramian, e.g. the last layer's; None is all of them.
+        weigh_specific: whether task weights apply to specific parameters too; None is as in the method's paper.
         scale: a constant factor on every gradient.
         insight: form the Gramian even where the method does not need it; it does not change the update.
-        memory_limit: bytes that per-task parameter gradients may take. Below what the Jacobian needs, Gramian
-            methods go through the parameters in blocks (of at least one), at T vector-Jacobian products each.
+        memory_limit: bytes that per-task parameter gradients may take. Below what the Jacobian needs, Gramian methods
+            go through the parameters in blocks (of at least one), at T vector-Jacobian products each.
 
     Raises:
         NonFiniteError: if a loss, gradient or weight is not finite; ``.grad`` is left as it was.
-        InputError: if the losses do not fit the combiner or the representation, options exclude each other, or
-            a Jacobian that the method reads does not fit into ``memory_limit``.
+        InputError: if losses, combiner and representation do not fit together, options exclude each other, or a
+            Jacobian that the method reads does not fit into ``memory_limit``.
     """
     scalars = _scalars(losses)
     shared_, specific_ = _trainable(shared), _trainable(_parameters(specific))
