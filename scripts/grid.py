@@ -240,9 +240,8 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
     reached = [run.test for run in final if isinstance(run, Summary) and run.test is not None]
     test = {key: np.array([measures[key] for measures in reached]) for key in metrics}
     random = np.random.default_rng(0)
-    estimates = {key: mean_over_seeds(values, random) for key, values in test.items()}
+    rows: list[list[Any]] = [[key, metrics[key].name, mean_over_seeds(values, random)] for key, values in test.items()]
 
-    rows: list[list[Any]] = [[key, metrics[key].name, estimate] for key, estimate in estimates.items()]
     new = f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
     note = f"Over {new} that the grid did not use, with 95% bootstrap intervals."
     final_table = Table("test", "The chosen cell on the test split", ["task", "metric", "mean"], rows, note)
@@ -255,8 +254,8 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
     figure = draw(tried, chosen, test, rows)
     write_atomically(out / "grid.png", lambda stream: figure.savefig(stream, dpi=120, format="png"))
     print(f"chosen   {command}")
-    for key, estimate in estimates.items():
-        print(f"test     {key} {metrics[key].name} {estimate}")
+    for row in rows:
+        print("test    ", *row)
     print(f"report   {out / 'report.md'}, {out / 'cells.csv'}, {out / 'grid.png'}; runs {out / 'final'}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from hydra.core.config_store import ConfigStore
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtrl import combiners
 from mtrl.errors import InputError
@@ -21,7 +21,7 @@ from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loop import Schedule, Trainer
-from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
+from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
 from scripts.configuration import RunConfig
@@ -78,12 +78,12 @@ def train(config: SupervisedConfig) -> None:
     torch.manual_seed(config.seed)
     benchmark = make_benchmark(config)
     benchmark.model.to(device)
-    update = make_update(config, benchmark)
-    benchmark = dataclasses.replace(benchmark, model=update.model)
     tasks = list(benchmark.tasks)
-    path = directory_of(
-        config.run_dir, f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
-    )
+    setup = Setup(benchmark, make_combiner(config, tasks), config.optimizer, cast(Wrt, config.wrt), config.seed)
+    update = methods.make(setup=setup, **config.method)
+    benchmark = dataclasses.replace(benchmark, model=update.model)
+    name = f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
+    path = directory_of(config.run_dir, name)
     with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         if directory.finished:
             console.print(f"{path} is finished: nothing to do. Another run_dir or seed starts a new run.")
@@ -114,13 +114,6 @@ def make_benchmark(config: SupervisedConfig) -> Benchmark:
     if config.data_dir is not None and options.get("data_dir") is None:
         options["data_dir"] = config.data_dir  # refused by a benchmark that reads no files
     return benchmarks.make(tasks=config.tasks, dropout=config.dropout, **options)
-
-
-def make_update(config: SupervisedConfig, benchmark: Benchmark) -> Update:
-    """The method that a configuration asks for."""
-    combiner = make_combiner(config, list(benchmark.tasks))
-    setup = Setup(benchmark, combiner, config.optimizer, cast(Wrt, config.wrt), config.seed)
-    return methods.make(setup=setup, **config.method)
 
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:
@@ -159,9 +152,8 @@ def method_name(config: SupervisedConfig) -> str:
 def report(summary: dict[str, Any], directory: Path) -> None:
     """Prints the metrics of a finished run."""
     console = Console(highlight=False)
-    table = Table(title=f"Model selection: {summary['selection']['by']}")
-    for column in ("metric", "validation", "test"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
+    numbers = (Column(name, justify="right") for name in ("validation", "test"))
+    table = Table("metric", *numbers, title=f"Model selection: {summary['selection']['by']}")
     for key, value in summary["validation"].items():
         name = f"{key} {summary['metrics'][key]['name']}" if key in summary["metrics"] else key
         table.add_row(name, f"{value:.4f}", f"{summary['test'][key]:.4f}" if "test" in summary else "not read")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtrl.linear.certificate import certificate
 from mtrl.linear.data import Array, Problem
@@ -34,29 +34,28 @@ class Models:
 
 def points_csv(found: Sequence[Models], problem: Problem, targets: Sequence[int]) -> str:
     """One model per line: source, start, mean squared errors, balance, weights."""
-    columns = ["source", "start", *(f"mse_{t}" for t in targets), "balance", *(f"weight_{t}" for t in targets)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    write = csv.writer(text, lineterminator="\n").writerow
+    write(["source", "start", *(f"mse_{t}" for t in targets), "balance", *(f"weight_{t}" for t in targets)])
     for models in found:
         shares = balance(models.explained, problem.gramian)
         for i, explained in enumerate(models.explained):
-            weights = [] if models.weights is None else models.weights[i]
-            numbers = [f"{number:.6g}" for number in (*(problem.variances - explained), shares[i], *weights)]
-            row = [models.source, models.starts[i] if models.starts else "", *numbers]
-            writer.writerow(dict(zip(columns, row, strict=False)))
+            weights = [""] * len(targets) if models.weights is None else [f"{w:.6g}" for w in models.weights[i]]
+            numbers = [f"{number:.6g}" for number in (*(problem.variances - explained), shares[i])]
+            write([models.source, models.starts[i] if models.starts else "", *numbers, *weights])
     return text.getvalue()
 
 
 def table(found: Sequence[Models], problem: Problem, targets: Sequence[int], rank: int) -> Table:
     """The most balanced model of every source."""
-    drawn = Table(title="The most balanced model of each: worst target's share of what it could explain alone")
-    drawn.add_column("source")
     certified = rank == 1 and np.linalg.matrix_rank(problem.gramian, hermitian=True) == len(targets) > 1
-    for name in (*(f"mse {target}" for target in targets), "balance", *(["reach"] if certified else [])):
-        drawn.add_column(name, justify="right")
-    if certified:
-        drawn.add_column("by linear scalarization")
+    numbers = [*(f"mse {target}" for target in targets), "balance", *(["reach"] if certified else [])]
+    drawn = Table(
+        "source",
+        *(Column(name, justify="right") for name in numbers),
+        *(["by linear scalarization"] if certified else []),
+        title="The most balanced model of each: worst target's share of what it could explain alone",
+    )
     for models in found:
         shares = balance(models.explained, problem.gramian)
         best = models.explained[shares.argmax()]

@@ -10,7 +10,7 @@ import psutil
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 Work = Callable[[], object]
 CPU = torch.device("cpu")
@@ -90,12 +90,12 @@ def table_of(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for line, numbers in cells:
         lines.setdefault(line, {}).update(numbers)
-    made = Table(title=title)
-    for column in words:
-        made.add_column(column, no_wrap=column == "method")  # a name is searched for
     columns = dict.fromkeys(column for numbers in lines.values() for column in numbers)
-    for column in columns:
-        made.add_column(column, justify="right")
+    made = Table(
+        *(Column(word, no_wrap=word == "method") for word in words),  # a method's name is searched for
+        *(Column(column, justify="right") for column in columns),
+        title=title,
+    )
     for line, numbers in lines.items():
         made.add_row(*line, *(numbers.get(column, "") for column in columns))
     return made
