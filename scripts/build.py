@@ -12,7 +12,6 @@ from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector, benchmark_
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
-from mtrl.run.directory import directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from scripts.configuration import TrainConfig
 from scripts.methods import load_plugins
@@ -43,12 +42,6 @@ def task_names(config: TrainConfig) -> list[str]:
     if not config.tasks:
         raise InputError(f"benchmark={name} needs tasks, e.g. tasks=[reach-v3,push-v3]")
     return check_tasks(config.tasks)
-
-
-def run_directory(config: TrainConfig) -> Path:
-    """The run's directory, by default named after benchmark, method and seed."""
-    name = config.benchmark.name if config.task is None else f"{config.benchmark.name}-{config.task}"
-    return directory_of(config.run_dir, f"{name}-{config.combiner['name']}-seed{config.seed}")
 
 
 def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combiner], str | None]:

@@ -28,7 +28,7 @@ from agents.replay import ReplayBuffer
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl.report.learning_curve import print_outcome
 from mtrl.rl.loop import Trainer
-from mtrl.run.directory import RunDirectory
+from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.sweep.launch import launch
 from scripts import build
@@ -47,15 +47,17 @@ def train(config: TrainConfig) -> None:
     _, remark = build.make_combiners(config, len(tasks))
     capacity = build.replay_capacity(config, len(tasks))
     memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
-    with closing(RunDirectory(build.run_directory(config), dataclasses.asdict(config) | {"tasks": tasks})) as directory:
+    name = "-".join(filter(None, [config.benchmark.name, config.task, config.combiner["name"], f"seed{config.seed}"]))
+    path = directory_of(config.run_dir, name)
+    with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         if directory.finished:
-            console.print(f"{directory.path} is finished: nothing to do. Another run_dir or seed starts a new run.")
+            console.print(f"{path} is finished: nothing to do. Another run_dir or seed starts a new run.")
             return
         if remark:
             console.print(remark)
         console.print(
             f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
-            f"replay buffer of {memory / 2**30:.2f} GiB; run directory {directory.path}"
+            f"replay buffer of {memory / 2**30:.2f} GiB; run directory {path}"
         )
         agent = build.make_agent(config, tasks, device, capacity=capacity)
         evaluation = partial(build.make_evaluation_environments, config, tasks)
@@ -65,7 +67,7 @@ def train(config: TrainConfig) -> None:
             )
             trainer.train()
         directory.finish(trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
-        print_outcome(directory.path, Console())
+        print_outcome(path, Console())
 
 
 main = hydra_main(TrainConfig, "train", train)

@@ -55,11 +55,7 @@ def _iteration(agent: MultiTaskSAC, vector: TaskVector) -> Callable[[Work], None
 
 
 def _least(wall: Times, processor: Times, device: torch.device) -> float:
-    """The seconds that an iteration takes at least.
-
-    On a GPU that is the longer one of stepping and updating; where both share the cores, the processor time of
-    both spread over all cores.
-    """
+    """The seconds of an iteration at least: on a GPU the longer part's; else both parts' processor time, per core."""
     if device.type == "cuda":
         return max(median(wall["stepping"]), median(wall["updating"]))
     return (median(processor["stepping"]) + median(processor["updating"])) / cores()
