@@ -53,8 +53,7 @@ def hydra_main(
             for key, message in required.items():
                 if OmegaConf.is_missing(config, key):
                     raise InputError(message)
-            checked = OmegaConf.to_object(config)
-            assert isinstance(checked, schema)
+            checked: Any = OmegaConf.to_object(config)
             check_fields(checked)
             work(checked)
 

@@ -118,9 +118,7 @@ def train(
 ) -> list[Summary | str]:
     """Sweeps over all combinations of the axes' values and seeds, these varying fastest, and tells how each did.
 
-    Returns:
-        What the runs in ``<out>/<key>=<value>,.../seed<seed>`` came to; of one that could not go on, for a loss that is
-        not finite, say, the reason.
+    Returns what the runs in ``<out>/<key>=<value>,.../seed<seed>`` came to; of one that could not go on, the reason.
 
     Raises:
         InputError: if a run could not start.

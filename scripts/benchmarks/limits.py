@@ -13,11 +13,7 @@ from scripts.benchmarks.timing import Work
 
 
 def matrix_products(agent: MultiTaskSAC) -> Work:
-    """The matrix products of one update with a plain backward pass, and nothing else: the least that it can take.
-
-    Every product has the shapes that the update has, over the batches of all tasks together, and writes into
-    memory that is already there.
-    """
+    """The matrix products of one update with a plain backward pass, of all tasks' batches, and nothing else."""
     samples, hidden = len(agent.tasks) * agent.batch_size, agent.config.hidden_sizes
     size = OBSERVATION_SIZE + len(agent.tasks)
     actor, critic = [size, *hidden, 2 * ACTION_SIZE], [size + ACTION_SIZE, *hidden, 1]
@@ -64,10 +60,7 @@ def linear_critics(agent: MultiTaskSAC) -> TwinCritic:
 
 
 def plain_sac(agent: MultiTaskSAC) -> Work:
-    """SAC for the mean of the losses as it is usually written, on an agent's replay buffer.
-
-    Two critics of ordinary layers, one backward pass for each loss, one step after the other, and the targets' step.
-    """
+    """SAC for the mean of the losses as it is usually written, on an agent's replay buffer."""
     config, generator = agent.config, agent.generator
     actor, critics = copy.deepcopy(agent.actor), linear_critics(agent)
     target_critics = copy.deepcopy(critics).requires_grad_(False)
