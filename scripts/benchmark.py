@@ -19,6 +19,7 @@ from rich.console import Console
 from mtrl.run.files import write_json
 from mtrl.run.machine import device_of, machine
 from scripts.benchmarks import envs, overhead, solvers, throughput
+from scripts.benchmarks.timing import table_of
 from scripts.entry import run
 from scripts.methods import load_plugins
 
@@ -86,7 +87,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, {"command": arguments.command, **about, "rows": rows})
     console = Console()
-    console.print(command.table(rows))
+    console.print(table_of(command.TITLE, command.WORDS, command.lines(rows)))
     console.print(
         f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['gpu'] or 'no GPU'}, "
         f"device {device}; {', '.join(' '.join(item) for item in about['versions'].items())}",

@@ -14,11 +14,11 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
 from envs.metaworld import ACTION_SIZE, TaskVector, benchmark_tasks
-from scripts.benchmarks.timing import Row, interleaved, interleaved_steps, ratio, seconds, table_of
+from scripts.benchmarks.timing import Line, Row, interleaved, interleaved_steps, ratio, seconds
 
+TITLE, WORDS = "stepping with random actions", ("benchmark", "what")
 RIVAL = "gymnasium AsyncVectorEnv"
 ROUND_STEPS = 50
 
@@ -110,9 +110,8 @@ def _actions(num_tasks: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).uniform(-1, 1, (ROUND_STEPS, num_tasks, ACTION_SIZE)).astype(np.float32)
 
 
-def table(rows: list[Row]) -> Table:
+def lines(rows: list[Row]) -> Iterator[Line]:
     """One line a kind of vector, and one for the physics."""
-    cells = []
     for row in rows:
         if "mj_step_seconds" in row:
             step, bare = (1e6 * median(row[key]) for key in ("seconds", "mj_step_seconds"))
@@ -126,5 +125,4 @@ def table(rows: list[Row]) -> Table:
                 "times faster": f"{row['ratio']:.2f}",
                 "CPU times less": f"{row['cpu_ratio']:.2f}",
             }
-        cells.append(((row["benchmark"], kind), numbers))
-    return table_of("stepping with random actions", ("benchmark", "what"), cells)
+        yield (row["benchmark"], kind), numbers

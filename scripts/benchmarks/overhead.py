@@ -7,7 +7,6 @@ from functools import partial
 from statistics import median
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from agents.sac import MultiTaskSAC
@@ -16,7 +15,7 @@ from mtrl.gradients import TaskBatched
 from mtrl.gradients.pipeline import Gradients, Source
 from mtrl.gradients.shared_input import ByParameters
 from scripts.benchmarks.limits import linear_critics, matrix_products, plain_sac
-from scripts.benchmarks.timing import Row, Work, interleaved, ratio, seconds, table_of
+from scripts.benchmarks.timing import Line, Row, Work, interleaved, ratio, seconds
 from scripts.benchmarks.updates import chosen, make_agent, make_update
 
 try:
@@ -25,6 +24,10 @@ try:
     from torchjd.autojac import backward, jac_to_grad
 except ImportError:
     Engine = None  # type: ignore[assignment, misc]
+
+
+TITLE = "full SAC update: time relative to unitary scalarization's (and in milliseconds)"
+WORDS = ("method", "needs")
 
 
 class RetainGraphLoop(TaskBatched):
@@ -134,12 +137,9 @@ def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) ->
     return make_update(agent, "pcgrad", {key: RIVALS[name](own, len(agent.tasks)) for key, own in networks.items()})
 
 
-def table(rows: list[Row]) -> Table:
+def lines(rows: list[Row]) -> Iterator[Line]:
     """One line a method, one column a case."""
     order = ["losses", "gramian", "jacobian", "yardstick", "rival"]
-    cells = []
     for row in sorted(rows, key=lambda row: (order.index(row["needs"]), row["method"])):
         cell = f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})" if "ratio" in row else "not installed"
-        cells.append(((row["method"], row["needs"]), {f"{row['tasks']} x {row['batch_size']}": cell}))
-    title = "full SAC update: time relative to unitary scalarization's (and in milliseconds)"
-    return table_of(title, ("method", "needs"), cells)
+        yield (row["method"], row["needs"]), {f"{row['tasks']} x {row['batch_size']}": cell}

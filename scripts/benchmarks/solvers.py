@@ -1,18 +1,18 @@
 """The time from a Gramian to the task weights, on several families of gradients."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from mtrl import combiners
 from mtrl.errors import RunError
-from scripts.benchmarks.timing import Row, seconds, table_of, tracked
+from scripts.benchmarks.timing import Line, Row, seconds, tracked
 from scripts.benchmarks.updates import chosen, make_combiner
 
+TITLE, WORDS = "from the Gramian to the weights: milliseconds", ("tasks", "method")
 Draw = Callable[[int], Tensor]
 FAMILIES: dict[str, Callable[[Draw, int], Tensor]] = {
     "random": lambda draw, tasks: draw(tasks),
@@ -54,10 +54,8 @@ def _solve(name: str, jacobian: Tensor, repeats: int, device: torch.device) -> R
     return {"seconds": times, "median": median(times)}
 
 
-def table(rows: list[Row]) -> Table:
+def lines(rows: list[Row]) -> Iterator[Line]:
     """One line a method and number of tasks, one column a family."""
-    cells = []
     for row in rows:
         cell = f"{1e3 * row['median']:.2f}" if "median" in row else "no solution"
-        cells.append(((str(row["tasks"]), row["method"]), {row["family"].replace("_", " "): cell}))
-    return table_of("from the Gramian to the weights: milliseconds", ("tasks", "method"), cells)
+        yield (str(row["tasks"]), row["method"]), {row["family"].replace("_", " "): cell}

@@ -1,19 +1,20 @@
 """Stepping, updating, and the iteration of training that overlaps them."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
 
 import torch
-from rich.table import Table
 
 from agents.sac import MultiTaskSAC
 from envs.metaworld import TaskVector, benchmark_tasks
 from mtrl import combiners
 from mtrl.run.machine import cores
-from scripts.benchmarks.timing import Row, Times, Work, interleaved_steps, table_of
+from scripts.benchmarks.timing import Line, Row, Times, Work, interleaved_steps
 from scripts.benchmarks.updates import chosen, make_agent, make_update
+
+TITLE, WORDS = "one vector step with one update: milliseconds", ("benchmark", "method")
 
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
@@ -61,13 +62,11 @@ def _least(wall: Times, processor: Times, device: torch.device) -> float:
     return (median(processor["stepping"]) + median(processor["updating"])) / cores()
 
 
-def table(rows: list[Row]) -> Table:
+def lines(rows: list[Row]) -> Iterator[Line]:
     """One line a benchmark and method."""
-    cells = []
     for row in rows:
         times = {phase: 1e3 * median(taken) for phase, taken in row["seconds"].items()}
         times["least possible"] = 1e3 * row["least_seconds"]
         numbers = times | {"ratio": row["ratio"], "steps/s": row["steps_per_second"]}
         shown = {column: f"{number:.2f}" for column, number in numbers.items()}
-        cells.append(((row["benchmark"], row["method"]), shown))
-    return table_of("one vector step with one update: milliseconds", ("benchmark", "method"), cells)
+        yield (row["benchmark"], row["method"]), shown

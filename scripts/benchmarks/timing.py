@@ -18,6 +18,8 @@ Row = dict[str, Any]
 """What is measured of one thing; all rows of a command go into its JSON file."""
 Times = dict[str, list[float]]
 """Seconds by name, round by round."""
+Line = tuple[tuple[str, ...], dict[str, str]]
+"""Of a table: its words, and its numbers by column; what comes later with the same words joins the line."""
 Item = TypeVar("Item")
 _RARE_ROUNDS = 2
 
@@ -82,21 +84,18 @@ def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
     return track(items, title, console=console, disable=not console.is_terminal)
 
 
-def table_of(title: str, words: Collection[str], cells: Iterable[tuple[tuple[str, ...], dict[str, str]]]) -> Table:
-    """A table with columns of words on the left, and each line's numbers in some of the columns beside them.
-
-    ``cells`` are a line's words and its numbers by column; what comes later with the same words joins the line.
-    """
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    for line, numbers in cells:
-        lines.setdefault(line, {}).update(numbers)
-    columns = dict.fromkeys(column for numbers in lines.values() for column in numbers)
+def table_of(title: str, words: Collection[str], lines: Iterable[Line]) -> Table:
+    """A table with columns of words on the left, and each line's numbers in some of the columns beside them."""
+    joined: dict[tuple[str, ...], dict[str, str]] = {}
+    for line, numbers in lines:
+        joined.setdefault(line, {}).update(numbers)
+    columns = dict.fromkeys(column for numbers in joined.values() for column in numbers)
     made = Table(
         *(Column(word, no_wrap=word == "method") for word in words),  # a method's name is searched for
         *(Column(column, justify="right") for column in columns),
         title=title,
     )
-    for line, numbers in lines.items():
+    for line, numbers in joined.items():
         made.add_row(*line, *(numbers.get(column, "") for column in columns))
     return made
 
