@@ -91,7 +91,8 @@ class EvaluationQueue:
         while self.waiting:
             first = self.waiting[0]
             if self._playing is None:
-                self._environments = self._environments or self._make_environments()
+                if self._environments is None:
+                    self._environments = self._make_environments()
                 self._finished = 0
                 played = self._agent.policy(first["policy"]), self._environments, self._episodes
                 self._playing = self._thread.submit(evaluate, *played, self._on_step)

@@ -262,7 +262,7 @@ class _Meter:
 
     def averages(self, tasks: Sequence[str]) -> dict[str, float]:
         values = {key: float(total) / self.updates for key, total in self.sums.items()}
-        for task in filter(self.ended.__contains__, tasks):
+        for task in (task for task in tasks if task in self.ended):
             count, returns, successes = self.ended[task]
             values[f"train/episode_return/{task}"] = returns / count
             values[f"train/episode_success/{task}"] = successes / count

@@ -18,7 +18,6 @@ from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.problem import MultiTaskModel
 from mtrl.supervised.updates import Batch, Setup
 
-
 _SIZES = ("out_features", "out_channels", "num_features")  # what layers call the number of their units
 
 
@@ -27,7 +26,7 @@ class RoamingModel(MultiTaskModel):
 
     Units are the outputs of linear layers and the channels of convolutions (`InputError` where there are none); those
     of the others are 0. A batch normalisation behind a layer is masked in its place. A task has a ``share``, in (0, 1],
-    of a layer's units; more where the tasks would leave a unit to nobody. Masks and, later, swaps are drawn by ``seed``.
+    of a layer's units; more where the tasks would leave a unit to nobody. The seed draws masks and, later, swaps.
     """
 
     def __init__(self, model: MultiTaskModel, *, share: float, seed: int) -> None:
