@@ -12,15 +12,11 @@ from mtrl.rl.protocols import Agent, Bools, Environments, Floats
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of an evaluation.
-
-    Attributes:
-        tasks: the task names.
-        success: ``[T, episodes]``, whether the episode was a success at any of its steps.
-    """
+    """The outcome of an evaluation."""
 
     tasks: list[str]
     success: Bools
+    """``[T, episodes]``, whether the episode was a success at any of its steps."""
 
     @property
     def success_rates(self) -> dict[str, float]:
@@ -46,14 +42,9 @@ def evaluate(
 ) -> Evaluation:
     """Plays ``episodes`` episodes per task, the same ones at every call.
 
-    The environments end an episode at its first success, which cannot change any-step success, and rest once
-    their task has played all its episodes.
-
-    Args:
-        policy: maps observations ``[T, O]`` to actions ``[T, A]``.
-        environments: made for evaluation: nothing else steps them.
-        episodes: per task.
-        on_step: called with the episodes finished per task, for a progress display.
+    The environments, which nothing else may step, end an episode at its first success, which cannot change any-step
+    success, and rest once their task has played all its episodes. The policy maps observations ``[T, O]`` to actions
+    ``[T, A]``. ``on_step`` is called with the episodes finished per task, for a progress display.
     """
     tasks = environments.tasks
     success = np.zeros((len(tasks), episodes), bool)
@@ -73,19 +64,13 @@ def evaluate(
 class EvaluationQueue:
     """Policies that wait to be evaluated; the oldest is being played in a thread, which training goes on beside.
 
-    Learning no longer changes them, so when they are played makes no difference to what comes of it.
-
-    Args:
-        agent: whose policies they are.
-        make_environments: makes the environments to play in, at the first evaluation.
-        episodes: per task and evaluation.
-
-    Attributes:
-        waiting: what is not evaluated yet, oldest first, for a checkpoint: ``step``, ``seconds`` and ``policy``.
+    Learning no longer changes them, so when they are played makes no difference to what comes of it. The environments
+    are made at the first evaluation; ``episodes`` are per task and evaluation.
     """
 
     def __init__(self, agent: Agent, make_environments: Callable[[], Environments], episodes: int) -> None:
         self.waiting: list[dict[str, Any]] = []
+        """What is not evaluated yet, oldest first, for a checkpoint: ``step``, ``seconds`` and ``policy``."""
         self._agent, self._make_environments, self._episodes = agent, make_environments, episodes
         self._environments: Environments | None = None
         self._thread = ThreadPoolExecutor(1, "evaluation")
@@ -100,18 +85,17 @@ class EvaluationQueue:
     def outcomes(self, before: int, on_wait: Callable[[str], None]) -> Iterator[tuple[int, float, Evaluation]]:
         """Waits for the evaluations of the steps before this one, oldest first; starts the one after them.
 
-        Args:
-            before: the step.
-            on_wait: called with how far an evaluation is, again and again while it is waited for. An error that it
-                raises leaves the evaluation in the queue.
-
-        Yields:
-            Step and seconds as in `add`, and the outcome.
+        Yields step and seconds as in `add`, and the outcome. ``on_wait`` is called with how far an evaluation is, again
+        and again while it is waited for; an error that it raises leaves the evaluation in the queue.
         """
         while self.waiting:
             first = self.waiting[0]
             if self._playing is None:
-                self._playing = self._play(first["policy"])
+                if self._environments is None:
+                    self._environments = self._make_environments()
+                self._finished = 0
+                played = self._agent.policy(first["policy"]), self._environments, self._episodes
+                self._playing = self._thread.submit(evaluate, *played, self._on_step)
             if first["step"] >= before:
                 return
             while not self._playing.done():
@@ -120,13 +104,6 @@ class EvaluationQueue:
             evaluation, self._playing = self._playing.result(), None
             del self.waiting[0]
             yield first["step"], first["seconds"], evaluation
-
-    def _play(self, policy: dict[str, Any]) -> Future[Evaluation]:
-        if self._environments is None:
-            self._environments = self._make_environments()
-        self._finished = 0
-        played = self._agent.policy(policy), self._environments, self._episodes
-        return self._thread.submit(evaluate, *played, self._on_step)
 
     def _on_step(self, finished: Sequence[int]) -> None:
         self._finished = min(finished)

@@ -49,14 +49,6 @@ class Schedule:
 class Trainer:
     """Trains an agent, and goes on where an interrupted run left off.
 
-    Args:
-        agent: what learns.
-        environments: made for training.
-        make_evaluation_environments: makes the environments of evaluation, at the first one.
-        run: the run's directory.
-        schedule: when what happens.
-        show_progress: draw a progress bar.
-
     Attributes:
         session: the run: steps done, seconds, checkpoints, metrics.
         updates: gradient updates done.
@@ -204,10 +196,9 @@ class Trainer:
         for step, seconds, evaluation in self._to_evaluate.outcomes(before, self._while_evaluating):
             self.watchdog.evaluated(step, evaluation.success_rates)
             self.session.metrics.write(step, seconds, evaluation.metrics())
-            self.evaluations.append(
-                {"step": step, "success_mean": evaluation.success_mean, "success": evaluation.success_rates}
-            )
-            self.session.progress.report(f"success {evaluation.success_mean:.2f}")
+            mean, rates = evaluation.success_mean, evaluation.success_rates
+            self.evaluations.append({"step": step, "success_mean": mean, "success": rates})
+            self.session.progress.report(f"success {mean:.2f}")
 
     def _while_evaluating(self, status: str) -> None:
         self.session.progress.show(status)
@@ -220,10 +211,8 @@ class Trainer:
 
     def _fail(self, error: RunError) -> NoReturn:
         self.session.checkpoint()
-        directory = self.session.run.checkpoints.directory
-        raise RunError(
-            f"{error} at step {self.session.step}; a checkpoint from before that update is in {directory}"
-        ) from error
+        where = f"at step {self.session.step}; a checkpoint from before that update is in"
+        raise RunError(f"{error} {where} {self.session.run.checkpoints.directory}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training goes on from, except for the replay buffer's entries."""
@@ -273,9 +262,8 @@ class _Meter:
 
     def averages(self, tasks: Sequence[str]) -> dict[str, float]:
         values = {key: float(total) / self.updates for key, total in self.sums.items()}
-        for task in tasks:
-            if task in self.ended:
-                count, returns, successes = self.ended[task]
-                values[f"train/episode_return/{task}"] = returns / count
-                values[f"train/episode_success/{task}"] = successes / count
+        for task in (task for task in tasks if task in self.ended):
+            count, returns, successes = self.ended[task]
+            values[f"train/episode_return/{task}"] = returns / count
+            values[f"train/episode_success/{task}"] = successes / count
         return values

@@ -25,12 +25,7 @@ _STATE = "counts", "_evaluated", "_current", "_rewards", "_same", "_components",
 class Watchdog:
     """Looks at what training logs anyway, and says once what looks wrong, and again if it was better in between.
 
-    Args:
-        tasks: the task names.
-        evaluate_every: steps between evaluations.
-
-    Attributes:
-        counts: how often each kind of warning was given.
+    Evaluations are ``evaluate_every`` steps apart. How often each kind of warning was given is in ``counts``.
     """
 
     def __init__(self, tasks: Sequence[str], evaluate_every: int) -> None:

@@ -27,13 +27,13 @@ KEPT = 2
 class Checkpoints:
     """The checkpoints of one run, in a directory that is made when the first one is saved.
 
-    Attributes:
-        passed_over: how many damaged checkpoints `load` has passed over.
+    A full disk is an `OSError`, also where a part was written in the background; earlier checkpoints stay intact.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.passed_over = 0
+        """How many damaged checkpoints `load` has passed over."""
         self._pieces: list[dict[str, Any]] = []  # of the stream, on the disk
         self._writing: Future[dict[str, Any]] | None = None
         self._writer = ThreadPoolExecutor(1)
@@ -44,24 +44,15 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def write_ahead(self, stream: Stream) -> None:
-        """Writes what the stream has gained in the background, unless an earlier part is still being written.
-
-        Raises:
-            OSError: if an earlier part could not be written.
-        """
+        """Writes what the stream has gained in the background, unless an earlier part is still being written."""
         if self._writing is None or self._writing.done():
             self._start_piece(stream)
 
     def save(self, step: int, state: dict[str, Any], stream: Stream | None = None) -> None:
         """Saves a checkpoint and removes all but the last two.
 
-        Args:
-            step: the step that it is of.
-            state: see `Resumable.state_dict`.
-            stream: written from where the checkpoint before, or `write_ahead`, left off.
-
-        Raises:
-            OSError: as the file system does (a full disk); earlier checkpoints stay intact.
+        The state is as of `Resumable.state_dict`; the stream is written from where the checkpoint before, or
+        `write_ahead`, left off.
         """
         if stream is not None:
             self._start_piece(stream)
@@ -75,15 +66,9 @@ class Checkpoints:
         self._remove_old()
 
     def load(self, stream: Stream | None = None) -> tuple[int, dict[str, Any]] | None:
-        """The newest intact checkpoint's step and state; None where there is none at all.
+        """The newest intact checkpoint's step and state; None where there is none at all. The stream is restored.
 
-        A damaged one is passed over with a warning in favour of the one before.
-
-        Args:
-            stream: gets its entries back.
-
-        Raises:
-            RunError: if there are checkpoints, but none is intact.
+        A damaged one is passed over with a warning in favour of the one before; `RunError` if none is intact.
         """
         reasons = []
         for step in reversed(self.steps()):

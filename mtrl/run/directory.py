@@ -22,11 +22,7 @@ class RunDirectory:
     """The directory of one run, made where it is missing and locked while it is open.
 
     It holds ``config.yaml``, ``metrics.jsonl``, ``matrices.jsonl``, TensorBoard event files, ``checkpoints/`` and,
-    once the run has finished, ``summary.json``.
-
-    Args:
-        path: the directory.
-        config: the resolved configuration, plain data.
+    once the run has finished, ``summary.json``. Its configuration is resolved, plain data.
 
     Raises:
         InputError: if it belongs to a run with another configuration (the key is named), or cannot be written.
@@ -124,19 +120,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A configuration as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration that a run directory was started with.
-
-    Raises:
-        InputError: if it is not a run directory.
-    """
+    """The configuration that a run directory was started with; `InputError` if it is not one."""
     config = _read(path / "config.yaml", yaml.safe_load, "configuration")
     if config is None:
         raise InputError(f"'{path}' is not a run directory: it has no config.yaml")
@@ -144,11 +133,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """What a completed run left in ``summary.json``; None where it has not been completed.
-
-    Raises:
-        InputError: if it is damaged.
-    """
+    """What a completed run left in ``summary.json``, or an `InputError`; None where it has not been completed."""
     return _read(path / "summary.json", json.loads, "summary")
 
 

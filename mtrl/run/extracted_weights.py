@@ -25,10 +25,7 @@ def extracted_weights(intervals: Sequence[Sequence[float]], how: str) -> list[fl
     Args:
         intervals: ``[N, T]``, the weights of each epoch or logging interval, N at least 1.
         how: ``ema`` is the paper's: the exponential moving average with momentum 0.9, started at the first interval,
-            as it is after the last; ``mean`` is over all intervals; ``last`` takes the last one's.
-
-    Raises:
-        InputError: if the way is unknown.
+            as it is after the last; ``mean`` is over all intervals; ``last`` takes the last one's; others are refused.
     """
     if how not in WAYS:
         raise unknown_name("weights_how", how, WAYS)
@@ -36,16 +33,9 @@ def extracted_weights(intervals: Sequence[Sequence[float]], how: str) -> list[fl
 
 
 def weights_of_run(directory: Path, tasks: Sequence[str], prefix: str, how: str) -> list[float] | None:
-    """`extracted_weights` ``[T]`` of a finished run; None where it logged no weights.
+    """`extracted_weights` ``[T]``, in the order of ``tasks``, of a finished run that logs them as ``<prefix>/<task>``.
 
-    Args:
-        directory: the run's.
-        tasks: in the order in which the weights are wanted.
-        prefix: weights are logged as ``<prefix>/<task>``.
-        how: see `extracted_weights`.
-
-    Raises:
-        InputError: if it is not a finished run's directory, or the run is of other tasks.
+    None where it logged none; `InputError` if it is not a finished run's directory, or the run is of other tasks.
     """
     theirs = read_config(directory).get("tasks") or []
     if sorted(theirs) != sorted(tasks):

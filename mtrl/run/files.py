@@ -22,8 +22,7 @@ def naming(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes to a temporary name, flushes to the disk and renames, so that ``path`` is never half-written.
 
-    Raises:
-        OSError: as the file system does; ``path`` is then as it was and the temporary file is gone.
+    On an `OSError` (a full disk), ``path`` is as it was and the temporary file is gone.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -33,11 +33,7 @@ def gpus() -> list[str]:
 
 
 def device_of(name: str) -> "torch.device":
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        InputError: if the name is unknown, or there is no such device here.
-    """
+    """The device of a name, `InputError` if there is none here; ``auto`` is CUDA where there is one."""
     import torch
 
     if name == "auto":

@@ -24,15 +24,14 @@ class MetricsWriter:
         directory: the run directory.
         step: the step that the run goes on from.
         entries: how many lines of both files it had written by then; None is all up to that step.
-        config: of the run; its ``wandb`` is looked at, where it is there.
+        config: of the run; its ``wandb`` is looked at, where it is there, see `WeightsAndBiases` for its errors.
 
     Attributes:
         dropped: how many lines of ``metrics.jsonl`` were dropped, a half-written one not counted.
         missing: how many lines of both files that the run had written by then are not there.
 
     Raises:
-        InputError: if what a run goes on from is damaged, or Weights & Biases is not installed.
-        RunError: if Weights & Biases refuses (no account, no network).
+        InputError: if what a run goes on from is damaged.
     """
 
     def __init__(
@@ -42,11 +41,9 @@ class MetricsWriter:
         entries: Sequence[int | None] = (None, None),
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self._numbers = _Lines(directory / "metrics.jsonl", step, entries[0])
-        self._matrices = _Lines(directory / "matrices.jsonl", step, entries[1])
-        self._files = self._numbers, self._matrices
-        self.dropped = self._numbers.dropped
-        self.missing = self._numbers.missing + self._matrices.missing
+        paths = directory / "metrics.jsonl", directory / "matrices.jsonl"
+        self._files = [_Lines(path, step, count) for path, count in zip(paths, entries, strict=True)]
+        self.dropped, self.missing = self._files[0].dropped, sum(lines.missing for lines in self._files)
         for file in directory.glob("events.out.tfevents.*"):
             file.unlink()
         with ExitStack() as opened:
@@ -65,24 +62,19 @@ class MetricsWriter:
         return [lines.count for lines in self._files]
 
     def write(self, step: int, time: float, values: Mapping[str, Any]) -> None:
-        """Writes scalars and matrices; values that are not finite become ``null``.
+        """Writes scalars and matrices of a vector step; values that are not finite become ``null``.
 
         Args:
             step: vector steps so far.
             time: seconds of training so far, those before a restart included.
             values: numbers or zero-dimensional tensors by flat key, e.g. ``eval/success_mean``; or matrices with
                 entries in [-1, 1], as nested lists. Those are heat maps in TensorBoard: red is 1, blue is -1.
-
-        Raises:
-            OSError: as the file system does.
         """
         finite = {key: _finite(value) for key, value in values.items()}
-        matrices = {key: value for key, value in finite.items() if isinstance(value, list)}
-        when = {"step": step, "time": round(time, 3)}
-        if len(matrices) < len(finite):
-            self._numbers.append(when | {key: value for key, value in finite.items() if key not in matrices})
-        if matrices:
-            self._matrices.append(when | matrices)
+        for lines, are_lists in zip(self._files, (False, True), strict=True):
+            own = {key: value for key, value in finite.items() if isinstance(value, list) is are_lists}
+            if own:
+                lines.append({"step": step, "time": round(time, 3)} | own)
         for sink in self._sinks:
             sink.write(step, finite, clock.time())
 
@@ -149,11 +141,8 @@ def log_outcome(
 ) -> None:
     """Fills TensorBoard's HParams tab, and the summary of Weights & Biases, at the end of a run.
 
-    Args:
-        directory: the run directory.
-        config: of the run.
-        hparams: what to show of it, by dotted key.
-        measures: the final measures; one that was not logged on the way gets its one point.
+    ``hparams`` is what to show of its configuration, by dotted key. A final measure that was not logged on the way
+    gets its one point.
     """
     entries = read_metrics(directory / "metrics.jsonl")
     step, logged = entries[-1]["step"], {key for entry in entries for key in entry}
@@ -180,8 +169,7 @@ def _finite(value: Any) -> Any:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The entries of a file of a `MetricsWriter`, also of a running or killed one: half a last line is left out.
 
-    Raises:
-        InputError: if a line before the last one is damaged.
+    Raises `InputError` if a line before the last one is damaged.
     """
     entries: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n")

@@ -11,13 +11,7 @@ _LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
 class TrainingProgress:
     """Steps, steps per second, ETA and the latest success rate, on standard error; plain lines without a terminal.
 
-    Args:
-        total: steps of the whole run.
-        step: the step that the run goes on from.
-        enabled: draw at all.
-
-    Attributes:
-        bar: is drawn in a ``with`` statement.
+    Of a run of ``total`` steps that goes on from a ``step``. The ``bar`` is drawn in a ``with`` statement.
     """
 
     def __init__(self, total: int, step: int, *, enabled: bool) -> None:

@@ -68,20 +68,16 @@ class Summary:
 
     Attributes:
         seconds: of training.
-        updates: of the parameters.
         memory: peak memory in GiB: ``process_gib`` and, where there was one, ``gpu_gib``.
         machine: where it was computed last.
         command: what was typed, the script first.
         steps: vector steps; this and the next four are of reinforcement learning.
         transitions: environment steps in all tasks together.
         episodes_per_evaluation: of each task.
-        final: the last evaluation.
-        best: the evaluation with the highest mean.
         epochs: this and the rest are of supervised runs.
         metrics: what tasks are judged by, by metric key.
         test: what the selected models reach on the test split, by metric key; None where it was not read.
         validation: the same on the validation split.
-        selection: how these models were chosen.
     """
 
     seconds: float = 0.0
@@ -103,35 +99,23 @@ class Summary:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: how it was configured and what it came to.
-
-    Attributes:
-        directory: where it is.
-        kind: what learns in it.
-        benchmark: the benchmark's name.
-        tasks: their names, in the run's order.
-        method: the combiner's name, or that of the method that does without one.
-        seed: the run's.
-        config: the whole configuration, plain data.
-        summary: None for a run that is not finished.
-    """
+    """A run: how it was configured (benchmark, tasks and method by name), and what it came to."""
 
     directory: Path
     kind: Literal["rl", "supervised"]
     benchmark: str
     tasks: list[str]
     method: str
+    """The combiner's name, or that of the method that does without one."""
     seed: int
     config: dict[str, Any]
+    """All of it, plain data."""
     summary: Summary | None
+    """None for a run that is not finished."""
 
 
 def read_record(directory: Path) -> RunRecord:
-    """The record of a run, finished or not.
-
-    Raises:
-        InputError: if the directory is not a run's, or something in it cannot be read; in one line.
-    """
+    """The record of a run, finished or not; `InputError` if it is not one, or something in it cannot be read."""
     try:
         config = read_config(directory)
         json.dumps(config, default=str)  # plain, and of finite depth

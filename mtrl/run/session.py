@@ -14,15 +14,10 @@ from mtrl.run.state import Resumable, Stream
 
 
 class Session:
-    """A run at work in its directory.
-
-    Args:
-        run: the run's directory.
-        total: steps of the whole run.
-        stream: what is checkpointed piece by piece, such as a replay buffer.
-        show_progress: draw a progress bar.
+    """A run at work in its directory; a stream, such as a replay buffer, is checkpointed piece by piece.
 
     Attributes:
+        total: steps of the whole run.
         step: how many steps are done; the algorithm counts them.
         seconds: of work up to the last `clock`, those before a restart included.
         counters: what was dropped or repaired so far, for a summary.
@@ -46,13 +41,9 @@ class Session:
 
     @contextmanager
     def running(self, algorithm: Resumable) -> Iterator[bool]:
-        """The time in which an algorithm works; it is restored first where there is a checkpoint.
+        """The time in which an algorithm works; yields whether it was restored first, from a checkpoint.
 
-        Yields:
-            Whether it was.
-
-        Raises:
-            RunError: if there are checkpoints, but none is intact and of this run.
+        Raises `RunError` if there are checkpoints, but none is intact and of this run.
         """
         self._algorithm = algorithm
         loaded = self.run.checkpoints.load(self._stream)
@@ -91,11 +82,7 @@ class Session:
         return self.seconds
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint of this moment; all that was logged is on the disk before it.
-
-        Raises:
-            OSError: as the file system does.
-        """
+        """Writes a checkpoint of this moment; all that was logged is on the disk before it."""
         self.clock()
         self.metrics.flush()
         own = {"step": self.step, "seconds": self.seconds, "counters": self.counters}
@@ -103,11 +90,7 @@ class Session:
         self.run.checkpoints.save(self.step, state, self._stream)
 
     def stop_if_asked(self, where: str) -> None:
-        """Ends the run if a signal has asked for it; ``where`` says how far it is, e.g. ``"at step 3"``.
-
-        Raises:
-            Interrupted: then, after writing a checkpoint.
-        """
+        """Raises `Interrupted`, after a checkpoint, if a signal has asked; ``where``: how far, e.g. ``"at step 3"``."""
         if self._signals:
             self.checkpoint()
             raise Interrupted(self._signals[0], where)

@@ -62,9 +62,7 @@ def _part(key: str, value: Any) -> Any:
 class WeightsAndBiases:
     """A run's session with Weights & Biases, always under the same id, which is kept in the run's directory.
 
-    Raises:
-        InputError: if Weights & Biases is not installed.
-        RunError: if it refuses (no account, no network).
+    Raises `InputError` if it is not installed, and `RunError` if it refuses (no account, no network).
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
@@ -104,11 +102,7 @@ class WeightsAndBiases:
 
 
 def check_wandb(mode: str) -> None:
-    """Refuses a mode of Weights & Biases that is unknown, or cannot be had here.
-
-    Raises:
-        InputError: then.
-    """
+    """Raises `InputError` on a mode of Weights & Biases that is unknown, or cannot be had here."""
     if mode not in WANDB_MODES:
         raise unknown_name("wandb mode", mode, WANDB_MODES)
     if mode != "disabled" and importlib.util.find_spec("wandb") is None:

@@ -16,16 +16,9 @@ benchmark: Registry[Callable[..., Benchmark]] = Registry("benchmark", "mtrl.supe
 def make(name: str, tasks: Sequence[str] | None = None, *, dropout: float = 0.0, **options: Any) -> Benchmark:
     """Makes the benchmark of a name; ``custom`` is the function ``make_benchmark`` in a file of the user's.
 
-    Its model is initialised with the global random generator: seed that first.
-
-    Args:
-        name: a registered one, or ``custom`` (which needs the option ``file``).
-        tasks: which of its tasks; all that it has by default if None.
-        dropout: the probability of dropping a unit, in [0, 1).
-        **options: the benchmark's own.
-
-    Raises:
-        InputError: on an unknown name or option, or whatever the benchmark refuses.
+    It needs the option ``file``. The model is initialised with the global random generator: seed that first. Without
+    ``tasks`` it has those that it has by default; ``dropout`` is the probability of dropping a unit, in [0, 1). Raises
+    `InputError` on an unknown name or option, or whatever the benchmark refuses.
     """
     check("dropout", dropout, FractionBelowOne)
     if name == "custom":

@@ -1,8 +1,9 @@
 """Training on a supervised benchmark, with model selection by validation and exact resume."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from mtrl.measures import relative_gain
 from mtrl.run.directory import RunDirectory
 from mtrl.run.session import Session
 from mtrl.supervised.measures import Distance, shared_gradients
-from mtrl.supervised.problem import Benchmark, Metric, MultiTaskModel, Split, Task
+from mtrl.supervised.problem import Benchmark, Metric, Split, Task
 from mtrl.supervised.updates import Batch, Update
 
 SELECTIONS = ("mean", "per_metric", "gain")
@@ -61,8 +62,9 @@ def metrics_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Metric]]:
     }
 
 
-def evaluate(model: MultiTaskModel, tasks: Mapping[str, Task], split: Split, device: torch.device) -> dict[str, float]:
+def evaluate(benchmark: Benchmark, split: Split, device: torch.device) -> dict[str, float]:
     """All metrics over a split, by the keys of `metrics_of`, and the losses as ``loss/<task>``."""
+    model, tasks = benchmark.model, benchmark.tasks
     metrics = metrics_of(tasks)
     sums = dict.fromkeys([*metrics, *(f"loss/{task}" for task in tasks)], 0.0)
     training = model.training
@@ -92,20 +94,20 @@ def criteria(
 ) -> tuple[str, dict[str, Callable[[Mapping[str, float]], float]]]:
     """What models are selected by: the selection's name, and one score (higher is better) per model to keep.
 
-    Raises:
-        InputError: on an unknown selection, one that does not fit the metrics, or a missing reference.
+    Raises `InputError` on an unknown selection, one that does not fit the metrics, or a missing reference.
     """
     kinds = {task.metrics[0].name for task in tasks.values()}
     selection = selection or ("mean" if len(kinds) == 1 else "per_metric")
     if selection not in SELECTIONS:
         raise unknown_name("selection", selection, SELECTIONS)
     directions = {key: metric.higher_is_better for key, (_, metric) in metrics_of(tasks).items()}
-    signs = {key: 1 if higher else -1 for key, higher in directions.items()}
+
+    def mean(keys: Sequence[str], metrics: Mapping[str, float]) -> float:
+        sign = 1 if all(directions[key] for key in keys) else -1
+        return sign * sum(metrics[key] for key in keys) / len(keys)
+
     if selection == "per_metric":
-        return selection, {
-            key: lambda metrics, key=key, sign=sign: sign * metrics[key]  # type: ignore[misc]
-            for key, sign in signs.items()
-        }
+        return selection, {key: partial(mean, [key]) for key in directions}
     if selection == "gain":
         known = reference or {}
         for key in directions:
@@ -114,29 +116,19 @@ def criteria(
         return selection, {"gain": lambda metrics: relative_gain(metrics, known, directions)[0]}
     if len(kinds) > 1:
         raise InputError(f"selection=mean: {' and '.join(sorted(kinds))} cannot be averaged; use per_metric or gain")
-    sign = min(signs[task] for task in tasks)
-    return selection, {"mean": lambda metrics: sign * sum(metrics[task] for task in tasks) / len(tasks)}
+    return selection, {"mean": partial(mean, list(tasks))}
 
 
 class Trainer:
     """Trains a benchmark's model, and goes on where an interrupted run left off.
 
-    Args:
-        benchmark: its test split is read once, by `summary`.
-        update: the method, made for the benchmark's model.
-        run: the run's directory.
-        schedule: how long, in what portions.
-        seed: of the order of the samples and of dropout.
-        device: where the model is.
-        show_progress: draw a progress bar.
+    The update is made for the benchmark's model, which is on the device. The seed is that of the order of the samples
+    and of dropout. Raises `InputError` if the schedule does not fit the benchmark.
 
     Attributes:
         session: the run: updates done, seconds of training and validation, checkpoints, metrics.
         epoch_seconds: seconds of each epoch's updates.
         chosen: the selected models by criterion: ``score``, ``epoch``, ``metrics`` (validation) and ``model``.
-
-    Raises:
-        InputError: if the schedule does not fit the benchmark.
     """
 
     def __init__(
@@ -198,11 +190,7 @@ class Trainer:
             raise RunError("no model could be selected: a validation metric was never finite")
 
     def summary(self, *, test: bool = True) -> dict[str, Any]:
-        """What a finished run came to, plain data.
-
-        Args:
-            test: read the test split; without it there is no ``test`` in what is returned.
-        """
+        """What a finished run came to, plain data; ``test`` is in it where the test split is to be read."""
         metrics = metrics_of(self.benchmark.tasks)
         scores, epochs, validated = (
             {criterion: chosen[what] for criterion, chosen in self.chosen.items()}
@@ -215,7 +203,10 @@ class Trainer:
             found = {key: by_criterion[single or key][key] for key in metrics}
             return found | means(self.benchmark.tasks, found)
 
-        tested = {criterion: self._test(chosen["model"]) for criterion, chosen in self.chosen.items() if test}
+        tested = {}
+        for criterion, chosen in self.chosen.items() if test else ():
+            self.benchmark.model.load_state_dict(chosen["model"])
+            tested[criterion] = evaluate(self.benchmark, self.benchmark.test, self.device)
         return {
             "tasks": list(self.benchmark.tasks),
             "metrics": {
@@ -254,10 +245,9 @@ class Trainer:
             logged = self.update.step(batch, self._another_batch, self.distance.moved)
         except NonFiniteError as error:
             task = "" if error.task is None else f" of task {list(self.benchmark.tasks)[error.task]}"
-            raise RunError(
-                f"non-finite {error.quantity}{task} in epoch {epoch + 1}, update {self.session.step + 1}: "
-                "try a smaller learning rate or another method"
-            ) from error
+            where = f"{task} in epoch {epoch + 1}, update {self.session.step + 1}"
+            advice = "try a smaller learning rate or another method"
+            raise RunError(f"non-finite {error.quantity}{where}: {advice}") from error
         for key, value in logged.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self.session.step += 1
@@ -277,7 +267,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Validates, selects and logs."""
         seconds = self.session.clock()
-        validated = evaluate(self.benchmark.model, self.benchmark.tasks, self.benchmark.validation, self.device)
+        validated = evaluate(self.benchmark, self.benchmark.validation, self.device)
         averages = means(self.benchmark.tasks, validated)
         for criterion, score in self._scores.items():
             value = score(validated)
@@ -302,10 +292,6 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         best = max((chosen["epoch"] for chosen in self.chosen.values()), default=0)
         return self.schedule.patience is not None and self.epoch - best >= self.schedule.patience
-
-    def _test(self, state: Mapping[str, Tensor]) -> dict[str, float]:
-        self.benchmark.model.load_state_dict(state)
-        return evaluate(self.benchmark.model, self.benchmark.tasks, self.benchmark.test, self.device)
 
     # ---------------------------------------------------------------------------------------------------- state
 

@@ -68,21 +68,20 @@ def regression() -> Task:
     return Task(F.mse_loss, (error,), _check_shapes)
 
 
-def task_losses(
-    tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
-) -> list[Tensor]:
+Values = Mapping[str, Tensor]
+"""By task."""
+
+
+def task_losses(tasks: Mapping[str, Task], outputs: Values, targets: Values) -> list[Tensor]:
     """The losses in the order of the tasks."""
     return [task.loss(outputs[name], targets[name]) for name, task in tasks.items()]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Samples in memory: inputs and, by task, targets, ``[N, ...]``.
+    """Samples in memory: inputs and, by task, as many targets, ``[N, ...]``, N at least 1; else an `InputError`.
 
     Another class with ``__len__`` and ``batch`` can take its place.
-
-    Raises:
-        InputError: if the split is empty, or a task has another number of samples than the inputs.
     """
 
     inputs: Tensor
@@ -145,10 +144,9 @@ class Benchmark:
     test: Split
 
     def check(self, device: torch.device) -> None:
-        """Compares the targets with what the heads give; splits of other classes than `Split` are not looked at.
+        """Raises `InputError` on the first target that does not fit its head (split, task and record named).
 
-        Raises:
-            InputError: on the first that does not fit (split, task and record named).
+        Splits of other classes than `Split` are not looked at.
         """
         training = self.model.training
         self.model.eval()
@@ -173,11 +171,7 @@ def _check_names(what: str, found: Mapping[str, Tensor], tasks: Mapping[str, Tas
 
 
 def check_tasks(names: Sequence[str], valid: Sequence[str]) -> list[str]:
-    """The names, if they are a selection of the valid ones.
-
-    Raises:
-        InputError: if there are none, one is unknown, or one comes twice.
-    """
+    """The names; `InputError` if there are none, one is not among the valid ones, or one comes twice."""
     if not names:
         raise InputError(f"no task was chosen; valid: {', '.join(valid)}")
     for name in names:

@@ -19,16 +19,9 @@ Wrt = Literal["shared", "last", "representation"]
 
 @dataclass
 class OptimizerOptions:
-    """The optimizer of all parameters.
+    """The optimizer of all parameters: ``adam``, or ``sgd`` with a momentum; `InputError` on values out of range.
 
-    Attributes:
-        name: ``adam`` or ``sgd``.
-        learning_rate: at the beginning.
-        weight_decay: coupled, an L2 penalty, as in the papers.
-        momentum: of ``sgd``.
-
-    Raises:
-        InputError: on an unknown name or a value out of range.
+    The learning rate is that of the beginning. The weight decay is coupled, an L2 penalty, as in the papers.
     """
 
     name: Annotated[str, Literal["adam", "sgd"]] = "adam"
@@ -51,18 +44,11 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method is made from.
+    """What a method is made from: the benchmark's model is on the device, the combiner is made for its tasks.
 
-    Attributes:
-        benchmark: its model is on the device of training.
-        combiner: made for its tasks.
-        optimizer: makes the optimizers.
-        wrt: by what per-task gradients are taken: all ``shared`` parameters; those of the ``last`` shared layer,
-            whose weights then apply to all; or the shared ``representation`` (MGDA-UB, Sener & Koltun, 2018).
-        seed: of what a method draws.
-
-    Raises:
-        InputError: on an unknown ``wrt``.
+    Per-task gradients are taken by (``wrt``, `InputError` on another) all ``shared`` parameters; those of the ``last``
+    shared layer, whose weights then apply to all; or the shared ``representation`` (MGDA-UB, Sener & Koltun, 2018).
+    The seed is that of what a method draws.
     """
 
     benchmark: Benchmark
@@ -82,7 +68,7 @@ class Update(ABC):
     combines: ClassVar[bool] = True
     """Whether it has a use for a combiner."""
     usual_wrt: ClassVar[Wrt] = "shared"
-    """The ``wrt`` of whoever does not choose one."""
+    """The ``wrt`` by default."""
 
     def __init__(self, setup: Setup) -> None:
         self.model, self.tasks = setup.benchmark.model, setup.benchmark.tasks
@@ -95,15 +81,10 @@ class Update(ABC):
 
     @abstractmethod
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
-        """Updates the model.
+        """Updates the model on a batch; returns scalars to log, ``loss/<task>`` among them.
 
-        Args:
-            batch: inputs, and targets by task.
-            draw: gives another, independent batch of the training set.
-            moved: to be called after every change of the shared parameters.
-
-        Returns:
-            Scalars to log, ``loss/<task>`` among them.
+        ``draw`` gives another, independent batch of the training set; ``moved`` is to be called after every change of
+        the shared parameters.
         """
 
     def set_learning_rate(self, learning_rate: float) -> None:

@@ -17,16 +17,14 @@ def multi_digits(
 ) -> Benchmark:
     """Overlays the 1,797 digits of 8x8 pixels of the UCI optical recognition set (Alpaydin & Kaynak, 1998).
 
-    The digits are split 60:20:20 before they are paired, so that none occurs in two splits. Images are 10x10.
+    The digits are split 60:20:20 before they are paired, so that none occurs in two splits. Images are 10x10. Raises
+    `InputError` on an unknown task, or if scikit-learn is missing.
 
     Args:
         tasks: a selection of ``CL CR RL RR``, see `mtrl.supervised.data.overlay.TASKS`.
         dropout: of encoder and heads.
         pairs_per_digit: how many images each digit of a split is the left one of.
         data_seed: draws the splits and the pairs.
-
-    Raises:
-        InputError: on an unknown task, or if scikit-learn is missing.
     """
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]

@@ -34,6 +34,8 @@ def multi_mnist(
 ) -> Benchmark:
     """Overlays MNIST digits as the papers do: a canvas of 36x36, the right digit at 6, resampled to 28x28.
 
+    Raises `InputError` on an unknown task, or if a file is missing, incomplete or not MNIST's.
+
     Args:
         tasks: a selection of ``CL CR RL RR``, see `mtrl.supervised.data.overlay.TASKS`.
         dropout: of encoder and heads.
@@ -41,9 +43,6 @@ def multi_mnist(
         validation: how many of the last training digits are held out.
         pairs_per_digit: how many images each digit of a split is the left one of.
         data_seed: draws the pairs.
-
-    Raises:
-        InputError: on an unknown task, or if a file is missing, incomplete or not MNIST's.
     """
     if data_dir is None:
         raise InputError(
@@ -88,8 +87,7 @@ def _find(directory: Path, name: str) -> Path:
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The writable array of so many dimensions in an IDX file of unsigned bytes, gzipped if its name ends in ``.gz``.
 
-    Raises:
-        InputError: if the file is damaged, incomplete, or holds something else.
+    Raises `InputError` if the file is damaged, incomplete, or holds something else.
     """
     try:
         content = path.read_bytes()

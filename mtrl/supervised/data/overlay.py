@@ -82,7 +82,7 @@ def make_benchmark(
     """A benchmark of overlaid digits.
 
     Args:
-        tasks: a selection of `TASKS`.
+        tasks: a selection of `TASKS`; `InputError` on others.
         sources: digits ``[N, H, H]`` in [0, 1] and labels ``[N]`` of the training, validation and test split.
         dropout: of encoder and heads.
         pairs_per_digit: how often each digit of a split is the left one; the right one is drawn uniformly.
@@ -91,9 +91,6 @@ def make_benchmark(
         padding: of these.
         size: side of the image, in pixels.
         **layout: ``offset`` and ``canvas``, see `overlay`.
-
-    Raises:
-        InputError: on an unknown task.
     """
     tasks = check_tasks(tasks, TASKS)
     generator = torch.Generator().manual_seed(data_seed)

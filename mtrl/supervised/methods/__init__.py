@@ -14,8 +14,7 @@ method: Registry[type[Update]] = Registry("method", __name__, checked("method"))
 def make(name: str, setup: Setup, **options: Any) -> Update:
     """Makes the method of a name; the model that it trains is ``update.model``.
 
-    Raises:
-        InputError: on an unknown name or option, a combiner for a method without, or whatever the method refuses.
+    Raises `InputError` on an unknown name or option, a combiner for a method without, or what the method refuses.
     """
     made = method.get(name)
     if not made.combines and setup.combiner.name != "unitary":

@@ -21,10 +21,7 @@ class AutoLambdaUpdate(Update):
     ``-lr <grad L_i, d>``, taken by finite differences along d: ``-lr (L_i(theta + e d) - L_i(theta - e d)) / 2e`` with
     ``e = 0.01 / |d|``. Then the model takes its own optimizer's step on the weighted losses. Head and encoder
     parameters are treated alike. One step costs two backward and three forward passes more than a plain one.
-
-    Args:
-        initial_weight: of every task; 0.1 as in the paper.
-        learning_rate: Adam's on the weights.
+    ``initial_weight`` is every task's, 0.1 as in the paper; ``learning_rate`` is Adam's on the weights.
     """
 
     combines = False
@@ -62,9 +59,9 @@ class AutoLambdaUpdate(Update):
         def gradient(loss: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, ...]:
             return torch.autograd.grad(loss, list(at.values()), allow_unused=True, materialize_grads=True)
 
+        @torch.no_grad()
         def moved(step: float, along: Sequence[Tensor]) -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {name: p + step * d for (name, p), d in zip(parameters.items(), along, strict=True)}
+            return {name: p + step * d for (name, p), d in zip(parameters.items(), along, strict=True)}
 
         plain = gradient(self.weights.detach() @ losses(parameters, batch), parameters)
         ahead = {name: p.requires_grad_() for name, p in moved(-rate, plain).items()}

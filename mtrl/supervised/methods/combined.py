@@ -14,11 +14,7 @@ from mtrl.supervised.updates import Batch, Setup, Update, named
 
 @method("combined")
 class CombinedUpdate(Update):
-    """One step along the gradients that a combiner has combined.
-
-    Raises:
-        InputError: if the combiner cannot use ``wrt``.
-    """
+    """One step along the gradients that a combiner has combined; `InputError` if it cannot use ``wrt``."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -16,10 +16,8 @@ from mtrl.supervised.updates import Batch, Setup, Update, named
 class IndividualSteps(Update):
     """MTL-IUS: steps for one group of tasks after the other on the same batch (Pascal et al., equations 4 to 6).
 
-    Each step minimises the sum of its group's losses. There is one optimizer, whose moment estimates mix the groups.
-
-    Args:
-        groups: how many, see `random_groups`.
+    Each step minimises the sum of its group's losses; ``groups`` is how many there are, see `random_groups`. There is
+    one optimizer, whose moment estimates mix the groups.
     """
 
     combines = False
@@ -58,10 +56,7 @@ class IndividualOptimizers(IndividualSteps):
 def random_groups(names: Sequence[str], count: int | None, seed: int) -> list[list[str]]:
     """Distributes tasks at random to groups of equal size, give or take one (Pascal et al., section 3.4).
 
-    Without a ``count`` there is one group per task.
-
-    Raises:
-        InputError: if ``count`` is not between 1 and the number of tasks.
+    Without a ``count``, 1 to the number of tasks (else an `InputError`), there is one group per task.
     """
     if count is None:
         return [[name] for name in names]

@@ -18,20 +18,15 @@ from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.problem import MultiTaskModel
 from mtrl.supervised.updates import Batch, Setup
 
+_SIZES = ("out_features", "out_channels", "num_features")  # what layers call the number of their units
+
 
 class RoamingModel(MultiTaskModel):
     """A model whose encoder shows each task only the units that the task's mask keeps.
 
-    Units are the outputs of linear layers and the channels of convolutions; those of the others are 0. A batch
-    normalisation behind a layer is masked in its place.
-
-    Args:
-        model: gives encoder and heads.
-        share: of a layer's units that a task has; more where the tasks would leave a unit to nobody.
-        seed: of the first masks and, later, of the swaps.
-
-    Raises:
-        InputError: if ``share`` is not in (0, 1], or the encoder has no layers to mask.
+    Units are the outputs of linear layers and the channels of convolutions (`InputError` where there are none); those
+    of the others are 0. A batch normalisation behind a layer is masked in its place. A task has a ``share``, in (0, 1],
+    of a layer's units; more where the tasks would leave a unit to nobody. The seed draws masks and, later, swaps.
     """
 
     def __init__(self, model: MultiTaskModel, *, share: float, seed: int) -> None:
@@ -50,7 +45,8 @@ class RoamingModel(MultiTaskModel):
         """The names of the buffers ``[T, units]``."""
         self._task = 0
         for name, layer in zip(self.masks, layers, strict=True):
-            self.register_buffer(name, _initial_mask(len(model.heads), _units(layer), share, self.generator))
+            units = next(vars(layer)[size] for size in _SIZES if size in vars(layer))
+            self.register_buffer(name, _initial_mask(len(model.heads), units, share, self.generator))
             layer.register_forward_hook(partial(self._masked, name))
         self.to(next(self.parameters()).device)
 
@@ -73,14 +69,8 @@ class MaximumRoamingUpdate(CombinedUpdate):
 
     Each task trains its own part of every layer's units. At regular intervals it gives one of them back, drawn
     uniformly, for one that it never had, until it has had all. Each layer has its own interval, so that all layers end
-    after about ``roaming_updates``. Every task's forward and backward pass goes through the encoder alone.
-
-    Args:
-        share: see `RoamingModel`.
-        roaming_updates: after how many updates every task has visited every unit.
-
-    Raises:
-        InputError: if ``wrt`` is ``representation``, which the tasks do not have in common.
+    after about ``roaming_updates``. Every task's forward and backward pass goes through the encoder alone, so that
+    there is no common ``representation`` to take gradients by (`InputError`). The share is that of `RoamingModel`.
     """
 
     model: RoamingModel
@@ -121,12 +111,6 @@ class MaximumRoamingUpdate(CombinedUpdate):
         super().load_state_dict(state)
         self._updates, self._visited = state["updates"], state["visited"]
         self.model.generator.set_state(state["generator"])
-
-
-def _units(layer: nn.Module) -> int:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels if isinstance(layer, _ConvNd) else int(layer.num_features)  # type: ignore[arg-type]
 
 
 def _initial_mask(num_tasks: int, units: int, share: float, generator: torch.Generator) -> Tensor:

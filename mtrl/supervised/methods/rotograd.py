@@ -26,15 +26,13 @@ class RotoGradUpdate(CombinedUpdate):
     by z. All gradients are divided by their norm over the batch, so that this rotation loss is between -1 (all tasks
     agree) and 1. The rotations are kept orthogonal by the matrix exponential.
 
-    A rotation is put before each of the model's heads. ``wrt`` is ``representation`` in the paper.
+    A rotation is put before each of the model's heads; `InputError` if what they read is not a vector per sample.
+    ``wrt`` is ``representation`` in the paper.
 
     Args:
         learning_rate_scale: the rotations' learning rate (Adam's), as a multiple of the model's; 0 leaves them be.
         homogenize: bring gradients to one length before they are combined (section 3.1), see `Homogenized`.
-        burn_in: updates after which the lengths are measured that later ones are compared to; for ``homogenize``.
-
-    Raises:
-        InputError: if the representation is not a vector per sample.
+        burn_in: for that, see there.
     """
 
     usual_wrt = "representation"
@@ -70,14 +68,9 @@ class Homogenized(Combiner):
     """Brings the tasks' gradients to one length before another method combines them.
 
     With ``a_k`` the task's share of ``|g_k| / |g_k^0|`` over all tasks, the common length is ``sum_k a_k |g_k|``
-    (Javaloy & Valera, 2022, section 3.1): tasks whose gradients shrink least set it.
-
-    Args:
-        inner: the other method.
-        burn_in: updates after which ``|g_k^0|`` is measured (until then that of the first update is used).
-
-    Raises:
-        InputError: if the other method has no task weights, or looks at the losses after the step.
+    (Javaloy & Valera, 2022, section 3.1): tasks whose gradients shrink least set it. ``|g_k^0|`` is measured after
+    ``burn_in`` updates; until then that of the first update is used. Raises `InputError` if the other method has no
+    task weights, or looks at the losses after the step.
     """
 
     needs = "gramian"

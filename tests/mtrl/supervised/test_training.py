@@ -176,7 +176,7 @@ def test_runs_are_deterministic_and_seeds_differ(tmp_path):
 
 def test_training_improves_and_logs_every_epoch(tmp_path):
     benchmark = problem(dropout=0.0)
-    before = evaluate(benchmark.model, benchmark.tasks, benchmark.validation, CPU)
+    before = evaluate(benchmark, benchmark.validation, CPU)
     _, summary = trained(tmp_path, benchmark, combined(benchmark), epochs=10)
     assert summary["validation"]["accuracy_mean"] > (before["a"] + before["b"]) / 2 + 0.1
     assert summary["validation"]["c"] < 0.8 * before["c"]
@@ -224,7 +224,7 @@ def test_the_selected_model_is_the_one_that_is_tested(tmp_path):
         assert abs(summary["selection"]["scores"][key]) == best(values)
         assert summary["selection"]["epochs"][key] == 1 + values.index(best(values))
         benchmark.model.load_state_dict(one.chosen[key]["model"])
-        assert summary["test"][key] == evaluate(benchmark.model, benchmark.tasks, benchmark.test, CPU)[key]
+        assert summary["test"][key] == evaluate(benchmark, benchmark.test, CPU)[key]
 
 
 def test_patience_ends_a_run_without_progress(tmp_path):
