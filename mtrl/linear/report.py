@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtrl.linear.certificate import certificate
 from mtrl.linear.data import Array, Problem
@@ -50,11 +50,10 @@ def points_csv(found: Sequence[Models], problem: Problem, targets: Sequence[int]
 
 def table(found: Sequence[Models], problem: Problem, targets: Sequence[int], rank: int) -> Table:
     """The most balanced model of every source."""
-    drawn = Table(title="The most balanced model of each: worst target's share of what it could explain alone")
-    drawn.add_column("source")
     certified = rank == 1 and np.linalg.matrix_rank(problem.gramian, hermitian=True) == len(targets) > 1
-    for name in (*(f"mse {target}" for target in targets), "balance", *(["reach"] if certified else [])):
-        drawn.add_column(name, justify="right")
+    title = "The most balanced model of each: worst target's share of what it could explain alone"
+    names = [*(f"mse {target}" for target in targets), "balance", *(["reach"] if certified else [])]
+    drawn = Table("source", *(Column(name, justify="right") for name in names), title=title)
     if certified:
         drawn.add_column("by linear scalarization")
     for models in found:

@@ -46,18 +46,10 @@ class SupervisedComparison(Comparison):
 def compare_supervised(
     runs: Sequence[Run], *, baseline: str, seed: int, left_out: Sequence[str] = ()
 ) -> list[SupervisedComparison]:
-    """Compares the methods of supervised runs by their test metrics, which only finished runs have.
+    """Compares the methods of supervised runs of one benchmark by their test metrics, which only finished runs have.
 
-    Runs of a single task are no method: they are the reference that the gains of the others are over.
-
-    Args:
-        runs: of one benchmark.
-        baseline: the name of the method that the others are compared with.
-        seed: of the resamples.
-        left_out: lines about what could not be read.
-
-    Returns:
-        One comparison for each set of tasks.
+    Each set of tasks is a `Comparison`, which says what the arguments are. Runs of a single task are no method: they
+    are the reference that the gains of the others are over.
 
     Raises:
         InputError: if no run of several tasks is finished, or there is no such baseline.

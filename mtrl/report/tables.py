@@ -137,13 +137,7 @@ def configuration_table(comparison: Comparison) -> Table:
 def runs_table(
     comparison: Comparison, what: Mapping[str, Callable[[Run], Cell]], last: Mapping[str, Callable[[Metrics], Cell]]
 ) -> Table:
-    """Every run.
-
-    Args:
-        comparison: whose runs.
-        what: columns that say what a run is.
-        last: columns that say what it logged last, read only where it logged something.
-    """
+    """Every run, with columns for what it is and for what it logged last; these are empty where it logged nothing."""
     scored = {run.directory for run in comparison.compared}
 
     def logged(read: Callable[[Metrics], Cell]) -> Callable[[Run], Cell]:
