@@ -49,13 +49,11 @@ def points_csv(found: Sequence[Models], problem: Problem, targets: Sequence[int]
 def table(found: Sequence[Models], problem: Problem, targets: Sequence[int], rank: int) -> Table:
     """The most balanced model of every source."""
     certified = rank == 1 and np.linalg.matrix_rank(problem.gramian, hermitian=True) == len(targets) > 1
-    numbers = [*(f"mse {target}" for target in targets), "balance", *(["reach"] if certified else [])]
-    drawn = Table(
-        "source",
-        *(Column(name, justify="right") for name in numbers),
-        *(["by linear scalarization"] if certified else []),
-        title="The most balanced model of each: worst target's share of what it could explain alone",
-    )
+    title = "The most balanced model of each: worst target's share of what it could explain alone"
+    names = [*(f"mse {target}" for target in targets), "balance", *(["reach"] if certified else [])]
+    drawn = Table("source", *(Column(name, justify="right") for name in names), title=title)
+    if certified:
+        drawn.add_column("by linear scalarization")
     for models in found:
         shares = balance(models.explained, problem.gramian)
         best = models.explained[shares.argmax()]

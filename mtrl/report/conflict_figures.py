@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator
 
 from mtrl.report import drawing
 from mtrl.report.comparison import Comparison, Method
@@ -77,8 +77,8 @@ def _agreement(comparison: Comparison) -> Picture | None:
         return None
     right.set_yscale("log")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    right.yaxis.set_minor_formatter(NullFormatter())
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter("")
     return drawing.picture_over_training(
         comparison,
         figure,

@@ -61,10 +61,11 @@ def print_outcome(directory: Path, console: Console) -> None:
         f"{summary.steps:,} vector steps ({summary.transitions:,} transitions, {summary.updates:,} updates) "
         f"in {summary.seconds / 60:.1f} min; best of {summary.best.of_evaluations} evaluations: "
         f"{summary.best.success_mean:.2f} at step {summary.best.step:,}",
+        f"learning curve   {picture}",
+        f"run directory    {directory}",
+        f"try next         python scripts/evaluate.py run={directory}",
+        "                 python scripts/train.py benchmark=mt10 combiner=pcgrad",
+        sep="\n",
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"learning curve   {picture}", highlight=False, soft_wrap=True)
-    console.print(f"run directory    {directory}", highlight=False, soft_wrap=True)
-    console.print(f"try next         python scripts/evaluate.py run={directory}", highlight=False, soft_wrap=True)
-    console.print("                 python scripts/train.py benchmark=mt10 combiner=pcgrad", highlight=False)

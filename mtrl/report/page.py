@@ -14,15 +14,11 @@ from mtrl.run.files import write_text
 
 
 def write_report(sections: Sequence[Section], folder: Path, command: Sequence[str]) -> Path:
-    """Writes ``index.html``, ``figures/`` (PNG and PDF) and ``tables/`` (CSV and Markdown).
+    """Writes ``index.html``, ``figures/`` (PNG and PDF) and ``tables/`` (CSV and Markdown); returns the page.
 
-    Args:
-        sections: what to report; where there are several, the names of their files begin with a number.
-        folder: where; made if missing, files in it are replaced.
-        command: what was typed, for the reader who wants to do it again.
-
-    Returns:
-        The page: one file without links to others (except for videos that the runs hold), scripts or the network.
+    The page has no links to other files (except for videos that the runs hold), scripts or the network; it shows the
+    command, so that a reader can do it again. The folder is made if missing, files in it are replaced; where there are
+    several sections, the names of their files begin with a number.
     """
     figures, tables = folder / "figures", folder / "tables"
     for directory in (figures, tables):
@@ -35,16 +31,12 @@ def write_report(sections: Sequence[Section], folder: Path, command: Sequence[st
         for table in section.tables:
             write_text(tables / f"{prefix}{table.name}.csv", table.csv())
             write_text(tables / f"{prefix}{table.name}.md", table.markdown())
+    loader = PackageLoader("mtrl.report", "")
     environment = Environment(
-        loader=PackageLoader("mtrl.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.get_template("page.html.j2")
     page = folder / "index.html"
-    rendered = template.render(
+    rendered = environment.get_template("page.html.j2").render(
         sections=sections,
         command=typed(command),
         image=lambda picture: images[id(picture)],

@@ -61,16 +61,11 @@ class Run(RunRecord):
 
 
 def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], list[str]]:
-    """Every run in a folder and the folders below it, in the order of their paths.
+    """Every run in a folder and the folders below it, in the order of their paths, and what is left out.
 
-    Args:
-        folder: where to look.
-        metric: of reinforcement learning: the key of the metric's mean over tasks, e.g. ``eval/success_mean``.
-        task_metric: the same for a task, without the task's name, e.g. ``eval/success/``.
-
-    Returns:
-        The runs, and a sentence for each directory with a ``config.yaml`` that is left out: because it is not a run's,
-        or because something in it is damaged (a half-written last line is not damage).
+    Of reinforcement learning, ``metric`` is the key of the metric's mean over tasks, e.g. ``eval/success_mean``, and
+    ``task_metric`` that of a task without its name, e.g. ``eval/success/``. A sentence names each directory with a
+    ``config.yaml`` that is not a run's or is damaged (a half-written last line is not damage).
 
     Raises:
         InputError: if the folder is missing or holds no run that can be read, or the runs are of different kinds

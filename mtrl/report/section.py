@@ -71,9 +71,8 @@ class Section:
     @property
     def commands(self) -> list[str]:
         """That of the first finished run of each method, as far as a run says how it was started."""
-        summaries = [[run.summary for run in method.runs if run.summary] for method in self.comparison.methods]
-        commands = [next((own.command for own in of_method if own.command), None) for of_method in summaries]
-        return list(dict.fromkeys(typed(command) for command in commands if command))
+        of_methods = [[run.summary.command for run in own.runs if run.summary] for own in self.comparison.methods]
+        return list(dict.fromkeys(typed(command) for own in of_methods for command in list(filter(None, own))[:1]))
 
     @property
     def seeds(self) -> str:

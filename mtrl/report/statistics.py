@@ -196,12 +196,9 @@ class PairedComparison:
 def compare_with_baseline(
     methods: dict[str, tuple[list[int], Array]], baseline: str, seed: int
 ) -> list[PairedComparison]:
-    """Compares every other method with the baseline, paired by seed.
+    """Compares every other method (by name, seeds ``[n]`` and their scores ``[n, T]``) with the baseline, by seed.
 
-    Args:
-        methods: by name, the seeds ``[n]`` and their scores ``[n, T]``.
-        baseline: one of the names.
-        seed: of the resamples; every method gets the same ones, whichever others are compared.
+    Every method gets the same resamples, which the seed draws, whichever others are compared.
     """
     base_seeds, base_scores = methods[baseline]
     base = dict(zip(base_seeds, base_scores.mean(1), strict=True))
@@ -228,16 +225,10 @@ def compare_with_baseline(
 
 
 def best_by_luck(rates: Array, episodes: int, evaluations: int, generator: Generator) -> float:
-    """The expected best of several evaluations at success rates that never change.
+    """The expected best of several evaluations at success rates ``[T]`` in [0, 1] that never change.
 
     The largest of many noisy measurements lies above the truth: this says how far, and so how much of a reported best
-    may be nothing but luck. Episodes are taken as independent draws.
-
-    Args:
-        rates: ``[T]``, the true success rate of each task, in [0, 1].
-        episodes: per task and evaluation.
-        evaluations: of which the best is reported.
-        generator: draws the episodes.
+    may be nothing but luck. Each evaluation draws so many independent episodes of each task.
     """
     successes = generator.binomial(episodes, rates, size=(200, evaluations, len(rates)))
     return float(successes.mean(-1).max(1).mean() / episodes)

@@ -46,18 +46,10 @@ class SupervisedComparison(Comparison):
 def compare_supervised(
     runs: Sequence[Run], *, baseline: str, seed: int, left_out: Sequence[str] = ()
 ) -> list[SupervisedComparison]:
-    """Compares the methods of supervised runs by their test metrics, which only finished runs have.
+    """Compares the methods of supervised runs of one benchmark by their test metrics, which only finished runs have.
 
-    Runs of a single task are no method: they are the reference that the gains of the others are over.
-
-    Args:
-        runs: of one benchmark.
-        baseline: the name of the method that the others are compared with.
-        seed: of the resamples.
-        left_out: lines about what could not be read.
-
-    Returns:
-        One comparison for each set of tasks.
+    Each set of tasks is a `Comparison`, which says what the arguments are. Runs of a single task are no method: they
+    are the reference that the gains of the others are over.
 
     Raises:
         InputError: if no run of several tasks is finished, or there is no such baseline.
@@ -77,26 +69,19 @@ def compare_supervised(
             f"all {len(runs)} runs are of a single task: they are what multi-task runs are measured by, and there "
             f"is none of these{reason}"
         )
-    left_out += [
-        f"Single-task runs of {task} are not used: no run has it among several tasks."
-        for task in singles
-        if not any(task in tasks for tasks in multiple)
-    ]
-    left_out += [
-        f"No run of the tasks {', '.join(tasks)} is finished: they are left out."
-        for tasks, own in multiple.items()
-        if not _finished(own)
-    ]
-    comparisons = [
-        _compare(own, {task: singles.get(task, []) for task in tasks}, baseline, seed, left_out)
-        for tasks, own in sorted(multiple.items())
-        if _finished(own)
-    ]
-    if not comparisons:
+    finished = [tasks for tasks, own in multiple.items() if _finished(own)]
+    if not finished:
         raise InputError(
             f"none of the {len(runs)} runs of several tasks is finished: test metrics are read at the end of training"
         )
-    return comparisons
+    unused = [task for task in singles if not any(task in tasks for tasks in multiple)]
+    left_out += [f"Single-task runs of {task} are not used: no run has it among several tasks." for task in unused]
+    unfinished = [", ".join(tasks) for tasks in multiple if tasks not in finished]
+    left_out += [f"No run of the tasks {tasks} is finished: they are left out." for tasks in unfinished]
+    return [
+        _compare(multiple[tasks], {task: singles.get(task, []) for task in tasks}, baseline, seed, left_out)
+        for tasks in sorted(finished)
+    ]
 
 
 def _compare(
@@ -159,9 +144,8 @@ def _tested(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[int], dict[s
     for run in runs:
         if run.summary is not None:
             test = run.summary.test or {}
-            for key in keys:
-                if key not in test:
-                    raise InputError(f"{run.directory / 'summary.json'}: there is no test metric '{key}'")
+            if missing := next((key for key in keys if key not in test), None):
+                raise InputError(f"{run.directory / 'summary.json'}: there is no test metric '{missing}'")
             rows[run.seed].append([test[key] for key in keys])
     seeds = sorted(rows)
     values = np.array([np.mean(rows[seed], 0) for seed in seeds]).reshape(len(seeds), len(keys))

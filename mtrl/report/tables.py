@@ -5,7 +5,6 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +15,8 @@ from mtrl.report.statistics import Estimate
 
 Cell = str | int | float | Estimate | None
 Item = TypeVar("Item")
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "\n": " "})
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,20 @@ class Table:
 
     def csv(self) -> str:
         """Comma-separated values; an estimate takes three columns: value, low and high."""
+        columns: list[list[Cell]] = []
+        for name, *cells in zip(self.header, *self.rows, strict=True):
+            columns.append([name, *(cell.value if isinstance(cell, Estimate) else cell for cell in cells)])
+            if any(isinstance(cell, Estimate) for cell in cells):
+                columns += ([f"{name} {end}", *(getattr(cell, end, None) for cell in cells)] for end in ("low", "high"))
         file = io.StringIO()
-        columns = [_digits(name, cells) for name, *cells in zip(self.header, *self.rows, strict=True)]
-        csv.writer(file, lineterminator="\n").writerows(chain(*row) for row in zip(*columns, strict=True))
+        rows = zip(*columns, strict=True)
+        csv.writer(file, lineterminator="\n").writerows(["" if _empty(cell) else cell for cell in row] for row in rows)
         return file.getvalue()
 
     def markdown(self) -> str:
         """A Markdown table with its title and note."""
         lines = [self.header, ["---"] * len(self.header), *([text_of(cell) for cell in row] for row in self.rows)]
-        table = "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+        table = "\n".join(f"| {' | '.join(cell.translate(_ESCAPES) for cell in line)} |" for line in lines)
         return f"## {self.title}\n\n{table}\n" + (f"\n{self.note}\n" if self.note else "")
 
     def columns(self, title: str, names: Sequence[str]) -> "Table":
@@ -56,31 +62,15 @@ class Table:
 
 def text_of(cell: Cell) -> str:
     """A cell for people: few digits, a dash where there is nothing."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+    if _empty(cell.value if isinstance(cell, Estimate) else cell):
         return "-"
-    if isinstance(cell, Estimate):
-        return "-" if math.isnan(cell.value) else str(cell)
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
-    return f"{cell:,}" if isinstance(cell, int) else cell
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
-def _digits(name: str, cells: Sequence[Cell]) -> list[list[Cell]]:
-    """A column with its name as columns of plain values: three where a cell is an estimate."""
-    if not any(isinstance(cell, Estimate) for cell in cells):
-        return [[name], *([_number(cell)] for cell in cells)]
-    estimates = [(cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (cell, "", "") for cell in cells]
-    return [[name, f"{name} low", f"{name} high"], *(list(map(_number, values)) for values in estimates)]
-
-
-def _number(cell: Cell) -> Cell:
-    return "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell
-
-
-def _escaped(text: str) -> str:
-    for character, escape in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
-        text = text.replace(character, escape)
-    return text
+def _empty(cell: Cell) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def paired_table(comparison: Comparison) -> Table:
@@ -147,13 +137,7 @@ def configuration_table(comparison: Comparison) -> Table:
 def runs_table(
     comparison: Comparison, what: Mapping[str, Callable[[Run], Cell]], last: Mapping[str, Callable[[Metrics], Cell]]
 ) -> Table:
-    """Every run.
-
-    Args:
-        comparison: whose runs.
-        what: columns that say what a run is.
-        last: columns that say what it logged last, read only where it logged something.
-    """
+    """Every run, with columns for what it is and for what it logged last; these are empty where it logged nothing."""
     scored = {run.directory for run in comparison.compared}
 
     def logged(read: Callable[[Metrics], Cell]) -> Callable[[Run], Cell]:

@@ -43,18 +43,11 @@ class TrainingComparison(Comparison):
 def compare_training(
     runs: Sequence[Run], *, metric: str, baseline: str, seed: int, last_k: int, left_out: Sequence[str] = ()
 ) -> TrainingComparison:
-    """Compares the methods of a set of runs of reinforcement learning.
+    """Compares the methods of runs of reinforcement learning of one benchmark and list of tasks.
 
     Where any run is finished, finished runs alone are scored; otherwise every run is. All are scored at the last
-    evaluation that each of them reached, so that a longer run has no advantage.
-
-    Args:
-        runs: of one benchmark and list of tasks.
-        metric: what `Metrics.scores` holds.
-        baseline: the name of the method that the others are compared with.
-        seed: of the resamples.
-        left_out: lines about what could not be read.
-        last_k: how many evaluations count as the last.
+    evaluation that each of them reached, so that a longer run has no advantage. The arguments become the
+    `TrainingComparison`'s attributes; ``metric`` is what `Metrics.scores` holds.
 
     Raises:
         InputError: if no run has an evaluation, or there is no such baseline.
