@@ -142,7 +142,9 @@ def _read(file: Path, parse: Callable[[str], Any], what: str) -> dict[str, Any] 
         content = parse(file.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except RecursionError as error:  # what it says depends on how deep the call was
+        raise InputError(f"{file} cannot be read: something in it is nested too deeply") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} does not hold a {what}")
