@@ -40,8 +40,6 @@ class Graphs:
 
 
 class _Graphed:
-    """One function of `Graphs`."""
-
     def __init__(self, function: Callable[..., Any], graphs: Graphs) -> None:
         self.function, self.graphs, self.calls = function, graphs, 0
         self.graph: torch.cuda.CUDAGraph | None = None

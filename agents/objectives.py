@@ -20,9 +20,9 @@ class Objectives:
     `look` and `apply` read nothing back from the device, `weigh` is for the host.
 
     Args:
-        tasks: the task names.
-        networks: per-task gradients by objective.
-        combiners: by objective; an instance of its own for each.
+        tasks: their names.
+        networks: the per-task gradients of each objective's network.
+        combiners: each objective's, an instance of its own.
         max_norm: combined gradients are shortened to it; None leaves them.
         device: where the networks are.
 

@@ -48,10 +48,8 @@ class ReplayBuffer:
     stored rewards do not vary has no scale yet and is left as it is.
 
     Args:
-        num_tasks: T.
+        num_tasks: T; observations are of size O, actions of size A.
         capacity: transitions per task.
-        observation_size: O.
-        action_size: A.
         device: where mini-batches are used, and the fields live if they fit.
         normalize_rewards: whether sampling normalises.
 
@@ -105,11 +103,7 @@ class ReplayBuffer:
     def check_memory(
         cls, num_tasks: int, capacity: int, observation_size: int, action_size: int, device: torch.device
     ) -> int:
-        """The bytes that a buffer takes, once they are known to fit.
-
-        Raises:
-            InputError: if they fit neither into the device's free memory nor into the host's.
-        """
+        """The bytes that a buffer takes; an `InputError` where they fit neither on the device nor into host memory."""
         needed = cls.bytes_needed(num_tasks, capacity, observation_size, action_size)
         free = free_memory(storage_device(needed, device))
         if needed > free:
@@ -118,11 +112,6 @@ class ReplayBuffer:
                 f"but the host has {free / 2**30:.2f} GiB free; lower agent.buffer_size"
             )
         return needed
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of all fields, in bytes."""
-        return sum(field.nbytes for field in self.fields)
 
     def __len__(self) -> int:
         """Transitions held per task."""

@@ -187,8 +187,6 @@ class MultiTaskSAC:
             raise RunError(f"the simulation was unstable at the first step of {', '.join(broken)}")
         self.replay.add(*map(torch.as_tensor, fields), broken=torch.as_tensor(step.unstable))
 
-    # ----------------------------------------------------------------------------------------------- learning
-
     def update(self, *, insight: bool = False) -> dict[str, Any]:
         """One gradient step of critics, actor and temperature, and of the target critics; gives scalars to log.
 
@@ -274,8 +272,6 @@ class MultiTaskSAC:
             critic.after_step(critic_losses(self.critic, batch, losses.targets))
         if losses is not None and actor.needs_losses_after_step:
             actor.after_step(actor_losses(self.actor, self.critic, batch, losses.alpha, self.generator)[0])
-
-    # -------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`)."""

@@ -27,10 +27,6 @@ def magnitude_similarity(gramian: Tensor) -> Tensor:
 def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str, Any]:
     """Flat measures of gradient conflict, for logging.
 
-    Args:
-        combination: of a backward pass; without its Gramian there is nothing to say but the weights.
-        tasks: the name of each task.
-
     Returns:
         ``weight/<task>`` where the method has weights; with a Gramian ``cosine_to_update/<task>`` and
         ``summed_gradient_norm``; from two tasks on also, over all pairs, ``cosine_mean``, ``cosine_min``,

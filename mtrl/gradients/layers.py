@@ -28,11 +28,9 @@ _RULES: dict[type[nn.Module], Rule] = {}
 
 
 def register_rule(layer: type[nn.Module], *, task_dim: int = 0) -> Callable[[Fill], Fill]:
-    """Makes the decorated function the rule of a kind of layer; its parameters are called weight and bias, or either.
+    """Makes the decorated function the `Rule` of a class of layers, whose parameters are called weight and bias.
 
-    Args:
-        layer: the class itself: a subclass may compute something else.
-        task_dim: see `Rule`.
+    It holds for the class itself: a subclass may compute something else.
     """
 
     def register(fill: Fill) -> Fill:

@@ -175,18 +175,10 @@ class TaskBatched:
         return hook
 
     def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
-        """Adds the combined gradient to ``.grad`` of every parameter that a loss reaches: see `pipeline.combine`.
+        """Adds the combined gradient of losses ``[T]``, computed inside `record`, to ``.grad``: see `pipeline.combine`.
 
-        Args:
-            losses: ``[T]``, computed inside `record`.
-            combiner: the method, made for T tasks.
-            scale: a constant factor on the update, e.g. ``1 / T`` for the mean over tasks.
-            insight: form the Gramian even where the method does not need it; it does not change the update.
-
-        Raises:
-            NonFiniteError: if a loss, a gradient or a weight is not finite; ``.grad`` is left as it was.
-            InputError: if the losses do not fit the combiner, the network broke a promise of `record`, or a
-                Jacobian that the method reads does not fit into ``memory_limit``.
+        A ``scale`` of ``1 / T`` makes it that of the mean over tasks. Beside what `combine` raises, an `InputError`
+        where the network broke a promise of `record`, or a needed Jacobian does not fit into ``memory_limit``.
         """
         try:
             return combine(losses, combiner, self.source(losses), scale=scale, insight=insight)

@@ -91,7 +91,7 @@ def test_an_empty_buffer_refuses_to_sample() -> None:
 
 def test_memory_is_stated_and_refused_before_it_is_taken() -> None:
     buffer = make(capacity=11)
-    assert buffer.nbytes == ReplayBuffer.bytes_needed(TASKS, 11, OBSERVATION, ACTION)
+    assert sum(field.nbytes for field in buffer.fields) == ReplayBuffer.bytes_needed(TASKS, 11, OBSERVATION, ACTION)
     with pytest.raises(InputError, match=r"GiB.*lower agent.buffer_size"):
         ReplayBuffer(50, 10**10, 39, 4, CPU)
 

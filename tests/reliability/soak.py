@@ -253,7 +253,7 @@ def checkpoint_pause(directory: Path, checkpoints: int = 9) -> dict[str, Any]:
         "seconds": seconds,
         "written_mib": written,
         "seconds_ahead": ahead,
-        "buffer_mib": agent.replay.nbytes / 2**20,
+        "buffer_mib": sum(field.nbytes for field in agent.replay.fields) / 2**20,
     }
 
 
