@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from mtrl import gradients
+from mtrl.errors import InputError
 from mtrl.gradients.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
 
 
@@ -56,3 +58,32 @@ def test_ensemble_embedding_is_one_table_per_member() -> None:
     assert y.shape == (3, 2, 2, 4)
     for member in range(3):
         assert torch.equal(y[member], nn.functional.embedding(index, ensemble.weight[member]))
+
+
+class Scale(nn.Module):
+    """A layer that this package does not know: ``y = x * weight``."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+def test_a_layer_of_ones_own_gets_its_gradients_by_its_rule() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), Scale(4))
+    with pytest.raises(InputError, match=r"layer '1' \(Scale with parameters weight\) has no per-task gradient rule"):
+        gradients.TaskBatched(network, 2)
+
+    @gradients.register_rule(Scale)
+    def rule(module: nn.Module, x: torch.Tensor, delta: torch.Tensor, out: dict[str, torch.Tensor]) -> None:
+        torch.sum(x * delta, 1, out=out["weight"])
+
+    batched = gradients.TaskBatched(network, 2)
+    with batched.record():
+        losses = network(torch.ones(2, 5, 3)).square().flatten(1).mean(1) * torch.tensor([1.0, 2.0])
+    rows = [torch.autograd.grad(loss, batched.parameters, retain_graph=True) for loss in losses]
+    expected = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    torch.testing.assert_close(batched.source(losses).jacobian(), expected)
+    batched.forget()
