@@ -46,6 +46,6 @@ class Registry(Generic[Entry]):
 
     def get(self, name: str) -> Entry:
         """What is registered under a name; `InputError` with the nearest name if nothing is."""
-        if name not in self.names():
+        if name not in self._entries and name not in self.names():
             raise unknown_name(self._kind, name, self._entries)
         return self._entries[name]
