@@ -6,12 +6,26 @@
 
 from typing import Any, get_args
 
-from mtrl.combiners.base import Combiner, GramianCombiner, LossCombiner, Needs
+from mtrl.combiners.base import Combiner, GramianCombiner, LossCombiner, Needs, NegativeLossError
 from mtrl.combiners.solvers import Array
+from mtrl.combiners.wrappers import wrapped
 from mtrl.errors import unknown_name
+from mtrl.ranges import options_of
 from mtrl.registry import Registry
 
-__all__ = ["Array", "Combiner", "GramianCombiner", "LossCombiner", "Needs", "get", "make", "names", "register"]
+__all__ = [
+    "WRAPPERS",
+    "Array",
+    "Combiner",
+    "GramianCombiner",
+    "LossCombiner",
+    "Needs",
+    "NegativeLossError",
+    "get",
+    "make",
+    "names",
+    "register",
+]
 
 
 def _admit(name: str, cls: type[Combiner]) -> type[Combiner]:
@@ -23,10 +37,20 @@ def _admit(name: str, cls: type[Combiner]) -> type[Combiner]:
 
 register: Registry[type[Combiner]] = Registry("combiner", __name__, _admit)
 """Makes a class the combiner of a name, everywhere: ``@register("mine")`` above it is all that it takes."""
+WRAPPERS = {name: option for name, option in options_of(wrapped).items() if name != "rescale"}
+"""The options of `wrapped`, which every method takes beside its own."""
 names = register.names
 get = register.get
 
 
 def make(name: str, num_tasks: int, seed: int = 0, **options: Any) -> Combiner:
-    """Makes the combiner registered under a name; see `Combiner` for the arguments and what it raises."""
-    return get(name)(num_tasks, seed=seed, **options)
+    """Makes the combiner registered under a name, under the wrappers that the options ask for.
+
+    See `Combiner` for its arguments, `mtrl.combiners.wrappers.wrapped` for those of wrappers, and both for what they
+    raise.
+    """
+    wrapping = {option: options.pop(option) for option in WRAPPERS if option in options}
+    if all(value == WRAPPERS[option].default for option, value in wrapping.items()):
+        return get(name)(num_tasks, seed=seed, **options)
+    rescale = options.pop("rescale", False)
+    return wrapped(get(name)(num_tasks, seed=seed, **options), rescale=rescale, **wrapping)

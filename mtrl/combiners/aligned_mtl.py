@@ -23,6 +23,8 @@ class AlignedMTL(GramianCombiner):
         scale: ``min`` (default, the paper), ``median`` or ``rmse`` (options of the authors' code).
     """
 
+    weights_specific = False  # authors' code (optim/aligned/balancer.py): scale_decoder_grad=False
+
     def _setup(self, *, scale: Literal["min", "median", "rmse"] = "min") -> None:
         self.scale = scale
 

@@ -1,17 +1,41 @@
 """The one abstraction for every way of combining per-task gradients, and the bases of the two kinds of re-weighting."""
 
 import inspect
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.combiners.solvers import Array, to_host, unit_gramian
+from mtrl.combiners.solvers import Array, gramian_of, to_host, unit_gramian
 from mtrl.errors import InputError, unknown_name
 from mtrl.ranges import Count, check, options_of
 
 Needs = Literal["losses", "gramian", "jacobian"]
+
+
+class NegativeLossError(InputError):
+    """A method for positive losses got a negative one.
+
+    Attributes:
+        combiner: the method's name.
+        task: the index of the first task with a negative loss.
+        loss: this loss.
+    """
+
+    def __init__(self, combiner: str, task: int, loss: float) -> None:
+        super().__init__(f"{combiner} needs positive losses, but task {task} has {loss:.4g}")
+        self.combiner, self.task, self.loss = combiner, task, loss
+
+    def named(self, task: str, where: str) -> InputError:
+        """The same for a person: by the task's name, and where it happened."""
+        return InputError(f"{self.combiner} needs positive losses, but task '{task}' has {self.loss:.4g} {where}")
+
+
+def divisors(losses: Tensor) -> Tensor:
+    """Losses to divide by: infinity in the place of 0, and of what is so small that its reciprocal overflows."""
+    return torch.where((1 / losses).isfinite(), losses, torch.inf)
 
 
 class Combiner(torch.nn.Module):
@@ -42,9 +66,15 @@ class Combiner(torch.nn.Module):
     needs: ClassVar[Needs]
     """The cheapest thing that the driver has to compute: per-task losses, their Gramian, or the Jacobian."""
     positive_losses: bool = False
-    """Whether every loss has to be positive."""
-    weights_specific: ClassVar[bool] = False
-    """Whether the paper applies the weights to task-specific parameters too (drivers can override it)."""
+    """Whether the method is for positive losses: a negative one is refused. A loss of 0, as of a task learnt perfectly
+    or without a label in the batch, takes no part in that call, unless the class says otherwise."""
+    weights_specific: bool = False
+    """Whether task weights apply to task-specific parameters too (drivers can override it): as in the method's paper,
+    and where that leaves it open as in its authors' code, named beside the value. Directions have no such weights."""
+    stationary: bool = False
+    """Whether the last call's equation had no solution since training has arrived at a Pareto-stationary point."""
+    checked: Hashable = None
+    """What a driver has checked once, so that it need not at every step."""
     name: str
     """The name that `mtrl.combiners.register` gave to this class; until then its own."""
 
@@ -86,7 +116,7 @@ class Combiner(torch.nn.Module):
             gramian: ``[T, T]``, the inner products of the per-task gradients; unused by ``"losses"`` methods.
 
         Raises:
-            InputError: on a wrong shape, a missing Gramian, or a loss that this method cannot take.
+            InputError: on a wrong shape, a missing Gramian, or a negative loss that this method cannot take.
         """
         with torch.no_grad():
             self._check(losses, gramian)
@@ -96,12 +126,14 @@ class Combiner(torch.nn.Module):
                 weights = weights / weights.abs().sum().clamp_min(torch.finfo(weights.dtype).tiny) * self.num_tasks
             return weights
 
-    def combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
+    def combine(self, losses: Tensor, jacobian: Tensor, activations: Sequence[Tensor] = ()) -> Tensor:
         """The update direction (``[P]``) to put into ``.grad``.
 
         Args:
             losses: ``[T]``.
             jacobian: ``[T, P]``, one task's gradient a row. It may be overwritten.
+            activations: where these are gradients by a representation, its maps (``[N, ...]`` each, samples first),
+                whose entries are the columns in their order; none where they are gradients by parameters.
 
         Raises:
             InputError: as `weights`.
@@ -109,8 +141,10 @@ class Combiner(torch.nn.Module):
         with torch.no_grad():
             if self.needs == "jacobian":
                 self._check(losses, None)
+                if activations:
+                    return self._combine_at(losses.detach(), jacobian, activations)
                 return self._combine(losses.detach(), jacobian)
-            gramian = jacobian @ jacobian.T if self.needs == "gramian" else None
+            gramian = gramian_of(jacobian) if self.needs == "gramian" else None
             return self.weights(losses, gramian) @ jacobian
 
     def after_step(self, losses: Tensor) -> None:
@@ -127,6 +161,10 @@ class Combiner(torch.nn.Module):
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _combine_at(self, losses: Tensor, jacobian: Tensor, activations: Sequence[Tensor]) -> Tensor:
+        """`_combine` at a representation, for methods to which samples and features are not the same."""
+        return self._combine(losses, jacobian)
+
     def _check(self, losses: Tensor, gramian: Tensor | None) -> None:
         t = self.num_tasks
         if losses.shape != (t,):
@@ -134,9 +172,9 @@ class Combiner(torch.nn.Module):
         if self.needs == "gramian" and (gramian is None or gramian.shape != (t, t)):
             got = None if gramian is None else tuple(gramian.shape)
             raise InputError(f"{self.name} needs a Gramian of shape {(t, t)}, got {got}")
-        if self.positive_losses and not bool((losses > 0).all()):
-            task = int((~(losses > 0)).nonzero()[0])
-            raise InputError(f"{self.name} needs positive losses, but task {task} has {float(losses[task]):.4g}")
+        if self.positive_losses and not bool((losses >= 0).all()):
+            task = int((~(losses >= 0)).nonzero()[0])
+            raise NegativeLossError(self.name, task, float(losses[task]))
 
     def get_extra_state(self) -> Tensor:
         """The state of the random generator, saved with ``state_dict()``."""
@@ -151,15 +189,16 @@ class LossCombiner(Combiner):
     """A re-weighting by the losses alone: one backward pass gives it to all parameters, task-specific ones too."""
 
     needs = "losses"
-    weights_specific = True
+    weights_specific = True  # all these papers minimise a weighted sum of the losses, by whatever parameters it has
 
 
 class GramianCombiner(Combiner):
     """A re-weighting that is solved in float64 on the CPU, by `_solve` or `_solve_nonzero`.
 
     Their arguments: ``norms``, the lengths ``[T]`` of the gradients; ``cosines`` between them, ``[T, T]``, 0 for zero
-    gradients; the ``losses`` ``[T]``; ``precision``, the machine epsilon of the type in which the Gramian was computed.
-    They return the weights ``[T]``.
+    gradients; the ``losses`` ``[T]``; ``precision``, the machine epsilon of the type in which the gradients were
+    computed: the Gramian's, or that of the losses, since a Gramian can be float64 for its range alone. They return the
+    weights ``[T]``.
     """
 
     needs = "gramian"
@@ -168,7 +207,9 @@ class GramianCombiner(Combiner):
         assert gramian is not None  # `_check` has seen to it.
         host_gramian, host_losses = to_host(gramian, losses)
         norms, cosines = unit_gramian(host_gramian)
-        return torch.from_numpy(self._solve(norms, cosines, host_losses, torch.finfo(gramian.dtype).eps))
+        own, of_losses = torch.finfo(gramian.dtype).eps, torch.finfo(losses.dtype).eps
+        precision = max(own, min(of_losses, torch.finfo(torch.float32).eps))
+        return torch.from_numpy(self._solve(norms, cosines, host_losses, precision))
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         """By default those of `_solve_nonzero` for the tasks that have a gradient, and 0 for the others."""

@@ -22,6 +22,8 @@ class CAGrad(GramianCombiner):
         shrink: divide by ``1 + c^2`` (``quadratic``, their code), ``1 + c`` (``linear``) or 1 (``none``, the paper).
     """
 
+    weights_specific = False  # authors' code (nyuv2/utils.py) backpropagates each loss as it is into the heads
+
     def _setup(self, *, c: NotNegative = 0.4, shrink: Literal["quadratic", "linear", "none"] = "quadratic") -> None:
         self.c = c
         self.divisor = {"quadratic": 1 + c**2, "linear": 1 + c, "none": 1.0}[shrink]

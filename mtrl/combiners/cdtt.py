@@ -21,15 +21,17 @@ class CDTT(EDM):
 
     where ``delta_i = S_i(t) / S_i(t - 1) + log10 L_i`` and ``S_i(t)`` sums ``|g_i|`` over the last 10 calls; until
     there are two such sums this is EDM. Then, while ``d'`` conflicts with a gradient, the one with the lowest
-    cosine pulls ``d'`` straight towards itself until they are orthogonal, at most T times. (Gama & Grassi's code
-    visits the tasks once each, in their order.) The weights sum to 1. The pulls have unit length whatever the
-    gradients' scale, so this method is not equivariant under scaling. A zero gradient gets weight 0.
+    cosine (parallel ones by their mean) pulls ``d'`` straight towards itself until they are orthogonal, at most T
+    times. (Gama & Grassi's code visits the tasks once each, in their order.) The weights sum to 1. The pulls have unit
+    length whatever the gradients' scale, so this method is not equivariant under scaling. A zero gradient gets weight
+    0. At a loss of 0, ``c_i`` is its limit ``1 - alpha``.
 
     Args:
         alpha: the sensitivity of the pulls; of 0.2, 0.4, ... 1.0 Gama & Grassi choose 0.6 for Multi-MNIST's two digits.
     """
 
     positive_losses = True
+    weights_specific = False  # as `EDM`
 
     def _setup(self, *, alpha: Fraction = 0.6) -> None:
         self.alpha = alpha
@@ -50,7 +52,8 @@ class CDTT(EDM):
         if step + 1 == len(self.recent):
             return weights
 
-        delta = growth + np.log10(losses)
+        logs = np.log10(losses, out=np.full_like(losses, -1e300), where=losses > 0)
+        delta = np.where(losses > 0, growth, 0) + logs
         pull = self.alpha / (1 + np.exp(np.minimum(math.e * (1 - delta), 700.0))) + 1 - self.alpha
         lengths = weights * norms
         apart = np.diag(norms) - lengths
@@ -66,11 +69,13 @@ def _without_conflicts(weights: Array, norms: Array, cosines: Array) -> Array:
     for _ in norms:
         lengths = weights * norms
         along = cosines @ lengths
-        worst = int(along.argmin())
-        if along[worst] >= -len(norms) * np.finfo(np.float64).eps * np.abs(lengths).sum():
+        worst, rounding = int(along.argmin()), len(norms) * np.finfo(np.float64).eps
+        if along[worst] >= -rounding * np.abs(lengths).sum():
             break
-        # On the segment from g_i to d, the point orthogonal to g_i.
-        kept = norms[worst] / (norms[worst] - along[worst])
+        # On the segment from g_i to d, the point orthogonal to g_i; parallel gradients pull by their mean.
+        parallel = cosines[worst] >= 1 - rounding
+        length = norms[parallel].mean()
+        kept = length / (length - along[worst])
         weights = kept * weights
-        weights[worst] += 1 - kept
+        weights[parallel] += (1 - kept) / np.count_nonzero(parallel)
     return weights

@@ -16,6 +16,8 @@ class ConflictFree(GramianCombiner):
     Zero gradients get weight 0.
     """
 
+    weights_specific = False  # the paper has no heads; one of a single task has no conflict
+
     def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
         values, vectors = eigen(cosines, precision)
         ones = vectors.sum(0)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import register
-from mtrl.combiners.direction import RowMemory
+from mtrl.combiners.base import divisors
+from mtrl.combiners.direction import RowMemory, lengths
 from mtrl.ranges import FractionBelowOne, NotNegative
 
 
@@ -14,7 +15,8 @@ class DBMTL(RowMemory):
 
     At call t the gradients of the log-losses are averaged, ``m_i <- b m_i + (1 - b) J_i / L_i`` with
     ``b = beta / t^beta_decay`` and ``m = 0`` at first, and the direction is ``sum_i m_i max_j ||m_j|| / ||m_i||``.
-    A zero ``m_i`` adds nothing.
+    A zero ``m_i`` adds nothing. At a loss of 0 the gradient of its logarithm counts as 0 (the code of LibMTL adds 1e-8
+    to all losses).
 
     Args:
         beta: the averaging, in [0, 1); 0.9 as in LibMTL.
@@ -30,6 +32,6 @@ class DBMTL(RowMemory):
 
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         m = self._recall(jacobian)
-        m.lerp_(jacobian.div_(losses[:, None]), (1 - self.beta / self.calls**self.beta_decay).to(m))
-        norms = m.norm(dim=1)
+        m.lerp_(jacobian.div_(divisors(losses)[:, None]), (1 - self.beta / self.calls**self.beta_decay).to(m))
+        norms = lengths(m)
         return torch.where(norms > 0, norms.max() / norms, 0) @ m

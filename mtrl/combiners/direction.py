@@ -1,6 +1,6 @@
 """What the methods that read the Jacobian entry by entry share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,16 @@ def column_blocks(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(torch.split(matrix, width, dim=1) for matrix in matrices), strict=True)
 
 
+def by_map(jacobian: Tensor, activations: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each map of a representation the gradients by it, ``[T, N, F]``, and its value, ``[N, F]``.
+
+    A map of one dimension has features and no samples.
+    """
+    for columns, z in zip(torch.split(jacobian, [z.numel() for z in activations], 1), activations, strict=True):
+        samples = z.detach().reshape(len(z) if z.dim() > 1 else 1, -1)
+        yield columns.view(len(jacobian), *samples.shape), samples
+
+
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
     """The generator itself on the CPU; elsewhere one that it seeds, so that masks are drawn where used."""
     if device.type == "cpu":
@@ -31,8 +41,20 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
 
 def at_norm_of(direction: Tensor, reference: Tensor) -> Tensor:
     """A direction (``[P]``) stretched to the norm of another; a zero direction stays zero."""
-    norm = direction.norm()
-    return direction * torch.where(norm > 0, reference.norm() / norm, 0)
+    norm, target = lengths(torch.stack([direction, reference]))
+    return direction * torch.where(norm > 0, target / norm, 0)
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """The lengths ``[T]`` of rows ``[T, P]``, also of those whose squares leave the range of their type."""
+    found: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    limits = torch.finfo(rows.dtype)
+    doubtful = ~((found > (limits.tiny / limits.eps) ** 0.5) & found.isfinite())
+    if bool(doubtful.any()):
+        largest = rows[doubtful].abs().amax(1)
+        units = torch.where(largest > 0, largest, 1)
+        found[doubtful] = torch.linalg.vector_norm(rows[doubtful] / units[:, None], dim=1) * units
+    return found
 
 
 class RowMemory(Combiner):
@@ -59,6 +81,7 @@ class RowMemory(Combiner):
                 f"{self.name} remembers gradients of shape {tuple(self.memory.shape)}, "
                 f"got a Jacobian of shape {tuple(jacobian.shape)}"
             )
+        self.memory = self.memory.to(jacobian.device)  # a state that was restored is where the combiner is, or was
         return self.memory
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

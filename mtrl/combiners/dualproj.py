@@ -13,6 +13,8 @@ class DualProj(UPGrad):
     with no gradient, all weights are ``1 / T``. A task with a zero gradient keeps weight ``1 / T``.
     """
 
+    weights_specific = False  # as `UPGrad`
+
     def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
         lengths = norms / norms.max()
         weights: Array = dual_cone(cosines, lengths[None])[0] / lengths

@@ -13,7 +13,7 @@ class DWA(LossCombiner):
 
     ``w = T softmax(r / temperature)`` with ``r_i = L_i(k-1) / L_i(k-2)``, the ratio of the mean losses of
     the two periods before the present one. The weights are 1 in the first two periods. A ratio says how
-    fast a loss falls only for positive losses.
+    fast a loss falls only for positive losses; it counts as 1 where the earlier mean is 0.
 
     Args:
         temperature: above 0; 2 as in the paper, large values give equal weights.
@@ -38,4 +38,6 @@ class DWA(LossCombiner):
         self.calls += 1
         if calls < 2 * self.period:
             return torch.ones_like(losses)
-        return self.num_tasks * (self.means[1] / self.means[2] / self.temperature).softmax(0)
+        ratios = torch.where(self.means[2] > 0, self.means[1] / self.means[2], 1)
+        largest = torch.finfo(ratios.dtype).max
+        return self.num_tasks * (ratios / self.temperature).clamp(max=largest).softmax(0)

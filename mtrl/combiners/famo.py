@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mtrl.combiners import LossCombiner, register
 from mtrl.combiners.adam import AdamVector
+from mtrl.combiners.base import divisors
 from mtrl.errors import InputError
 from mtrl.ranges import NotNegative, Positive
 
@@ -20,6 +21,9 @@ class FAMO(LossCombiner):
     lower bound of a loss can be subtracted from the losses that are passed in. The authors also clip the
     gradient to norm 1, which is up to the driver.
 
+    A loss of 0 takes no part: its task gets weight 0, and a fall from or to it moves no logit. (The authors add 1e-8 to
+    all losses, with which a single loss of 0 takes the weight of all others.)
+
     Args:
         learning_rate: Adam's for the logits, above 0; 0.025 as in the paper.
         gamma: the decay of the logits, at least 0; 0.01 as in the authors' code for MT10 (mostly 0.001 elsewhere).
@@ -30,22 +34,26 @@ class FAMO(LossCombiner):
     def _setup(self, *, learning_rate: Positive = 0.025, gamma: NotNegative = 0.01) -> None:
         self.gamma = gamma
         self.logits = AdamVector(torch.zeros(self.num_tasks), learning_rate)
-        self.before: Tensor = torch.nn.Buffer(torch.zeros(self.num_tasks, dtype=torch.float64))
+        self.before: Tensor = torch.nn.Buffer(torch.full((self.num_tasks,), -1.0, dtype=torch.float64))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         self.before.copy_(losses)
-        weights = self.logits.value.softmax(0) / self.before
-        return weights / weights.sum()
+        weights = self.logits.value.softmax(0) / divisors(self.before)
+        return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)  # all losses can be 0
 
     def after_step(self, losses: Tensor) -> None:
         """Moves the logits by how much each loss (``[T]``, on the batch that `weights` last saw) fell.
 
         Raises:
-            InputError: on a wrong shape, a loss that is not positive, or when `weights` was not called before.
+            InputError: on a wrong shape, a negative loss, or when `weights` was not called before.
         """
         self._check(losses, None)
-        if not self.before.all():
+        if bool((self.before < 0).any()):
             raise InputError("famo: after_step needs the losses before the step: call weights first")
         z = self.logits.value.softmax(0)
-        fall = self.before.log() - losses.detach().to(z).log()
-        self.logits.step(z * (fall - z @ fall) + self.gamma * self.logits.value)
+        losses = losses.detach().to(z)
+        counts = (self.before > 0) & (losses > 0)
+        fall = torch.where(counts, self.before.log() - losses.log(), 0)
+        share = 1 if bool(counts.all()) else z[counts].sum()
+        mean = z @ fall / share
+        self.logits.step(torch.where(counts, z * (fall - mean), 0) + self.gamma * self.logits.value)

@@ -1,5 +1,6 @@
 """Geometric loss strategy (Chennupati et al., 2019, "MultiNet++")."""
 
+import torch
 from torch import Tensor
 
 from mtrl.combiners import LossCombiner, register
@@ -7,10 +8,15 @@ from mtrl.combiners import LossCombiner, register
 
 @register("geometric_mean")
 class GeometricMean(LossCombiner):
-    """Minimises the losses' geometric mean ``m`` (Chennupati et al., 2019), so ``w_i = m / (T L_i)``."""
+    """Minimises the losses' geometric mean ``m`` (Chennupati et al., 2019), so ``w_i = m / (T L_i)``.
+
+    Tasks with a loss of 0, for which ``m`` would be 0 and training would end, get weight 0: the mean is the others'.
+    """
 
     positive_losses = True
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        logs = losses.double().log()
-        return (logs.mean() - logs).exp() / self.num_tasks
+        weights, counts = torch.zeros_like(losses, dtype=torch.float64), losses > 0
+        logs = losses[counts].double().log()
+        weights[counts] = (logs.mean() - logs).exp() / len(logs)
+        return weights

@@ -17,7 +17,7 @@ class GradNorm(Combiner):
     ``sign(w_i n_i - C_i) n_i``: no second backward pass. They start at 1, take an Adam step after every call, stay
     above 0.001, since a negative weight would never come back, and are rescaled to the sum T. The paper takes the
     norms on the last shared layer; these are of whatever the Gramian is of. A zero gradient keeps its weight, up to
-    the rescaling.
+    the rescaling. A loss of 0 has the ratio 0, or 1 if it has never been positive; if all are 0, all ``r_i`` are 1.
 
     Args:
         alpha: how strongly slow tasks are favoured, at least 0; 1.5 as for NYUv2 in the paper (0.12 for toys).
@@ -26,7 +26,7 @@ class GradNorm(Combiner):
 
     needs = "gramian"
     positive_losses = True
-    weights_specific = True
+    weights_specific = True  # algorithm 1: all of the network descends the weighted sum of the losses
 
     def _setup(self, *, alpha: NotNegative = 1.5, learning_rate: Positive = 0.025) -> None:
         self.alpha = alpha
@@ -39,10 +39,11 @@ class GradNorm(Combiner):
         weights = learnt.clone()
         losses = losses.to(weights)
         self.first_losses.copy_(torch.where(self.first_losses > 0, self.first_losses, losses))
-        ratio = losses / self.first_losses
+        ratio = torch.where(self.first_losses > 0, losses / self.first_losses, 1)
         norms = gramian.diagonal().to(weights).clamp_min(0).sqrt()
         weighted = weights * norms
-        target = weighted.mean() * (ratio / ratio.mean()) ** self.alpha
+        relative = torch.where(ratio.mean() > 0, ratio / ratio.mean(), 1)
+        target = weighted.mean() * relative**self.alpha
         self.learnt.step((weighted - target).sign() * norms)
         learnt.clamp_min_(0.001)
         learnt *= self.num_tasks / learnt.sum()

@@ -30,6 +30,8 @@ class GradVac(GramianCombiner):
         update: move a target ``always`` (default, the paper) or only on a ``violation``, as in Samsung's code.
     """
 
+    weights_specific = False  # section 3: gradients of the shared model; published code gives heads their plain loss's
+
     def _setup(self, *, beta: Fraction = 0.5, update: Literal["always", "violation"] = "always") -> None:
         self.beta = beta
         self.update = update

@@ -1,5 +1,6 @@
 """Impartial multi-task learning, losses and gradients (Liu, Li, Kuang, Xue, Chen, Yang, Liao & Zhang, 2021)."""
 
+import numpy as np
 import torch
 
 from mtrl.combiners import register
@@ -20,6 +21,7 @@ class Imtl(ImtlG):
     """
 
     positive_losses = True
+    weights_specific = False  # algorithm 1, see above
 
     def _setup(self, *, learning_rate: Positive = 0.001) -> None:
         self.log_scale = AdamVector(torch.zeros(self.num_tasks), learning_rate)
@@ -27,5 +29,6 @@ class Imtl(ImtlG):
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         scale: Array = self.log_scale.value.exp().cpu().numpy()
         weights = scale * super()._solve(scale * norms, cosines, losses, precision)
-        self.log_scale.step(torch.from_numpy(losses * scale - 1).to(self.log_scale.value))
+        slope = np.where(losses > 0, losses * scale - 1, 0)
+        self.log_scale.step(torch.from_numpy(slope).to(self.log_scale.value))
         return weights

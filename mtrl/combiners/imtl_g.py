@@ -23,6 +23,8 @@ class ImtlG(GramianCombiner):
         RunError: from ``weights``, if the equations have no solution.
     """
 
+    weights_specific = False  # algorithm 1 gives heads their own scaled losses (code of others weighs them)
+
     def _solve_nonzero(self, norms: Array, cosines: Array, precision: float) -> Array:
         size = len(norms)
         values, vectors = eigen(cosines, precision)

@@ -19,23 +19,31 @@ class MGDA(GramianCombiner):
     al., 2022; the code of Sener & Koltun puts ``a`` on the unscaled ones, which loses common descent.
 
     A zero gradient is itself the shortest vector: its task gets all the weight (several share it), the update is 0.
+    With ``loss`` and ``loss+`` a loss of 0 takes no part, gradient or none: its task gets weight 0.
 
     Args:
-        normalization: ``none`` (the paper), ``l2``, ``loss`` or ``loss+``; the last two need positive losses.
+        normalization: ``none`` (the paper), ``l2``, ``loss`` or ``loss+``; the last two are for losses of at least 0.
     """
+
+    weights_specific = False  # algorithm 2, line 2: heads descend their own losses; the authors' code weighs them too
 
     def _setup(self, *, normalization: Literal["none", "l2", "loss", "loss+"] = "none") -> None:
         self.normalization = normalization
         self.positive_losses = "loss" in normalization
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        weights = np.zeros_like(norms)
+        counts = np.flatnonzero(losses) if self.positive_losses else np.arange(len(norms))
+        norms, cosines = norms[counts], cosines[np.ix_(counts, counts)]
         zero = norms == 0
         if zero.any():
-            shared: Array = zero / np.count_nonzero(zero)
-            return shared
+            weights[counts] = zero / np.count_nonzero(zero)
+            return weights
         scale = np.ones_like(norms)
         if self.normalization in ("loss", "loss+"):
-            scale *= losses
+            scale *= losses[counts]
         if self.normalization in ("l2", "loss+"):
             scale *= norms
-        return min_norm(norms / scale, cosines) / scale
+        if counts.size:
+            weights[counts] = min_norm(norms / scale, cosines) / scale
+        return weights

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import register
-from mtrl.combiners.direction import RowMemory
+from mtrl.combiners.direction import RowMemory, lengths
 from mtrl.combiners.sdmgrad import project_to_simplex
+from mtrl.combiners.solvers import gramian_of
 from mtrl.ranges import NotNegative, Positive, PositiveFraction
 
 
@@ -23,7 +24,7 @@ class MoCo(RowMemory):
         beta: the first step of the tracked gradients, in (0, 1]; 0.5, as all defaults here, as in LibMTL.
         gamma: the first step of the weights, above 0.
         rho: the regularisation of the weights, at least 0.
-        normalize: ``none``, or ``loss`` (LibMTL): rows of J are given their losses, positive, as norms first.
+        normalize: ``none``, or ``loss`` (LibMTL): rows of J are given their losses, at least 0, as norms first.
         projection: ``simplex`` as in the algorithm, or ``softmax`` (LibMTL), which stays near equal weights.
     """
 
@@ -48,10 +49,10 @@ class MoCo(RowMemory):
     def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
         y = self._recall(jacobian)
         if self.normalize == "loss":
-            norms = jacobian.norm(dim=1)
+            norms = lengths(jacobian)
             jacobian.mul_(torch.where(norms > 0, losses / norms, 0)[:, None])
         y.lerp_(jacobian, (self.beta / self.calls.sqrt()).to(y))
-        slope = (y @ y.T).to(self.simplex) @ self.simplex + self.rho * self.simplex
+        slope = gramian_of(y).to(self.simplex) @ self.simplex + self.rho * self.simplex
         moved = self.simplex - self.gamma / self.calls.sqrt() * slope
         if self.projection == "softmax":
             self.simplex.copy_(moved.softmax(0))

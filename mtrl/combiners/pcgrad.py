@@ -23,6 +23,8 @@ class PCGrad(GramianCombiner):
         reduction: ``sum`` (default, the paper) or ``mean`` over the ``g_i'``, as in some published code.
     """
 
+    weights_specific = False  # section 3: heads have no conflicts; published code gives them their plain loss's
+
     def _setup(self, *, reduction: Literal["sum", "mean"] = "sum") -> None:
         self.reduction = reduction
 

@@ -26,7 +26,7 @@ class SDMGrad(GramianCombiner):
         momentum: of these steps, in [0, 1); 0.5 as in their code.
     """
 
-    weights_specific = True
+    weights_specific = False  # authors' code (weight_methods.py) backpropagates each loss as it is into the heads
 
     def _setup(
         self,
@@ -57,6 +57,10 @@ class SDMGrad(GramianCombiner):
 
 def project_to_simplex(point: Array) -> Array:
     """The nearest point of the probability simplex, ``[T]`` (Held, Wolfe & Crowder, 1974)."""
+    # A shift changes nothing, nor do entries that are 1 or more below the largest: their place is 0. Without these, all
+    # numbers are of order one, and the 1 is not lost beside them.
+    with np.errstate(over="ignore"):
+        point = np.maximum(point - point.max(), -1.0)
     ordered = np.sort(point)[::-1]
     thresholds = (np.cumsum(ordered) - 1) / np.arange(1, len(point) + 1)
     projected: Array = np.maximum(point - thresholds[np.count_nonzero(ordered > thresholds) - 1], 0.0)

@@ -11,6 +11,7 @@ Arguments that all share: ``norms``, ``[T]``; ``cosines``, ``[T, T]``, 0 for zer
 epsilon of the type in which the Gramian was computed. Solvers that do not say otherwise need positive norms.
 """
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,13 @@ from mtrl.errors import RunError
 
 Array: TypeAlias = NDArray[np.float64]
 
+_BLOCK = 2**22  # numbers in systems that are solved at once: 32 MiB
+_FEW = 100  # tasks up to which a batch of whole systems is faster than one small system after the other
+
+
+class NoSolutionError(RunError):
+    """A method's equation has no solution: a convex combination of the gradients vanishes to precision."""
+
 
 def to_host(*tensors: Tensor) -> list[Array]:
     """Tensors as float64 arrays, copied in one transfer (one host synchronisation); `RunError` if not finite."""
@@ -31,6 +39,27 @@ def to_host(*tensors: Tensor) -> list[Array]:
         raise RunError("the Gramian of the task gradients or a loss is not finite")
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gramian_of(jacobian: Tensor) -> Tensor:
+    """``J J^T``, ``[T, T]``, in float64 where squares leave the range of the type of ``J``, ``[T, P]``.
+
+    A float32 gradient longer than 1e19 has an infinite square there, and one shorter than 1e-16 an inexact one.
+    """
+    gramian, limits = jacobian @ jacobian.T, torch.finfo(jacobian.dtype)
+    squares = gramian.diagonal()
+    inexact = ~((squares > limits.tiny / limits.eps) & (squares <= limits.max))
+    if jacobian.dtype == torch.float64 or not bool(inexact.any()):
+        return gramian
+    largest = jacobian.abs().amax(1)
+    if not bool((inexact & (largest > 0)).any()):
+        return gramian
+    # Powers of 2 scale exactly; those that are normal numbers have exponents up to 126 in float32.
+    most = int(math.log2(limits.max)) - 1
+    exponents = torch.frexp(largest).exponent.clamp(-most, most)
+    rows = torch.ldexp(jacobian, -exponents[:, None])
+    units = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), exponents)
+    return (rows @ rows.T).double() * units[:, None] * units
 
 
 def unit_gramian(gramian: Array) -> tuple[Array, Array]:
@@ -89,53 +118,79 @@ def nonnegative_qp(quadratic: Array, linear: Array, guess: NDArray[np.bool_] | N
         guess: which coordinates may be positive, ``[k, n]``; by default those of ``f``.
     """
     solution = np.zeros_like(linear)
-    rows, identity = np.arange(len(linear)), np.eye(len(quadratic))
     positive = linear > 0 if guess is None else guess
-    for _ in range(8):
-        f = linear[rows]
-        systems = np.where(positive[:, :, None] & positive[:, None, :], quadratic, identity)
-        x = np.linalg.solve(systems, np.where(positive, f, 0.0)[:, :, None])[:, :, 0]
-        scale = np.abs(x).max(1, keepdims=True) + np.abs(f).max(1, keepdims=True)
-        wrong = np.where(positive, x, x @ quadratic - f) < -1e-12 * scale
-        left = wrong.any(1)
-        solution[rows[~left]] = np.maximum(x[~left], 0.0)
-        rows, positive = rows[left], (positive ^ wrong)[left]
-        if not rows.size:
-            break
-    else:
-        solution[rows] = _interior_point(quadratic, linear[rows])
+    block = max(1, _BLOCK // len(quadratic) ** 2)
+    for start in range(0, len(linear), block):
+        part = slice(start, start + block)
+        solution[part] = _pivot(quadratic, linear[part], positive[part])
     error = np.abs(np.minimum(solution, solution @ quadratic - linear)).max(1)
     if (error > 1e-7 * (np.abs(solution).max(1) + np.abs(linear).max(1))).any():
         raise RunError("a quadratic program over the task gradients was not solved to precision")
     return solution
 
 
+def _pivot(quadratic: Array, linear: Array, positive: NDArray[np.bool_]) -> Array:
+    """`nonnegative_qp` of the rows whose ``[k, n, n]`` systems are in memory at once."""
+    solution = np.zeros_like(linear)
+    rows = np.arange(len(linear))
+    for _ in range(8):
+        f = linear[rows]
+        x = _solve_positive(quadratic, f, positive)
+        scale = np.abs(x).max(1, keepdims=True) + np.abs(f).max(1, keepdims=True)
+        wrong = np.where(positive, x, x @ quadratic - f) < -1e-12 * scale
+        left = wrong.any(1)
+        solution[rows[~left]] = np.maximum(x[~left], 0.0)
+        rows, positive = rows[left], (positive ^ wrong)[left]
+        if not rows.size:
+            return solution
+    solution[rows] = _interior_point(quadratic, linear[rows])
+    return solution
+
+
+def _solve_positive(quadratic: Array, linear: Array, positive: NDArray[np.bool_]) -> Array:
+    """Solves ``H x = f`` in each row's positive coordinates, with 0 in the others."""
+    if len(quadratic) <= _FEW:
+        systems = np.where(positive[:, :, None] & positive[:, None, :], quadratic, np.eye(len(quadratic)))
+        solved: Array = np.linalg.solve(systems, np.where(positive, linear, 0.0)[:, :, None])[:, :, 0]
+        return solved
+    x = np.zeros_like(linear)
+    for row, kept, f in zip(x, positive, linear, strict=True):
+        factor = torch.linalg.cholesky_ex(torch.from_numpy(quadratic[np.ix_(kept, kept)]))[0]
+        row[kept] = _solve(factor[None], f[None, kept])[0]
+    return x
+
+
 def _interior_point(quadratic: Array, linear: Array) -> Array:
     """Solves the problems of `nonnegative_qp` by Mehrotra's predictor-corrector method, degenerate or not."""
     size = linear.shape[1]
     largest = np.abs(linear).max(1, keepdims=True)
-    f = linear / largest
+    solution, rows, f = np.zeros_like(linear), np.arange(len(linear)), linear / largest
     x, y = np.ones_like(f), np.ones_like(f)
-    systems = np.empty((len(f), size, size))
-    for _ in range(50):
+    for iteration in range(100):
         residual = x @ quadratic - f - y
         gap = (x * y).mean(1, keepdims=True)
-        if (np.maximum(np.abs(residual), np.sqrt(gap)) <= 1e-9 * x.max(1, keepdims=True)).all():
+        left = (np.maximum(np.abs(residual), np.sqrt(gap)) > 1e-9 * x.max(1, keepdims=True)).any(1)
+        solution[rows] = np.where(x > y, x, 0.0)
+        if not left.any():
             break
-        systems[:] = quadratic
+        rows, f, x, y, residual, gap = (part[left] for part in (rows, f, x, y, residual, gap))
+        systems = np.repeat(quadratic[None], len(x), 0)
         systems[:, np.arange(size), np.arange(size)] += y / x
         factor = torch.linalg.cholesky_ex(torch.from_numpy(systems))[0]  # it serves both right-hand sides
         dx = _solve(factor, -residual - y)
         dy = -y - y / x * dx
         step = np.minimum(_step_inside(x, dx), _step_inside(y, dy))
-        target = gap * (((x + step * dx) * (y + step * dy)).mean(1, keepdims=True) / gap) ** 3
-        complement = target - x * y - dx * dy
+        if iteration < 15:
+            target = gap * (((x + step * dx) * (y + step * dy)).mean(1, keepdims=True) / gap) ** 3
+            complement = target - x * y - dx * dy
+        else:  # the corrector can stall, and go round in circles, far from the central path: back to it
+            complement = 0.3 * gap - x * y
         dx = _solve(factor, complement / x - residual)
         dy = (complement - y * dx) / x
         step = np.minimum(_step_inside(x, dx), _step_inside(y, dy))
         x += step * dx
         y += step * dy
-    solution: Array = np.where(x > y, x, 0.0) * largest
+    solution *= largest
     return solution
 
 
@@ -164,14 +219,48 @@ def min_norm(norms: Array, cosines: Array) -> Array:
     return w
 
 
+def even_weights(weights: Array, cosines: Array, precision: float) -> Array:
+    """Of all weights on the simplex that give the same shortest vector of unit gradients, those of least norm.
+
+    Parallel gradients, among others, leave a choice of weights, which without this rounding and the order of the tasks
+    would make. The gradients that can have weight are those whose product with the vector is its squared length.
+
+    Args:
+        weights: one choice, as of `min_norm`.
+        cosines: as everywhere.
+        precision: likewise.
+    """
+    products = cosines @ weights
+    face = np.flatnonzero(products <= weights @ products + np.sqrt(precision))
+    values, vectors = np.linalg.eigh(cosines[np.ix_(face, face)])
+    fixed = values > max(len(face) * precision, 1e-12) * values[-1]
+    if fixed.all():
+        return weights
+    # What is fixed: the vector and the sum. The rest is as small as 1e-8 of a squared norm makes it, twice.
+    kept = vectors[:, fixed] @ vectors[:, fixed].T + 1 / len(face)
+    quadratic = kept + 1e-8 * np.eye(len(face))
+    aim = kept @ weights[face]
+    found = nonnegative_qp(quadratic, aim[None])[0]
+    found = nonnegative_qp(quadratic, (2 * aim - kept @ found)[None])[0]
+    even = np.zeros_like(weights)
+    even[face] = found / found.sum()
+    return even
+
+
 def dual_cone(cosines: Array, start: Array) -> Array:
     """Projects combinations of unit gradients onto the cone of the directions that conflict with no gradient.
 
     By duality (Quinton & Rey, 2024, proposition 1) the projection of ``U^T u`` is ``U^T v`` with ``v`` the
     minimiser of ``v^T C v`` over ``v >= u``, for each row ``u`` of ``start``, ``[k, T]``.
     """
-    quadratic = positive_definite(cosines)
-    return start + nonnegative_qp(quadratic, -start @ quadratic)
+    quadratic, ones = positive_definite(cosines), np.ones((1, len(cosines)))
+    # If a combination of all gradients with weights of at least 1 vanishes, no other combination lies in the cone.
+    vanishing = ones + nonnegative_qp(quadratic, -ones @ quadratic)
+    if (vanishing @ cosines @ vanishing.T).item() <= len(cosines) * np.finfo(np.float64).eps * vanishing.sum() ** 2:
+        multiples: Array = np.maximum(start.max(1, keepdims=True), 0) * vanishing
+        return multiples
+    projected: Array = start + nonnegative_qp(quadratic, -start @ quadratic)
+    return projected
 
 
 def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: float) -> Array:
@@ -202,8 +291,9 @@ def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: floa
 
     level, low, high = 0.0, (mean / b).min(), 0.0
     y = nonnegative_qp(quadratic, -mean[None])[0]
-    squared = y @ quadratic @ y
+    squared, inside = y @ quadratic @ y, np.zeros_like(y)
     if squared <= target:
+        inside = y
         w = nonnegative_qp(quadratic + np.outer(b, b), b[None])[0]
         stationary = w @ quadratic @ w <= len(kept) * precision * w.sum() ** 2
         if stationary or len(kept) < len(norms):
@@ -228,11 +318,20 @@ def max_min_in_ball(norms: Array, cosines: Array, radius: float, precision: floa
         level = trial if low < trial < high else (low + high) / 2
         y = nonnegative_qp(quadratic, (level * b - mean)[None], positive[None])[0]
         squared = y @ quadratic @ y
-        low, high = (level, high) if squared < target else (low, level)
-    if abs(target - squared) > 1e-6 * target:
+        low, high, inside = (level, high, y) if squared < target else (low, level, inside)
+    missed = abs(target - squared) > 1e-6 * target
+    if missed and high - low > 1e-12 * max(high, -low):
         raise RunError("the conflict-averse direction was not found to precision")
+    # Near stationarity there may be no number between a level inside of the ball and one outside.
+    y = inside if missed else y
     z[kept] = y * largest / norms[kept]
     return z
+
+
+def vanishes(cosines: Array, precision: float, at_least: float) -> bool:
+    """Whether a convex combination of unit gradients has a squared length of no more than rounding, or than a bound."""
+    weights = min_norm(np.ones(len(cosines)), cosines)
+    return float(weights @ cosines @ weights) <= max(len(cosines) * precision, at_least)
 
 
 def power_balance(norms: Array, cosines: Array, power: float, precision: float) -> Array:
@@ -244,10 +343,18 @@ def power_balance(norms: Array, cosines: Array, power: float, precision: float) 
     theirs in ``z^(-p)``, where the barrier is linear, so that they stay positive and overshoot by nothing.
 
     Raises:
-        RunError: if a positive combination of the gradients vanishes to precision, so that there is no solution,
-            or if the solution is not found to precision.
+        NoSolutionError: if a convex combination of the gradients vanishes, or so nearly that the equation cannot be
+            solved to precision.
+        RunError: if the solution is not found to precision otherwise.
     """
     size = len(norms)
+    stationary = (
+        "G a = a^(-p) has no positive solution: a convex combination of the task gradients vanishes "
+        "to precision (Pareto stationary)"
+    )
+    # Another unit of length, only where powers of the norms would leave the range.
+    unit = norms.max() if np.abs((power - 1) * np.log(norms)).max() > 300 else 1.0
+    norms = norms / unit
     scale = norms ** (power - 1)
     z = scale ** (1 / (power + 1))
     for _ in range(100):
@@ -255,19 +362,23 @@ def power_balance(norms: Array, cosines: Array, power: float, precision: float) 
         rounding = z * (np.abs(cosines) @ z)
         hessian = z[:, None] * cosines * z
         gradient = hessian.sum(1)
-        if gradient.sum() <= 4 * precision * rounding.sum():
-            raise RunError(
-                "G a = a^(-p) has no positive solution: a convex combination of the task gradients vanishes "
-                "to precision (Pareto stationary)"
-            )
+        if gradient.sum() <= 2 * size * precision * rounding.sum():
+            raise NoSolutionError(stationary)
         gradient -= t
         if (np.abs(gradient) <= 1e-12 * t + size * np.finfo(np.float64).eps * rounding).all():
-            return z / norms
+            # Some equations hold by rounding alone? Then look whether a combination vanishes.
+            if (size * precision * rounding > 1e-3 * t).any() and vanishes(cosines, precision, 1e-12):
+                raise NoSolutionError(stationary)
+            solution: Array = z / norms * unit ** (-2 / (power + 1))
+            return solution
         hessian[np.diag_indices(size)] += power * t
         root = np.sqrt(np.diagonal(hessian))
         try:
             u = -np.linalg.solve(hessian / np.outer(root, root), gradient / root) / root
         except np.linalg.LinAlgError:
             break
-        z = z * np.where(u < 0, (1 - power * np.minimum(u, 0)) ** (-1 / power), 1 + u)
+        z = z * np.maximum(np.where(u < 0, (1 - power * np.minimum(u, 0)) ** (-1 / power), 1 + u), 1e-3)
+    # Near stationarity too: rounding is all that is left of the steps, or they stay short.
+    if vanishes(cosines, precision, 1e-6):
+        raise NoSolutionError(stationary)
     raise RunError("G a = a^(-p) was not solved to precision for the Gramian of the task gradients")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import LossCombiner, register
+from mtrl.combiners.base import divisors
 from mtrl.ranges import Count, Positive
 
 
@@ -14,7 +15,8 @@ class STCH(LossCombiner):
     Minimises ``T mu log sum_i (L_i / z_i)^(1/mu)``, a smooth ``T max_i log(L_i / z_i)``, so ``w_i = T
     softmax(log(L / z) / mu)_i / L_i``. The reference ``z`` is a mean loss from early in training: the first
     ``warmup`` calls have the weights ``1 / L_i`` of ``scale_invariant``, and the last fifth of them is
-    averaged into ``z``, after the authors' 4 epochs of warm-up with the average taken over the fifth.
+    averaged into ``z``, after the authors' 4 epochs of warm-up with the average taken over the fifth. A loss of 0 gets
+    weight 0 (the authors' code adds 1e-20), and where ``z`` is 0 the first positive loss takes its place.
 
     Args:
         mu: the smoothing, above 0; 1 as in the authors' code, towards 0 only the worst task counts.
@@ -34,9 +36,11 @@ class STCH(LossCombiner):
         self.calls += 1
         calls = int(self.calls)
         if calls > self.warmup:
-            ratios = (losses / self.reference).log()
-            return self.num_tasks * (ratios / self.mu).softmax(0) / losses
+            self.reference.copy_(torch.where(self.reference > 0, self.reference, losses))
+            ratios = torch.where(losses > 0, (losses / self.reference).log(), -torch.inf)
+            shares = torch.where(losses > 0, (ratios / self.mu).softmax(0), 0)
+            return self.num_tasks * shares / divisors(losses)
         averaged = max(self.warmup // 5, 1)
         if calls > self.warmup - averaged:
             self.reference += losses / averaged
-        return 1 / losses
+        return 1 / divisors(losses)

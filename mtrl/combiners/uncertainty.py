@@ -14,7 +14,8 @@ class Uncertainty(LossCombiner):
 
     The network and ``s`` minimise ``sum_i (exp(-s_i) L_i + s_i) / 2``, so ``w_i = exp(-s_i) / 2``, and
     ``s`` takes an Adam step on ``(1 - L_i exp(-s_i)) / 2`` at every call. The optimum is ``w_i = 1 / (2
-    L_i)``; a loss that stays negative has none, and its weight grows without bound.
+    L_i)``; a loss that stays negative has none, and its weight grows without bound. A loss of 0, which has none either,
+    counts as at its optimum.
 
     Args:
         learning_rate: Adam's, above 0; 0.025 as in the code of Nash-MTL (Navon et al., 2022).
@@ -27,5 +28,6 @@ class Uncertainty(LossCombiner):
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         s = self.log_variance
         weights = (-s.value).exp() / 2
-        s.step(0.5 - losses.to(weights) * weights)
+        losses = losses.to(weights)
+        s.step(torch.where(losses != 0, 0.5 - losses * weights, 0))
         return weights

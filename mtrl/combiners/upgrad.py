@@ -15,6 +15,8 @@ class UPGrad(GramianCombiner):
     exactly, in one batch. A task with a zero gradient keeps weight ``1 / T``.
     """
 
+    weights_specific = False  # authors' code (TorchJD's mtl_backward): a head gets its own loss's gradient
+
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
         return np.where(norms > 0, super()._solve(norms, cosines, losses, precision), 1) * (1 / self.num_tasks)
 

@@ -48,6 +48,18 @@ def duplicates(t: int, g: Generator) -> Tensor:
     return normal((t + 1) // 2, P, generator=g).repeat(2, 1)[:t]
 
 
+def parallel(t: int, g: Generator) -> Tensor:
+    """Every direction belongs to two tasks, whose gradients differ in length."""
+    return duplicates(t, g) * torch.logspace(-1, 1, t, dtype=torch.float64)[torch.randperm(t, generator=g), None]
+
+
+def opposite(t: int, g: Generator) -> Tensor:
+    """The first two gradients point away from each other."""
+    jacobian = normal(t, P, generator=g)
+    jacobian[1:2] = -2 * jacobian[:1]
+    return jacobian
+
+
 def scales(t: int, g: Generator) -> Tensor:
     """Norms spread over 1e-6 to 1e6."""
     order = torch.randperm(t, generator=g)
@@ -63,6 +75,8 @@ FAMILIES: dict[str, Callable[[int, Generator], Tensor]] = {
     "zero_rows": zero_rows,
     "zeros": lambda t, g: torch.zeros(t, P, dtype=torch.float64),
     "duplicates": duplicates,
+    "parallel": parallel,
+    "opposite": opposite,
     "scales": scales,
     "tiny": lambda t, g: 1e-6 * normal(t, P, generator=g),
     "huge": lambda t, g: 1e6 * normal(t, P, generator=g),

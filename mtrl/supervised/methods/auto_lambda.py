@@ -20,7 +20,9 @@ class AutoLambdaUpdate(Update):
     lr sum_i lambda_i grad L_i``. With ``d`` its gradient at ``theta'``, its gradient by ``lambda_i`` is
     ``-lr <grad L_i, d>``, taken by finite differences along d: ``-lr (L_i(theta + e d) - L_i(theta - e d)) / 2e`` with
     ``e = 0.01 / |d|``. Then the model takes its own optimizer's step on the weighted losses. Head and encoder
-    parameters are treated alike. One step costs two backward and three forward passes more than a plain one.
+    parameters are treated alike. One step costs two backward and three forward passes more than a plain one. After
+    Adam's step a weight below 0 is set to 0, which neither the paper nor its code does: a negative one would send its
+    task uphill, and from 0 it comes back when its gradient turns.
     ``initial_weight`` is every task's, 0.1 as in the paper; ``learning_rate`` is Adam's on the weights.
     """
 

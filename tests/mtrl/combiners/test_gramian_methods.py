@@ -318,6 +318,60 @@ def test_fairgrad_caps_the_update() -> None:
     close((weights("fairgrad", jacobian) @ jacobian).norm(), torch.tensor(1.0, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 30.0])
+def test_nash_mtl_caps_what_the_authors_code_caps(scale: float) -> None:
+    """It solves for ``G / |G|`` with the Frobenius norm, and shortens the update with these weights to 1."""
+    jacobian = scale * gradients(4)
+    gramian = jacobian @ jacobian.T
+    alpha = weights("nash_mtl", jacobian / gramian.norm().sqrt(), max_norm=math.inf)
+    close(gramian / gramian.norm() @ alpha, 1 / alpha)
+    update = alpha @ jacobian
+    close(weights("nash_mtl", jacobian) @ jacobian, update * min(1.0, 1 / update.norm().item()))
+    close(weights("nash_mtl", jacobian, max_norm=0.3) @ jacobian, update * min(1.0, 0.3 / update.norm().item()))
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e6])
+def test_fairgrad_caps_what_the_authors_code_caps(scale: float) -> None:
+    """It multiplies the update by T, and shortens that to 1."""
+    jacobian = scale * gradients(4)
+    update = 4 * weights("fairgrad", jacobian, max_norm=math.inf) @ jacobian
+    close(weights("fairgrad", jacobian) @ jacobian, update * min(1.0, 1 / update.norm().item()))
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 4, 6])
+def test_aligned_mtl_takes_the_mean_of_the_two_middle_values(tasks: int) -> None:
+    """Orthogonal gradients: the singular values are the lengths, and all aligned gradients are as long as the scale."""
+    lengths = torch.logspace(0, 2, tasks, dtype=torch.float64)
+    middle = lengths[(tasks - 1) // 2 : tasks // 2 + 1].mean()
+    rows = lengths[:, None] * torch.eye(tasks, dtype=torch.float64)
+    close(weights("aligned_mtl", rows, scale="median"), middle / lengths)
+
+
+@pytest.mark.parametrize("normalization", ["loss", "loss+"])
+def test_mgda_leaves_out_a_loss_of_0_by_which_it_would_divide(normalization: str) -> None:
+    jacobian, losses, others = gradients(4), losses_of(4), [0, 1, 3]
+    losses[2] = 0
+    found = weights("mgda", jacobian, losses, normalization=normalization)
+    assert found[2] == 0
+    close(found[others], weights("mgda", jacobian[others], losses[others], normalization=normalization))
+    assert not weights("mgda", jacobian, losses * 0, normalization=normalization).any()
+
+
+def test_cdtt_of_parallel_gradients_does_not_depend_on_their_order() -> None:
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    rows = torch.stack([first, 0.1 * first, 5 * first, second]) * 10 ** float(torch.randn(1, generator=generator))
+    losses = (3 * torch.randn(4, generator=generator, dtype=torch.float64)).exp()
+    found = []
+    for order in ([0, 1, 2, 3], [2, 1, 0, 3], [3, 1, 0, 2]):
+        combiner = combiners.make("cdtt", 4, alpha=1.0)
+        for _ in range(12):
+            direction = combiner.combine(losses[order], rows[order].clone())
+        found.append(direction)
+    close(found[1], found[0], 1e-6)
+    close(found[2], found[0], 1e-6)
+
+
 def test_aligned_mtl_keeps_small_gradients() -> None:
     """Orthogonal gradients: ``w_i = min |g| / |g_i|``, also where the eigenvalues of G would underflow."""
     lengths = torch.logspace(-6, 6, 7, dtype=torch.float64)

@@ -4,6 +4,7 @@ import io
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
@@ -53,6 +54,82 @@ def test_graddrop_keeps_one_sign() -> None:
     combined = combiners.make("graddrop", T).combine(torch.ones(T), column)
     assert set(combined.tolist()) == {4.0, -4.0}
     assert (combined > 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def drop_layer(z: Tensor, gradients: Tensor, u: Tensor, leak: float, k: float) -> Tensor:
+    """Algorithm 1 of Chen et al., 2020, line by line, for activations ``z`` and gradients ``[T, N, ...]`` by them."""
+    values, rows = z.numpy(), gradients.numpy()
+    signed = [(np.sign(values) * row).sum(axis=0) for row in rows]
+    purity = 0.5 * (1 + sum(signed) / sum(np.abs(g) for g in signed))
+    f = 0.5 + k * (purity - 0.5)
+    masks = [(f > u.numpy()) * (g > 0.0) + (f < u.numpy()) * (g < 0.0) for g in signed]
+    combined = np.zeros_like(values)
+    for mask, row in zip(masks, rows, strict=True):
+        combined += (leak + (1 - leak) * mask)[None] * row
+    return torch.from_numpy(combined)
+
+
+def representation(*shape: int) -> tuple[Tensor, Tensor]:
+    """Values of both signs, some 0, and gradients by them of T tasks."""
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    z[z.abs() < 0.1] = 0
+    return z, torch.randn(T, *shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (6, 5), (6, 3, 2, 2)])
+@pytest.mark.parametrize(("leak", "k"), [(0.0, 1.0), (0.3, 1.0), (0.0, 0.4)])
+def test_graddrop_at_a_representation_is_its_algorithm(shape: tuple[int, ...], leak: float, k: float) -> None:
+    z, rows = representation(*shape)
+    for seed in range(5):
+        u = torch.empty(shape[1:], dtype=torch.float64).uniform_(generator=torch.Generator().manual_seed(seed))
+        combiner = combiners.make("graddrop", T, seed=seed, leak=leak, k=k)
+        combined = combiner.combine(LOSSES, rows.flatten(1), [z])
+        torch.testing.assert_close(combined.view(shape), drop_layer(z, rows, u, leak, k))
+
+
+def test_graddrop_at_several_maps_is_its_algorithm_at_each() -> None:
+    maps = [representation(6, 5), representation(6, 2, 2)]
+    generator = torch.Generator().manual_seed(1)
+    expected = []
+    for z, rows in maps:
+        u = torch.empty(z[0].shape, dtype=torch.float64).uniform_(generator=generator)
+        expected.append(drop_layer(z, rows, u, 0.0, 1.0).flatten())
+    jacobian = torch.cat([rows.flatten(1) for _, rows in maps], 1)
+    combined = combiners.make("graddrop", T, seed=1).combine(LOSSES, jacobian, [z for z, _ in maps])
+    torch.testing.assert_close(combined, torch.cat(expected))
+
+
+def test_graddrop_drops_a_feature_that_no_sample_has() -> None:
+    z, rows = representation(6, 5)
+    z[:, 2] = 0
+    combined = combiners.make("graddrop", T).combine(LOSSES, rows.flatten(1), [z]).view(6, 5)
+    assert combined.isfinite().all()
+    assert not combined[:, 2].any()
+
+
+def test_graddrop_of_a_vector_has_features_and_no_samples() -> None:
+    (jacobian,) = jacobians(1)
+    positive = torch.ones(P, dtype=torch.float64)
+    expected = combiners.make("graddrop", T).combine(LOSSES, jacobian)
+    torch.testing.assert_close(combiners.make("graddrop", T).combine(LOSSES, jacobian, [positive]), expected)
+
+
+def test_sign_agnostic_drop_at_a_representation_drops_whole_features() -> None:
+    jacobian = (2.0 ** torch.arange(T))[:, None].expand(T, 4 * 3000).clone()
+    combiner = combiners.make("sign_agnostic_drop", T, drop=0.75, renormalize=False)
+    sums = combiner.combine(torch.ones(T), jacobian, [torch.randn(4, 3000)]).view(4, 3000)
+    assert sums.equal(sums[:1].expand(4, 3000))
+    kept = (sums[0].long()[None] >> torch.arange(T)[:, None]) & 1
+    torch.testing.assert_close(torch.cov(kept.float()), torch.eye(T) * 0.1875, rtol=0, atol=0.03)
+    torch.testing.assert_close(kept.float().mean(1), torch.full((T,), 0.25), rtol=0, atol=0.035)
+
+
+@pytest.mark.parametrize("name", ["graddrop", "sign_agnostic_drop"])
+def test_renormalized_at_a_representation(name: str) -> None:
+    z, rows = representation(6, 5)
+    combined = combiners.make(name, T, renormalize=True).combine(LOSSES, rows.flatten(1), [z])
+    torch.testing.assert_close(combined.norm(), rows.sum(0).norm())
 
 
 @pytest.mark.parametrize("name", ["graddrop", "sign_agnostic_drop"])
@@ -130,6 +207,33 @@ def test_db_mtl(beta: float, beta_decay: float) -> None:
         longest = max(row.norm() for row in mean)
         expected = sum(longest * row / row.norm() for row in mean[1:])
         torch.testing.assert_close(combiner.combine(LOSSES, jacobian), expected)
+
+
+def test_db_mtl_counts_a_gradient_at_a_loss_of_0_as_0() -> None:
+    for jacobian in jacobians(3):
+        losses, nothing = LOSSES.clone(), jacobian.clone()
+        losses[1], nothing[1] = 0, 0
+        expected = combiners.make("db_mtl", T).combine(LOSSES, nothing)
+        torch.testing.assert_close(combiners.make("db_mtl", T).combine(losses, jacobian), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e9, 1e25])
+def test_moco_stays_on_the_simplex_at_any_scale(scale: float) -> None:
+    """Beyond the step's scale, the weight is the task's whose product with the update is least."""
+    combiner = combiners.make("moco", T)
+    for jacobian in jacobians(3):
+        combined = combiner.combine(LOSSES.float(), (jacobian * scale).float())
+        assert combined.isfinite().all()
+        assert combiner.simplex.sum().item() == pytest.approx(1, rel=1e-12)
+        assert (combiner.simplex.max() == 1) == (scale > 1)
+
+
+def test_lengths_beyond_the_range_of_squares() -> None:
+    for dtype, scales in ((torch.float32, (1e-30, 1e-20, 1.0, 1e30)), (torch.float64, (1e-250, 1e-160, 1.0, 1e250))):
+        rows = torch.tensor(scales, dtype=dtype)[:, None] * torch.tensor([3.0, 4.0], dtype=dtype)
+        found = direction.lengths(torch.cat([rows, torch.zeros(1, 2, dtype=dtype)]))
+        torch.testing.assert_close(found[:-1], 5 * torch.tensor(scales, dtype=dtype), rtol=1e-6, atol=0)
+        assert found[-1] == 0
 
 
 @pytest.mark.usefixtures("block_elements")

@@ -191,9 +191,54 @@ def test_famo_after_step_checks_its_losses() -> None:
         combiner.after_step(torch.ones(2))
     combiner.weights(torch.ones(2))
     with pytest.raises(InputError, match="famo needs positive losses, but task 1"):
-        combiner.after_step(torch.tensor([1.0, 0.0]))
+        combiner.after_step(torch.tensor([1.0, -0.1]))
     with pytest.raises(InputError, match="2 tasks"):
         combiner.after_step(torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["scale_invariant", "geometric_mean", "famo", "stch"])
+def test_a_loss_of_0_takes_no_part(name: str) -> None:
+    """The others' weights are those of a combiner made for them alone."""
+    options: dict[str, Any] = {"warmup": 3} if name == "stch" else {}
+    combiner, alone = combiners.make(name, T, **options), combiners.make(name, T - 1, **options)
+    others = [0, 1, 3, 4]
+    for before, after in zip(loss_sequence(8), loss_sequence(8, seed=1), strict=True):
+        before[2] = 0
+        weights, expected = combiner.weights(before), alone.weights(before[others])
+        assert weights[2] == 0
+        share = T / (T - 1) if name == "stch" and combiner.calls > 3 else 1
+        # The steps of FAMO's Adam are those of a gradient that is smaller by a factor.
+        torch.testing.assert_close(weights[others], share * expected, rtol=1e-3 if name == "famo" else 1e-9, atol=0)
+        combiner.after_step(after)
+        alone.after_step(after[others])
+    assert not combiner.weights(torch.zeros(T)).any()
+
+
+def test_a_loss_that_falls_to_0_moves_no_logit_of_famo() -> None:
+    combiner, alone = combiners.make("famo", 3), combiners.make("famo", 2)
+    for _ in range(5):
+        combiner.weights(torch.tensor([1.0, 2.0, 3.0]))
+        alone.weights(torch.tensor([1.0, 2.0]))
+        combiner.after_step(torch.tensor([0.5, 1.9, 0.0]))
+        alone.after_step(torch.tensor([0.5, 1.9]))
+    weights, expected = combiner.weights(torch.ones(3)), alone.weights(torch.ones(2))
+    torch.testing.assert_close(weights[0] / weights[1], expected[0] / expected[1], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "imtl_l"])
+def test_a_task_learnt_perfectly_keeps_its_weight(name: str) -> None:
+    """There is no finite optimum at 0, and no step towards it: in float32 the weight would overflow after 4,000."""
+    combiner = combiners.make(name, 2, learning_rate=1.0)
+    for _ in range(400):
+        weights = combiner.weights(torch.tensor([0.0, 1.0]))
+    assert weights[0] == combiners.make(name, 2).weights(torch.ones(2))[0]
+
+
+def test_dwa_takes_a_ratio_to_0_for_1() -> None:
+    combiner = combiners.make("dwa", 3, period=1)
+    for losses in ([0.0, 0.0, 1.0], [2.0, 0.0, 1.0], [1.0, 1.0, 1.0]):
+        weights = combiner.weights(torch.tensor(losses))
+    assert weights.tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize(

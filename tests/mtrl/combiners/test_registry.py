@@ -39,6 +39,49 @@ def test_every_method_is_in_the_file_of_its_name() -> None:
         assert (FOLDER / f"{name}.py").exists()
 
 
+def test_which_methods_weigh_the_heads() -> None:
+    """By paper, else by the authors' code; the sources stand beside the values."""
+    weighing = {
+        "dwa",
+        "famo",
+        "fixed",
+        "geometric_mean",
+        "gradnorm",
+        "imtl_l",
+        "nash_mtl",
+        "random_grad_drop",
+        "rlw_dirichlet",
+        "rlw_normal",
+        "scale_invariant",
+        "stch",
+        "uncertainty",
+        "unitary",
+    }
+    plain = {
+        "aligned_mtl",
+        "cagrad",
+        "cdtt",
+        "conflict_free",
+        "db_mtl",
+        "dualproj",
+        "edm",
+        "excess_mtl",
+        "fairgrad",
+        "graddrop",
+        "gradvac",
+        "imtl",
+        "imtl_g",
+        "mgda",
+        "moco",
+        "pcgrad",
+        "sdmgrad",
+        "sign_agnostic_drop",
+        "upgrad",
+    }
+    assert weighing | plain == set(combiners.names())
+    assert {name for name in combiners.names() if combiners.get(name).weights_specific} == weighing
+
+
 def test_a_registered_class_is_made_by_name() -> None:
     assert Scaled.name == "Scaled"
     assert combiners.register("scaled")(Scaled) is Scaled

@@ -1,11 +1,15 @@
 """The solvers against SciPy and against the conditions of optimality, on matrices from easy to degenerate."""
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import least_squares, minimize, nnls
 
 from mtrl.combiners import solvers
+from mtrl.combiners.sdmgrad import project_to_simplex
 from mtrl.combiners.solvers import Array
 from mtrl.errors import RunError
 
@@ -214,6 +218,85 @@ def test_power_balance_says_that_there_is_no_solution(size: int, dtype: type) ->
     rows: np.ndarray = jacobian("stationary", size).astype(dtype)
     with pytest.raises(RunError, match="no positive solution"):
         solvers.power_balance(*unit(rows), 1.0, float(np.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e16, 1e150, 1e300])
+def test_project_to_simplex_loses_nothing_at_any_shift_or_scale(scale: float) -> None:
+    """Against exact fractions."""
+    rng = np.random.default_rng(0)
+    cases = [[-1.0, -1.5, -3.0], [-1.0, -1.0, -3.0], [0.3, 0.2, -0.1], [5.0], [1.0, -1.0], *rng.normal(size=(20, 6))]
+    for case in cases:
+        for point in (np.asarray(case) * scale, np.asarray(case) + scale, np.asarray(case) - scale):
+            exact = sorted(map(Fraction, point), reverse=True)
+            levels = [(sum(exact[: k + 1]) - 1) / (k + 1) for k in range(len(exact))]
+            level = max(level for level, value in zip(levels, exact, strict=True) if value > level)
+            expected = [float(max(Fraction(value) - level, Fraction(0))) for value in point]
+            np.testing.assert_allclose(project_to_simplex(point), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_gramian_of_leaves_the_type_only_where_it_has_to() -> None:
+    rows = torch.from_numpy(jacobian("random", 4)).float()
+    assert solvers.gramian_of(rows).equal(rows @ rows.T)
+    rows[1] = 0
+    assert solvers.gramian_of(rows).dtype == torch.float32
+    for exponents in ([0, 0, -70, 70], [-120, -100, 0, 100], [100, 100, 100, 100]):
+        scale = 2.0 ** torch.tensor(exponents, dtype=torch.float64)[:, None]
+        scaled = (rows.double() * scale).float()
+        exact = scaled.double() @ scaled.double().T
+        found = solvers.gramian_of(scaled)
+        size = exact.diagonal().sqrt()
+        assert ((found - exact).abs() <= 1e-6 * torch.outer(size, size)).all()
+
+
+@pytest.mark.parametrize("few", [0, 100])
+@pytest.mark.parametrize("block", [1, 2**22])
+@pytest.mark.parametrize("kind", ALL)
+def test_dual_cone_is_the_same_in_any_blocks(kind: str, block: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row at a time, and by systems of the positive coordinates alone, as for hundreds of tasks."""
+    norms, cosines = unit(rows := jacobian(kind, 12, seed=4))
+    expected = solvers.dual_cone(cosines, np.eye(12)) @ (rows / norms[:, None])
+    monkeypatch.setattr(solvers, "_BLOCK", block)
+    monkeypatch.setattr(solvers, "_FEW", few)
+    np.testing.assert_allclose(solvers.dual_cone(cosines, np.eye(12)) @ (rows / norms[:, None]), expected, atol=1e-8)
+
+
+def test_dual_cone_of_dependent_gradients_agrees_with_nnls() -> None:
+    """Cones that hold 0 alone, and narrow ones; at the first rank 24 the corrector alone goes round in circles."""
+    rng = np.random.default_rng(0)
+    for rank in (1, 2, 5, 10, 20, 24, 22, 25, 26, 30, 49):
+        rows = rng.normal(size=(50, rank)) @ rng.normal(size=(rank, 200))
+        norms, cosines = unit(rows)
+        units = rows / norms[:, None]
+        found = solvers.dual_cone(cosines, np.eye(50)) @ units
+        for task in range(0, 50, 10):
+            expected = units[task] + nnls(units.T, -units[task], maxiter=5000)[0] @ units
+            np.testing.assert_allclose(found[task], expected, atol=1e-7)
+
+
+def test_dual_cone_of_hundreds_of_tasks_agrees_with_nnls() -> None:
+    rows = jacobian("random", 300, seed=4)[:, :400]
+    norms, cosines = unit(rows)
+    units = rows / norms[:, None]
+    found = solvers.dual_cone(cosines, np.eye(300)) @ units
+    for task in (0, 150, 299):
+        expected = units[task] + nnls(units.T, -units[task], maxiter=5000)[0] @ units
+        np.testing.assert_allclose(found[task], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("lengths", [(1.0, 1.0, 1.0), (1.0, 10.0, 0.1)])
+def test_even_weights_of_parallel_gradients(lengths: tuple[float, ...]) -> None:
+    units = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    for order in itertools.permutations(range(3)):
+        cosines = unit((units * np.array(lengths)[:, None])[list(order)])[1]
+        weights = solvers.even_weights(solvers.min_norm(np.ones(3), cosines), cosines, EPS)
+        np.testing.assert_allclose(weights, np.array([0.25, 0.25, 0.5])[list(order)], atol=1e-7)
+
+
+def test_even_weights_leaves_what_is_unique_alone() -> None:
+    for kind in ("random", "conflicting", "aligned"):
+        cosines = unit(jacobian(kind, 10))[1]
+        weights = solvers.min_norm(np.ones(10), cosines)
+        assert solvers.even_weights(weights, cosines, EPS) is weights
 
 
 def test_bad_input_is_refused() -> None:
