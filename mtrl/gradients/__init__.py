@@ -12,11 +12,12 @@ Both are sources of one pipeline, `mtrl.gradients.pipeline`.
 
 from mtrl.gradients.layers import register_rule
 from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError, check_finite
-from mtrl.gradients.shared_input import backward, fan_out
+from mtrl.gradients.shared_input import Aliases, backward, fan_out
 from mtrl.gradients.task_batched import TaskBatched
 
 __all__ = [
     "DEFAULT_MEMORY_LIMIT",
+    "Aliases",
     "Combination",
     "NonFiniteError",
     "TaskBatched",

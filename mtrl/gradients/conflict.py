@@ -29,9 +29,10 @@ def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str
 
     Returns:
         ``weight/<task>`` where the method has weights; with a Gramian ``cosine_to_update/<task>`` and
-        ``summed_gradient_norm``; from two tasks on also, over all pairs, ``cosine_mean``, ``cosine_min``,
-        ``conflicting_pairs`` (the share with a negative cosine), ``magnitude_similarity`` (the mean) and the
-        matrix ``cosines`` (`cosine_matrix` as nested lists, to three decimals).
+        ``summed_gradient_norm``; from two tasks on also ``norm_spread`` (the largest gradient's norm over the
+        smallest that is not 0; 0 where all are) and, over all pairs, ``cosine_mean``, ``cosine_min``,
+        ``conflicting_pairs`` (the share with a negative cosine), ``magnitude_similarity`` (the mean) and the matrix
+        ``cosines`` (`cosine_matrix` as nested lists, to three decimals).
     """
     found: dict[str, Tensor] = {}
     matrix: dict[str, list[list[float]]] = {}
@@ -49,6 +50,8 @@ def conflict_metrics(combination: Combination, tasks: Sequence[str]) -> dict[str
         of_pairs = cosines[pairs]
         found |= {"cosine_mean": of_pairs.mean(), "cosine_min": of_pairs.min()}
         found["conflicting_pairs"] = (of_pairs < 0).to(of_pairs).mean()
+        squares = gramian.diagonal()
+        found["norm_spread"] = (squares.amax() / torch.where(squares > 0, squares, torch.inf).amin()).sqrt()
         found["magnitude_similarity"] = magnitude_similarity(gramian)[pairs].mean()
     values = torch.stack([value.double() for value in found.values()]).tolist() if found else []
     return dict(zip(found, values, strict=True)) | matrix

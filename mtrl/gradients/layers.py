@@ -13,7 +13,8 @@ from torch.nn import functional
 
 Fill = Callable[[nn.Module, Tensor, Tensor, dict[str, Tensor]], None]
 """Fills ``out[name]`` (``[K, *parameter.shape]``) for each trainable parameter with the gradients of K groups of N
-samples, given the input and the output's gradient as ``[K, N, features]`` (``[E, K, N, features]`` in an ensemble)."""
+samples, given the input and the output's gradient as ``[K, N, features]`` (``[E, K, N, features]`` in an ensemble); all
+in float32 or better."""
 
 
 class Rule(NamedTuple):
@@ -22,19 +23,21 @@ class Rule(NamedTuple):
     fill: Fill
     task_dim: int
     """Which dimension of input and output tells the task: 1 in an ensemble, whose members come first."""
+    mixed: bool = False
+    """Whether it takes input and gradient in the type of the layer's own product (as under autocast)."""
 
 
 _RULES: dict[type[nn.Module], Rule] = {}
 
 
-def register_rule(layer: type[nn.Module], *, task_dim: int = 0) -> Callable[[Fill], Fill]:
+def register_rule(layer: type[nn.Module], *, task_dim: int = 0, mixed: bool = False) -> Callable[[Fill], Fill]:
     """Makes the decorated function the `Rule` of a class of layers, whose parameters are called weight and bias.
 
     It holds for the class itself: a subclass may compute something else.
     """
 
     def register(fill: Fill) -> Fill:
-        _RULES[layer] = Rule(fill, task_dim)
+        _RULES[layer] = Rule(fill, task_dim, mixed)
         return fill
 
     return register
@@ -45,7 +48,7 @@ def rule_for(module: nn.Module, trainable: Collection[str]) -> Rule | None:
 
     Exact types only: a subclass, or a module re-parametrised by hooks, may compute something else.
     """
-    if not set(trainable) <= {"weight", "bias"}:
+    if not set(trainable) <= {"weight", "bias"} or any(module.get_parameter(name).is_complex() for name in trainable):
         return None
     if isinstance(module, nn.Embedding) and (module.sparse or module.scale_grad_by_freq):
         return None
@@ -81,12 +84,23 @@ def _grouped(x: Tensor, task_dim: int, num_tasks: int) -> Tensor:
 # -------------------------------------------------------------------------------------------------- torch's layers
 
 
-@register_rule(nn.Linear)
+@register_rule(nn.Linear, mixed=True)
 def _linear(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
     if "weight" in out:
-        torch.bmm(delta.transpose(1, 2), x, out=out["weight"])
+        _product(delta.transpose(1, 2), x, out["weight"])
     if "bias" in out:
-        torch.sum(delta, 1, out=out["bias"])
+        _sum(delta, out["bias"])
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    if left.dtype == out.dtype:
+        torch.bmm(left, right, out=out)
+    else:  # as fast as the layer's own, and as exact
+        out.copy_(torch.bmm(left, right))
+
+
+def _sum(delta: Tensor, out: Tensor) -> None:
+    torch.sum(delta, 1, dtype=out.dtype, out=out)
 
 
 @register_rule(nn.LayerNorm)
@@ -126,13 +140,13 @@ class EnsembleLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-@register_rule(EnsembleLinear, task_dim=1)
+@register_rule(EnsembleLinear, task_dim=1, mixed=True)
 def _ensemble_linear(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
     for member in range(len(x)):
         if "weight" in out:
-            torch.bmm(x[member].transpose(1, 2), delta[member], out=out["weight"][:, member])
+            _product(x[member].transpose(1, 2), delta[member], out["weight"][:, member])
         if "bias" in out:
-            torch.sum(delta[member], 1, out=out["bias"][:, member])
+            _sum(delta[member], out["bias"][:, member])
 
 
 class EnsembleLayerNorm(nn.Module):

@@ -10,9 +10,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, RunError
+from mtrl.gradients.promises import entries
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
 """Bytes that per-task gradients may take (2 GiB)."""
@@ -32,6 +34,10 @@ class Source(Protocol):
     def num_shared(self) -> int:
         """How many of the parameters all tasks share."""
 
+    @property
+    def activations(self) -> Sequence[Tensor]:
+        """The maps of the representation that the gradients are by, see `Combiner.combine`; none for parameters."""
+
     def gramian(self) -> Tensor:
         """``[T, T]``, the inner products of the per-task gradients."""
 
@@ -44,8 +50,8 @@ class Source(Protocol):
     def along(self, direction: Tensor, scale: float) -> Gradients:
         """A direction ``[D]`` times the scale, by parameter."""
 
-    def squares(self) -> Tensor:
-        """``[T]``, squared norms of the tasks' gradients over all parameters: which of them is not finite?"""
+    def offender(self, combined: Gradients) -> int | None:
+        """The first task whose gradient is not finite, after a combined one is not; None where nothing tells."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,15 @@ class NonFiniteError(RunError):
         self.quantity, self.task = quantity, task
 
 
-def combine(losses: Tensor, combiner: Combiner, source: Source, *, scale: float, insight: bool) -> Combination:
+def combine(
+    losses: Tensor,
+    combiner: Combiner,
+    source: Source,
+    *,
+    scale: float,
+    insight: bool,
+    scaler: GradScaler | None = None,
+) -> Combination:
     """Adds the combined gradient of T losses to ``.grad``.
 
     Losses and gradients are checked before the combiner sees them, so that its state does not advance on a value
@@ -90,23 +104,35 @@ def combine(losses: Tensor, combiner: Combiner, source: Source, *, scale: float,
     Args:
         losses: ``[T]``.
         combiner: the method, made for T tasks.
-        source: their gradients.
+        source: their gradients; those of the scaled losses where there is a scaler.
         scale: a constant factor on every gradient.
         insight: describe what was done by the Gramian even where the method does not need it.
+        scaler: whose scale the combiner is not to see, and ``.grad`` to have. What is not finite is then no error: it
+            makes ``.grad`` infinite, and `GradScaler.step` skips the step.
 
     Raises:
         NonFiniteError: if a loss, gradient or weight is not finite; ``.grad`` is left as it was.
         InputError: if the losses do not fit the combiner, or the source cannot give what it needs.
     """
-    losses = losses.detach()
-    check_finite("loss", losses)
+    losses = losses.detach().to(wide_type([losses]))
+    if scaler is None:
+        check_finite("loss", losses)
+    else:
+        factor = scaler.scale(torch.ones((), device=losses.device))
+        source = _Unscaled(source, factor)
     with torch.no_grad():
         seen = look(combiner, source)
-        found = weigh(combiner, losses, seen)
+        overflow = scaler is not None and not _all_finite(losses, seen)
+        shown = losses, seen, source.activations
+        found = _infinite(combiner, losses, seen) if overflow else weigh(combiner, *shown)
         combined = gradients(combiner, source, found, scale)
-        check_gradients(combined, source)
-        accumulate(source.parameters, combined)
+        if scaler is None:
+            check_gradients(combined, source)
         norm = norm_of(combined[: source.num_shared])
+        norm = norm if scaler is None else norm / factor
+        accumulate(source.parameters, combined)
+        if overflow:
+            return Combination(losses, None, None, None, norm)
         if insight or combiner.needs == "gramian":
             return describe(losses, combiner, source, found, norm, seen)
     return Combination(losses, None if combiner.needs == "jacobian" else found, None, None, norm)
@@ -119,13 +145,14 @@ def look(combiner: Combiner, source: Source) -> Tensor | None:
     return source.gramian() if combiner.needs == "gramian" else source.jacobian()
 
 
-def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None) -> Tensor:
+def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None, activations: Sequence[Tensor] = ()) -> Tensor:
     """The task weights ``[T]``, or the direction ``[D]`` of a method that combines the Jacobian's entries.
 
     Args:
         combiner: the method; its state advances.
         losses: ``[T]``.
         seen: what `look` gave; it may be overwritten.
+        activations: the source's.
 
     Raises:
         NonFiniteError: if a loss, gradient or weight is not finite.
@@ -134,7 +161,7 @@ def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None) -> Tensor:
     if combiner.needs == "jacobian":
         assert seen is not None
         check_finite("gradient", seen.sum(1))
-        return combiner.combine(losses, seen)
+        return combiner.combine(losses, seen, activations)
     if seen is not None:
         check_finite("gradient", seen.diagonal())
     weights = combiner.weights(losses, seen)
@@ -172,8 +199,7 @@ def check_finite(quantity: str, values: Tensor) -> None:
 def check_gradients(combined: Gradients, source: Source) -> None:
     """Raises `NonFiniteError`, which names the task if it is one's, where a combined gradient is not finite."""
     if not bool(torch.isfinite(norm_of(combined))):
-        check_finite("gradient", source.squares())
-        raise NonFiniteError("gradient", None)
+        raise NonFiniteError("gradient", source.offender(combined))
 
 
 def check_memory(num_tasks: int, columns: int, element_size: int, limit: int, instead: str) -> None:
@@ -188,33 +214,107 @@ def check_memory(num_tasks: int, columns: int, element_size: int, limit: int, in
 # ------------------------------------------------------------------------------------------------ what sources share
 
 
-def differentiate(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Sequence[Tensor]) -> Gradients:
+def differentiate(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Sequence[Tensor], *, retain_graph: bool
+) -> Gradients:
     """The gradient of ``sum_i <coefficients_i, outputs_i>`` by each input, None where it does not depend on it.
 
-    The graph stays, for the passes that follow.
+    Without ``retain_graph``, what the pass went through is freed.
+
+    Raises:
+        InputError: if torch has freed the graph before, or a compiled part of it serves one pass only.
     """
     pairs = [pair for pair in zip(outputs, coefficients, strict=True) if pair[0].requires_grad]
     if not pairs or not inputs:
         return [None] * len(inputs)
     outputs, coefficients = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(outputs, inputs, coefficients, retain_graph=True, allow_unused=True))
+    try:
+        return list(torch.autograd.grad(outputs, inputs, coefficients, retain_graph=retain_graph, allow_unused=True))
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            raise InputError(
+                "a compiled module serves one backward pass, this method takes several: set "
+                "torch._functorch.config.donated_buffer = False before it is compiled"
+            ) from error
+        if "backward through the graph a second time" in str(error):
+            raise InputError(
+                "an earlier backward pass has freed the graph of these losses: give it retain_graph=True"
+            ) from error
+        raise
 
 
 def accumulate(parameters: Sequence[Tensor], combined: Gradients) -> None:
-    """Adds gradients to ``.grad`` as ``Tensor.backward`` does; a parameter that no loss reaches has None."""
-    for parameter, gradient in zip(parameters, combined, strict=True):
+    """Adds gradients to ``.grad`` as ``Tensor.backward`` does; a parameter that no loss reaches has None.
+
+    The list is emptied on the way, so that no gradient is there twice for long.
+    """
+    combined.reverse()
+    for parameter in parameters:
+        gradient = combined.pop()
         if gradient is None:
             continue
         if parameter.grad is None:
             # A copy: what autograd or a combiner returns may be a view, or serve two parameters.
             parameter.grad = gradient.clone()
+        elif parameter.grad.is_sparse and not gradient.is_sparse:
+            parameter.grad = gradient + parameter.grad
         else:
             parameter.grad.add_(gradient)
 
 
 def norm_of(combined: Gradients) -> Tensor:
-    """The Euclidean norm of all gradients together."""
-    return torch.nn.utils.get_total_norm([gradient for gradient in combined if gradient is not None])
+    """The Euclidean norm of all gradients together, in float32 or better."""
+    found = [entries(gradient) for gradient in combined if gradient is not None]
+    return torch.nn.utils.get_total_norm([numbers.to(wide_type([numbers])) for numbers in found])
+
+
+def wide_type(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The real type that holds the entries of all of these: float32 at least, so that squares can be summed in it."""
+    double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
+    return torch.float64 if double else torch.float32
+
+
+class _Unscaled:
+    """A `Source` over the losses times a factor, shown to the combiner without it."""
+
+    def __init__(self, scaled: Source, factor: Tensor) -> None:
+        self.scaled, self.factor = scaled, factor
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return self.scaled.parameters
+
+    @property
+    def num_shared(self) -> int:
+        return self.scaled.num_shared
+
+    @property
+    def activations(self) -> Sequence[Tensor]:
+        return self.scaled.activations
+
+    def gramian(self) -> Tensor:
+        return self.scaled.gramian() / self.factor.square()
+
+    def jacobian(self) -> Tensor:
+        return self.scaled.jacobian().div_(self.factor)
+
+    def weighted(self, weights: Tensor, scale: float) -> Gradients:
+        return self.scaled.weighted(weights, scale)
+
+    def along(self, direction: Tensor, scale: float) -> Gradients:
+        return self.scaled.along(direction * self.factor, scale)
+
+    def offender(self, combined: Gradients) -> int | None:
+        return self.scaled.offender(combined)
+
+
+def _all_finite(losses: Tensor, seen: Tensor | None) -> bool:
+    return all(bool(values.isfinite().all()) for values in (losses, seen) if values is not None)
+
+
+def _infinite(combiner: Combiner, losses: Tensor, seen: Tensor | None) -> Tensor:
+    """In place of what `weigh` finds, what makes the combined gradient infinite: the plain sum may not overflow."""
+    return torch.full_like(seen[0] if combiner.needs == "jacobian" and seen is not None else losses, torch.inf)
 
 
 def cosines(gramian: Tensor, products: Tensor, norm: Tensor) -> Tensor:

@@ -5,16 +5,20 @@ Where no sample serves two tasks, one backward pass of the summed losses down to
 output gradients of all tasks, and one batched matrix product per layer their T parameter gradients.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
+from mtrl.gradients import promises
 from mtrl.gradients.layers import Rule, grouped_by_task, rule_for, supported
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
@@ -24,8 +28,14 @@ from mtrl.gradients.pipeline import (
     check_memory,
     combine,
     differentiate,
+    wide_type,
 )
 from mtrl.gradients.shared_input import ByParameters
+
+POWERS = 8
+"""How many different powers of two the check of promises multiplies losses by, in one pass."""
+COARSE = 4
+"""How many roundings of products the check of promises allows."""
 
 
 @dataclass
@@ -106,12 +116,15 @@ class TaskBatched:
         self.memory_limit = memory_limit
         self.parameters = self._trainable()
         self._num_columns = sum(parameter.numel() for parameter in self.parameters)
+        self._type = wide_type(self.parameters)
         self._layers: list[_Layer] = []
         self._calls: list[_Call] = []
         self._losses: Tensor | None = None
         self._differentiated = False
         self._memory = torch.empty(0)
-        self._checked = False
+        self._keep = True
+        self._trains = self._checked = False
+        promises.refuse_replicas(network)
         if not self.parameters:
             raise InputError("the network has no trainable parameters")
         problem = self._find_layers()
@@ -160,42 +173,71 @@ class TaskBatched:
             raise InputError("the network's trainable parameters changed: make a new TaskBatched")
         self.forget()
         with torch.compiler.set_stance("force_eager"):
-            hooks = [layer.module.register_forward_hook(self._remember(layer)) for layer in self._layers]
+            hooks = [
+                layer.module.register_forward_hook(self._remember(layer), with_kwargs=True) for layer in self._layers
+            ]
             try:
                 yield
             finally:
                 for hook in hooks:
                     hook.remove()
 
-    def _remember(self, layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _remember(self, layer: _Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if output.requires_grad:
-                self._calls.append(_Call(layer, args[0], output))
+                first = args[0] if args else kwargs[next(iter(inspect.signature(module.forward).parameters))]
+                self._calls.append(_Call(layer, first, output))
 
         return hook
 
-    def backward(self, losses: Tensor, combiner: Combiner, *, scale: float = 1.0, insight: bool = False) -> Combination:
+    def backward(
+        self,
+        losses: Tensor,
+        combiner: Combiner,
+        *,
+        scale: float = 1.0,
+        insight: bool = False,
+        retain_graph: bool = False,
+        scaler: GradScaler | None = None,
+    ) -> Combination:
         """Adds the combined gradient of losses ``[T]``, computed inside `record`, to ``.grad``: see `pipeline.combine`.
 
-        A ``scale`` of ``1 / T`` makes it that of the mean over tasks. Beside what `combine` raises, an `InputError`
-        where the network broke a promise of `record`, or a needed Jacobian does not fit into ``memory_limit``.
+        A ``scale`` of ``1 / T`` makes it that of the mean over tasks; ``retain_graph`` and ``scaler`` are as in
+        `mtrl.gradients.backward`. Beside what `combine` raises, an `InputError` where the network broke a promise of
+        `record`, or a needed Jacobian does not fit into ``memory_limit``.
         """
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
         try:
-            return combine(losses, combiner, self.source(losses), scale=scale, insight=insight)
+            keep = retain_graph or (insight and combiner.needs != "gramian")  # it looks once more
+            source = self.source(losses, scaler, keep=keep)
+            return combine(losses, combiner, source, scale=scale, insight=insight, scaler=scaler)
         finally:
             self.forget()
 
-    def source(self, losses: Tensor) -> Source:
+    def source(self, losses: Tensor, scaler: GradScaler | None = None, *, keep: bool = True) -> Source:
         """The per-task gradients of losses ``[T]`` computed inside `record`, for one backward pass.
 
         After the first pass, nothing here reads a value back from the device, and all shapes stay, so that graphs can
         hold it (not with ``allow_slow``).
+
+        Args:
+            losses: ``[T]``.
+            scaler: take the gradients of the scaled losses.
+            keep: leave autograd's graph after the last pass.
         """
+        promises.refuse_replicas()
         if losses.shape != (self.num_tasks,):
             raise InputError(f"expected one loss for each of {self.num_tasks} tasks, got {tuple(losses.shape)}")
+        starts = promises.edges_of(losses)
+        if not self._trains:
+            promises.check_trained(starts, self.parameters, "trainable")
+            self._trains = True
+        with torch.enable_grad():
+            scaled = losses if scaler is None else scaler.scale(losses)
         if self._slow:
-            return ByParameters(list(losses), self.parameters, (), False, self.memory_limit)
-        self._losses = losses
+            separate = list(scaled)
+            return ByParameters(separate, self.parameters, (), False, self.memory_limit, keep=keep, starts=starts)
+        self._losses, self._keep = scaled, keep
         return self
 
     def forget(self) -> None:
@@ -209,10 +251,15 @@ class TaskBatched:
         """See `Source`: all are."""
         return len(self.parameters)
 
+    @property
+    def activations(self) -> Sequence[Tensor]:
+        """See `Source`."""
+        return ()
+
     def jacobian(self) -> Tensor:
         """See `Source`; in memory that every call reuses."""
         instead = "or choose a method that needs only the Gramian"
-        check_memory(self.num_tasks, self._num_columns, self.parameters[0].element_size(), self.memory_limit, instead)
+        check_memory(self.num_tasks, self._num_columns, self._type.itemsize, self.memory_limit, instead)
         self._differentiate()
         jacobian = self._rows(self._num_columns)
         for layer in self._layers:
@@ -225,7 +272,7 @@ class TaskBatched:
             jacobian = self.jacobian()
             return jacobian @ jacobian.T
         self._differentiate()
-        gramian = self.parameters[0].new_zeros(self.num_tasks, self.num_tasks)
+        gramian = self.parameters[0].new_zeros(self.num_tasks, self.num_tasks, dtype=self._type)
         for layer in self._layers:
             rows = self._rows(layer.columns.stop - layer.columns.start)
             self._fill(layer, rows)
@@ -235,12 +282,15 @@ class TaskBatched:
     def weighted(self, weights: Tensor, scale: float) -> Gradients:
         """See `Source`: one plain backward pass, unless the per-task gradients are there already."""
         if not self._differentiated:
-            assert self._losses is not None
-            return differentiate([self._losses], self.parameters, [weights * scale])
-        weights = weights.to(self.parameters[0]) * scale
+            losses = self._losses
+            assert losses is not None
+            if not self._keep:
+                self.forget()  # what was recorded would outlive the pass through it
+            return differentiate([losses], self.parameters, [weights * scale], retain_graph=self._keep)
+        weights = weights.to(self.parameters[0].device, self._type) * scale
         if self._fits:
             return self._split(weights @ self._rows(self._num_columns))
-        update = self.parameters[0].new_empty(1, self._num_columns)
+        update = self.parameters[0].new_empty(1, self._num_columns, dtype=self._type)
         for layer in self._layers:
             self._fill(layer, update[:, layer.columns], weights)
         return self._split(update[0])
@@ -249,9 +299,12 @@ class TaskBatched:
         """See `Source`."""
         return self._split(direction * scale)
 
-    def squares(self) -> Tensor:
-        """See `Source`; zeros where nothing was recorded."""
-        return self.gramian().diagonal() if self._calls else torch.zeros(self.num_tasks)
+    def offender(self, combined: Gradients) -> int | None:
+        """See `Source`; from what was recorded."""
+        if self._calls:
+            bad = (~self.gramian().diagonal().isfinite()).nonzero()
+            return int(bad[0]) if len(bad) else None
+        return None
 
     def _differentiate(self) -> None:
         """The output gradient of every recorded call: tasks do not mix, so the sum of losses gives them all."""
@@ -263,27 +316,26 @@ class TaskBatched:
             call.check_untouched()
         assert self._losses is not None
         outputs = [call.output for call in self._calls]
-        deltas = differentiate([self._losses], outputs, [torch.ones_like(self._losses)])
+        keep = self._keep or not self._checked
+        deltas = differentiate([self._losses], outputs, [torch.ones_like(self._losses)], retain_graph=keep)
         for call, delta in zip(self._calls, deltas, strict=True):
             call.delta = delta
         self._differentiated = True
         if not self._checked:
-            self._check_promises(self._losses)
-            self._checked = True
+            self._checked = self._check_promises(self._losses)
 
     @property
     def _fits(self) -> bool:
         # Only memory speaks for streaming: into memory that is already there, keeping J (a write and a read of it)
         # took 0.88 times the time of a second product with the output gradients at 50 tasks x 26 samples, 0.80 at
         # 50 x 128 and 0.83 at 10 x 128 (forward and backward of 3x400 twin critics, one CPU core).
-        return self.num_tasks * self._num_columns * self.parameters[0].element_size() <= self.memory_limit
+        return self.num_tasks * self._num_columns * self._type.itemsize <= self.memory_limit
 
     def _rows(self, columns: int) -> Tensor:
         """``[T, columns]`` of memory that is allocated once and again only when it has to grow or move."""
-        like, size = self.parameters[0], self.num_tasks * columns
-        memory = self._memory
-        if memory.numel() < size or memory.dtype != like.dtype or memory.device != like.device:
-            self._memory = torch.empty(size, dtype=like.dtype, device=like.device)
+        device, size = self.parameters[0].device, self.num_tasks * columns
+        if self._memory.numel() < size or self._memory.dtype != self._type or self._memory.device != device:
+            self._memory = torch.empty(size, dtype=self._type, device=device)
         return self._memory[:size].view(self.num_tasks, columns)
 
     def _fill(self, layer: _Layer, rows: Tensor, weights: Tensor | None = None) -> None:
@@ -299,6 +351,9 @@ class TaskBatched:
         if weights is not None:
             x = x.flatten(-3, -2).unsqueeze(-3)
             delta = (delta * weights[:, None, None]).flatten(-3, -2).unsqueeze(-3)
+        delta = delta if layer.rule.mixed else delta.to(rows.dtype)
+        if x.is_floating_point():
+            x = x.to(delta.dtype)  # as autocast does for the layer's own product
         layer.rule.fill(layer.module, x, delta, layer.views(rows))
 
     def _grouped(self, call: _Call, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -315,45 +370,83 @@ class TaskBatched:
         reached = [call.layer for call in self._calls if call.delta is not None]
         pieces: Gradients = []
         for layer in self._layers:
-            views = layer.views(update[None, layer.columns]).values()
-            pieces += [view[0] if any(layer is other for other in reached) else None for view in views]
+            views = layer.views(update[None, layer.columns])
+            there = any(layer is other for other in reached)
+            pieces += [view[0].to(layer.parameters[name].dtype) if there else None for name, view in views.items()]
         return pieces
 
-    def _check_promises(self, losses: Tensor) -> None:
-        """No loss depends on another task's samples, and the recorded calls explain the whole gradient."""
-        like = self.parameters[0]
-        factors = torch.linspace(0.5, 1.5, self.num_tasks, dtype=like.dtype, device=like.device)
-        outputs = [call.output for call in self._calls]
-        scaled = differentiate([losses], [*outputs, *self.parameters], [factors.to(losses)])
-        largest = max((float(call.delta.norm()) for call in self._calls if call.delta is not None), default=0.0)
-        for call, other in zip(self._calls, scaled, strict=False):
+    def _check_promises(self, losses: Tensor) -> bool:
+        """No loss depends on another task's samples, and the recorded calls explain the whole gradient.
+
+        Every task's loss is multiplied by a power of two (at most 1, so that nothing overflows), which changes no
+        rounding, whatever the precision of products in between; tasks that get the same power in one pass get different
+        ones in another. Returns whether gradients were finite, so that there was something to see.
+        """
+        outputs, passes = [call.output for call in self._calls], 1
+        while POWERS**passes < self.num_tasks:
+            passes += 1
+        for digit in range(passes):
+            powers = torch.arange(self.num_tasks, device=losses.device) // POWERS**digit % POWERS - (POWERS - 1)
+            factors = torch.exp2(powers.to(self._type))
+            keep = self._keep or digit < passes - 1
+            inputs = [*outputs, *self.parameters]
+            scaled = differentiate([losses], inputs, [factors.to(losses)], retain_graph=keep)
+            self._check_separate(scaled[: len(outputs)], factors)
+        return self._check_explained(scaled[len(outputs) :], factors)
+
+    def _check_separate(self, scaled: Gradients, factors: Tensor) -> None:
+        largest = max(
+            (float(call.delta.norm(dtype=self._type)) for call in self._calls if call.delta is not None), default=0.0
+        )
+        for call, other in zip(self._calls, scaled, strict=True):
             if call.delta is None or other is None:
                 continue
-            delta, other = self._grouped(call, call.delta)[1], self._grouped(call, other)[1]
-            if _differ(other, delta * factors[:, None, None], largest):
+            delta, other = (self._grouped(call, d)[1].to(self._type) for d in (call.delta, other))
+            allowed = COARSE * _rounding(call.delta) * float(other.norm())
+            if _differ(other, delta * factors[:, None, None], largest, allowed):
                 raise InputError(
                     f"the losses mix tasks behind layer '{call.layer.name}': each loss has to depend on its own "
                     "task's samples alone (statistics over the samples of all tasks do not)"
                 )
-        whole = torch.cat(
-            [
-                (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
-                for parameter, gradient in zip(self.parameters, scaled[len(outputs) :], strict=True)
-            ]
-        )
+
+    def _check_explained(self, scaled: Gradients, factors: Tensor) -> bool:
+        finite = True
+        given = iter(scaled)
         for layer in self._layers:
+            found = [
+                (torch.zeros_like(parameter) if gradient is None else gradient).flatten().to(self._type)
+                for parameter, gradient in zip(layer.parameters.values(), given, strict=False)
+            ]
+            whole = torch.cat(found)
             rows = self._rows(layer.columns.stop - layer.columns.start)
             self._fill(layer, rows)
-            if _differ(factors @ rows, whole[layer.columns], float(rows.norm())):
+            finite = finite and bool(rows.isfinite().all())
+            deltas = [call.delta for call in self._calls if call.layer is layer and call.delta is not None]
+            rounding = [
+                *map(_rounding, deltas),
+                *map(promises.product_precision, [*deltas, *layer.parameters.values()]),
+            ]
+            magnitude = float((rows * factors[:, None]).norm())
+            allowed = COARSE * max(rounding) * (float(whole.norm()) + magnitude)
+            if _differ(factors @ rows, whole, magnitude, allowed):
                 raise InputError(
                     f"the gradient of layer '{layer.name}' does not come from its calls alone: its parameters are "
                     "used outside its forward, or a hook changes what it gets or gives"
                 )
+        return finite
 
 
-def _differ(found: Tensor, expected: Tensor, magnitude: float) -> bool:
-    """Whether two tensors differ by more than the rounding of terms as large as ``magnitude``."""
+def _differ(found: Tensor, expected: Tensor, magnitude: float, allowed: float) -> bool:
+    """Whether two tensors differ by more than is allowed and the rounding of terms as large as ``magnitude``."""
     precision = torch.finfo(found.dtype).eps
     error = float((found - expected).norm())
+    allowed = max(allowed, 10 * precision**0.5 * float(expected.norm()) + 100 * precision * magnitude)
     # What is not finite is for the caller to report.
-    return math.isfinite(error) and error > (10 * precision**0.5 * float(expected.norm()) + 100 * precision * magnitude)
+    return math.isfinite(error) and error > allowed
+
+
+def _rounding(delta: Tensor) -> float:
+    """The relative rounding of an output's gradient: by its type's precision, or by the smallest number it knows."""
+    kind = torch.finfo(delta.dtype)
+    step = 2**POWERS * kind.smallest_normal * kind.eps
+    return float(max(kind.eps, step * delta.numel() ** 0.5 / max(float(delta.norm(dtype=torch.float64)), kind.tiny)))

@@ -57,6 +57,7 @@ def test_conflict_metrics() -> None:
             "cosine_to_update/c": -0.3,
             "cosine_to_update/d": 0.0,
             "summed_gradient_norm": math.hypot(-1, 4),
+            "norm_spread": 5.0,
             "cosine_mean": (0 - 0.8 + 0.6) / 6,
             "cosine_min": -0.8,
             "conflicting_pairs": 1 / 6,
