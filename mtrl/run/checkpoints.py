@@ -2,8 +2,9 @@
 
 A checkpoint is a manifest (``step-<n>.json``) that names its files and their SHA-256: the state, and the pieces
 of the replay stream that it needs. Each piece is written once, most of them in the background between checkpoints,
-so that training hardly waits. The manifest holds its own checksum and is written last, so a checkpoint that was
-interrupted does not exist. Files are plain tensors and numbers: loading one never runs code.
+so that training hardly waits. The best policy so far is a small file of its own, which the manifest names too, so that
+it goes back with the rest where a run goes back. The manifest holds its own checksum and is written last, so a
+checkpoint that was interrupted does not exist. Files are plain tensors and numbers: loading one never runs code.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import io
 import json
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from mtrl.run.files import write_atomically, write_json
 from mtrl.run.state import Stream
 
 KEPT = 2
-"""Checkpoints kept: the newest, and one to fall back to."""
+"""Checkpoints kept by default: the newest, and one to fall back to."""
 
 
 class Checkpoints:
@@ -32,8 +34,14 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.keep = KEPT
+        """How many of the newest are kept, at least 1."""
         self.passed_over = 0
         """How many damaged checkpoints `load` has passed over."""
+        self.policies: list[dict[str, Any]] = []
+        """Policies on the disk, each better than the one before it: ``step``, ``score``, ``file`` and ``sha256``."""
+        self.stream_dropped = False
+        """Whether what `load` has restored has no stream any more."""
         self._pieces: list[dict[str, Any]] = []  # of the stream, on the disk
         self._writing: Future[dict[str, Any]] | None = None
         self._writer = ThreadPoolExecutor(1)
@@ -49,7 +57,7 @@ class Checkpoints:
             self._start_piece(stream)
 
     def save(self, step: int, state: dict[str, Any], stream: Stream | None = None) -> None:
-        """Saves a checkpoint and removes all but the last two.
+        """Saves a checkpoint and removes all but the newest, and all policies but the last that they need.
 
         The state is as of `Resumable.state_dict`; the stream is written from where the checkpoint before, or
         `write_ahead`, left off.
@@ -61,8 +69,27 @@ class Checkpoints:
         name = f"step-{step}.pt"
         if name in self._files(step):  # the checkpoint of this very step still needs it
             name = f"step-{step}-again.pt"
-        manifest = {"step": step, "state": self._save(name, state), "stream": [] if stream is None else self._pieces}
-        write_json(self._path(step), manifest | {"sha256": _digest_of(manifest)})
+        self.policies = self.policies[-1:]
+        stream_pieces = [] if stream is None else self._pieces
+        self._write(
+            {"step": step, "state": self._save(name, state), "stream": stream_pieces, "policies": self.policies}
+        )
+        self._remove_old()
+
+    def add_policy(self, step: int, score: float, policy: dict[str, Any]) -> None:
+        """Writes the weights of a policy that is better than the last one; `save`, or `amend`, makes it count."""
+        self.policies = [*self.policies, self._save(f"policy-{step}.pt", policy, step=step) | {"score": score}]
+
+    def amend(self) -> None:
+        """Has the newest checkpoint name the policies that were added since it was saved, beside its own."""
+        self._write(self._manifest(self.steps()[-1]) | {"policies": self.policies})
+
+    def drop_stream(self) -> None:
+        """Removes the stream from the disk; states and policies stay, and a run can go on from them without it."""
+        for step in self.steps():
+            with suppress(Exception):  # a damaged one needs nothing
+                self._write(self._manifest(step) | {"stream": None})
+        self._pieces = []
         self._remove_old()
 
     def load(self, stream: Stream | None = None) -> tuple[int, dict[str, Any]] | None:
@@ -76,12 +103,13 @@ class Checkpoints:
                 manifest = self._manifest(step)
                 state: dict[str, Any] = self._load(manifest["state"])
                 if stream is not None:
-                    for piece in manifest["stream"]:
+                    for piece in manifest["stream"] or ():
                         stream.restore(piece["start"], self._load(piece))
             except Exception as error:  # a damaged file can fail in any way
                 reasons.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 continue
-            self._pieces = manifest["stream"]
+            self.stream_dropped, self._pieces = manifest["stream"] is None, manifest["stream"] or []
+            self.policies = manifest.get("policies", [])
             self.passed_over += len(reasons)
             if reasons:
                 warnings.warn(f"damaged checkpoint passed over ({'; '.join(reasons)})", stacklevel=2)
@@ -95,6 +123,23 @@ class Checkpoints:
         for later in self.steps():
             if later > step:
                 self._path(later).unlink()
+
+    def state_of(self, step: int) -> dict[str, Any]:
+        """The state of one checkpoint, without the stream; `RunError` or `OSError` if it is damaged or absent."""
+        state: dict[str, Any] = self._load(self._manifest(step)["state"])
+        return state
+
+    def newest_policies(self) -> dict[int, dict[str, Any]]:
+        """What the newest intact checkpoint knows of policies, by step; the best is last."""
+        for step in reversed(self.steps()):
+            with suppress(Exception):
+                return {entry["step"]: entry for entry in self._manifest(step).get("policies", [])}
+        return {}
+
+    def policy_of(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The weights of one of `newest_policies`; `RunError` or `OSError` if they are damaged or absent."""
+        weights: dict[str, Any] = self._load(entry)
+        return weights
 
     def close(self) -> None:
         """Waits until nothing is being written any more."""
@@ -115,9 +160,13 @@ class Checkpoints:
         """What the checkpoint of a step needs besides its manifest; nothing, where there is none or it is damaged."""
         try:
             manifest = self._manifest(step)
-            return {entry["file"] for entry in (manifest["state"], *manifest["stream"])}
+            parts = manifest["state"], *(manifest["stream"] or ()), *manifest.get("policies", ())
+            return {entry["file"] for entry in parts}
         except Exception:
             return set()
+
+    def _write(self, manifest: dict[str, Any]) -> None:
+        write_json(self._path(manifest["step"]), manifest | {"sha256": _digest_of(manifest)})
 
     def _start_piece(self, stream: Stream) -> None:
         self._finish_piece()
@@ -151,9 +200,9 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         steps = self.steps()
-        for step in steps[:-KEPT]:
+        for step in steps[: -self.keep]:
             self._path(step).unlink()
-        needed = set[str]().union(*map(self._files, steps[-KEPT:]))
+        needed = set[str]().union(*map(self._files, steps[-self.keep :]))
         for path in self.directory.iterdir():
             if path.suffix in (".pt", ".tmp") and path.name not in needed:
                 path.unlink()

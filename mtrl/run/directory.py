@@ -1,8 +1,10 @@
 """A run's directory: one run, one configuration, one process at a time."""
 
-import fcntl
+import hashlib
 import json
+import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,18 @@ import yaml
 
 from mtrl.errors import InputError, RunError
 from mtrl.run.checkpoints import Checkpoints
-from mtrl.run.files import write_json, write_text
+from mtrl.run.files import finite, write_json, write_text
+from mtrl.run.machine import lock
 from mtrl.run.member_report import report
+from mtrl.text import number
 
 # What may differ between the parts of one run: where and how it is computed, not what.
-_FREE_KEYS = ("device", "run_dir", "num_workers", "debug", "progress", "wandb", "plugins")
+_FREE_KEYS = {"device", "run_dir", "num_workers", "debug", "progress", "wandb", "plugins"}
+_FREE_KEYS |= {"checkpoint.keep", "checkpoint.keep_replay"}
+_LENGTHS = ("steps", "epochs")
+"""What may become more, and then the run goes on, finished or not."""
+
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 class RunDirectory:
@@ -26,7 +35,8 @@ class RunDirectory:
 
     Raises:
         InputError: if it belongs to a run with another configuration (the key is named), or cannot be written.
-        RunError: if another process has the run open.
+        RunError: if another process has the run open, or that cannot be found out; a file system without locks is no
+            error, but said.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
@@ -35,6 +45,8 @@ class RunDirectory:
         if "run_dir" in config:
             self.config["run_dir"] = str(path)
         self.checkpoints = Checkpoints(path / "checkpoints")
+        self.longer = False
+        """Whether it holds a finished run that is to become longer; until `reopen` it stays as it is."""
         report(run_dir=str(path))
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -52,9 +64,14 @@ class RunDirectory:
 
     def _acquire(self) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = lock(self._lock)
         except OSError as error:
-            raise RunError(f"run_dir '{self.path}' is in use by another process") from error
+            raise RunError(f"run_dir '{self.path}' cannot be locked: {error.strerror}") from error
+        if locked is False:
+            raise RunError(f"run_dir '{self.path}' is in use by another process")
+        if locked is None:
+            message = f"run_dir '{self.path}' is not protected from a second process: its file system has no locks"
+            warnings.warn(message, stacklevel=3)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
 
@@ -65,32 +82,56 @@ class RunDirectory:
         if file.exists():
             before = read_config(self.path)
             old, new = _identity(before), _identity(self.config)
-            for key in sorted(old.keys() | new.keys()):
-                if old.get(key) != new.get(key):
-                    raise InputError(
-                        f"run_dir '{self.path}' holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}: "
-                        "choose another run_dir, or the configuration that it was started with"
-                    )
+            different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+            for key in sorted(different, key=_LENGTHS.__contains__):
+                if key in _LENGTHS and _is_more(new.get(key), old.get(key)):
+                    self.longer = self.finished
+                    continue
+                advice = "it can become longer, not shorter; " if key in _LENGTHS else ""
+                raise InputError(
+                    f"run_dir '{self.path}' holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}: {advice}"
+                    "choose another run_dir, or the configuration that it was started with"
+                )
         elif any(entry.name not in (".lock", "config.yaml.tmp") for entry in self.path.iterdir()):
             raise InputError(f"run_dir '{self.path}' is not empty and has no config.yaml: choose another directory")
-        if before != self.config and not self.finished:
-            write_text(file, yaml.safe_dump(self.config, sort_keys=False))
+        if before != self.config and not self.finished and not self.longer:
+            self._write_config()
+
+    def _write_config(self) -> None:
+        write_text(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     @property
     def finished(self) -> bool:
         """Whether the run has been completed."""
-        return (self.path / "summary.json").exists()
+        return not self.longer and (self.path / "summary.json").exists()
+
+    def reopen(self) -> None:
+        """Makes a finished run that is to become longer an unfinished one."""
+        (self.path / "summary.json").unlink()  # first: without it, both lengths are the same unfinished run's
+        self.longer = False
+        self._write_config()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes ``summary.json``, which marks the run as completed."""
+        """Writes ``summary.json``, which marks the run as completed; what is not finite becomes ``null`` there.
+
+        Raises:
+            RunError: if a final measure is not finite, so that nothing can be said of the run.
+        """
         measures = _headline(summary)
+        if lacking := [key for key, value in measures.items() if not math.isfinite(value)]:
+            raise RunError(
+                f"run_dir '{self.path}' cannot be completed: {', '.join(lacking)} of the trained model "
+                f"{'is' if len(lacking) == 1 else 'are'} not finite"
+            )
         if measures:
             from mtrl.run.metrics import log_outcome  # not above: most who open a run write no metrics
 
             log_outcome(self.path, self.config, _identity(self.config), measures)
-        write_json(self.path / "summary.json", summary)
+        write_json(self.path / "summary.json", finite(summary))
         means = {key: value for key, value in measures.items() if key.endswith("_mean")} or measures
-        told = ", ".join(f"{key.partition('/')[2].replace('_mean', '')} {value:.3f}" for key, value in means.items())
+        told = ", ".join(
+            f"{key.partition('/')[2].replace('_mean', '')} {number(value)}" for key, value in means.items()
+        )
         report(result=f"{told} in {summary.get('seconds', 0) / 60:.1f} min")
 
     def close(self) -> None:
@@ -100,8 +141,23 @@ class RunDirectory:
 
 
 def directory_of(run_dir: str | None, name: str) -> Path:
-    """The directory that the key ``run_dir`` means: ``{name}`` in it stands for the default name; None is ``runs/``."""
-    return Path((run_dir or "runs/{name}").replace("{name}", name))
+    """The directory that the key ``run_dir`` means: ``{name}`` in it stands for the default name; None is ``runs/``.
+
+    A part that is longer than a file's name can be is cut, and ends in a hash of the whole. Raises `InputError` where
+    the name is not UTF-8.
+    """
+    path = Path((run_dir or "runs/{name}").replace("{name}", name))
+    try:
+        return Path(*map(_shortened, path.parts))
+    except UnicodeEncodeError as error:
+        raise InputError(f"run_dir {str(path)!a}: expected a name in UTF-8") from error
+
+
+def _shortened(part: str) -> str:
+    name = part.encode()
+    if len(name) <= _LONGEST_NAME:
+        return part
+    return f"{name[: _LONGEST_NAME - 17].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 def _headline(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -113,7 +169,11 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run another one, by dotted key."""
-    return {key: value for key, value in flatten(config).items() if key.split(".")[0] not in _FREE_KEYS}
+    return {key: value for key, value in flatten(config).items() if not {key, key.split(".")[0]} & _FREE_KEYS}
+
+
+def _is_more(new: object, old: object) -> bool:
+    return isinstance(new, int) and isinstance(old, int) and new > old
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Files that are either whole or absent."""
 
 import json
-import os
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from mtrl.run.machine import sync, sync_directory
 
 
 @contextmanager
@@ -29,13 +31,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with naming(path), temporary.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the new name lasts through a power failure
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)  # the new name lasts through a power failure
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -44,6 +42,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically, in UTF-8."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def finite(value: Any) -> Any:
+    """Nested dictionaries and lists with None in place of numbers that are not finite, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

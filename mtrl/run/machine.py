@@ -1,6 +1,11 @@
-"""The machine that a run is on: what it has, and how much of it a run took."""
+"""The machine that a run is on: what it has, how much of it a run took, and what its system and file system can do.
+
+Systems differ in these, and file systems too. They are asked here alone, and a run does without what is not there.
+"""
 
 # PyTorch is imported where it is used: a sweep, and the simulators' processes, ask for the cores alone.
+import errno
+import fcntl
 import os
 import platform
 import resource
@@ -8,7 +13,7 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mtrl.errors import InputError
 
@@ -16,12 +21,54 @@ if TYPE_CHECKING:
     import torch
 
 _PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
-_PEAKS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, others KiB
+_CANNOT = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""What file systems answer that lack an operation."""
 
 
 def cores() -> int:
     """How many processor cores this process may use; where the system does not tell, how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(AttributeError, OSError):  # macOS has no such function
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def lock(file: IO[Any]) -> bool | None:
+    """Locks an open file until it is closed, unless somebody else has it: whether that went well.
+
+    None where the file system has no locks; other errors (`OSError`) are raised.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno in _CANNOT:
+            return None
+        raise
+    return True
+
+
+def sync(descriptor: int) -> None:
+    """Has the disk hold what was written to an open file, as far as the file system can; `OSError` if it fails."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+
+
+def sync_directory(path: Path) -> None:
+    """Has the disk hold the names in a directory, as `sync` does its files; some may be written to but not opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in (*_CANNOT, errno.EACCES, errno.EPERM, errno.EISDIR):
+            return
+        raise
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def gpus() -> list[str]:
@@ -71,10 +118,13 @@ def _processor() -> str:
 
 
 def peak_memory() -> dict[str, float]:
-    """The largest memory so far, in GiB, of this process and on the GPU."""
+    """The largest memory so far, in GiB, of this process and on the GPU, as far as the system tells."""
     import torch
 
-    peak = {"process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PEAKS_PER_GIB}
+    peak = {}
+    with suppress(OSError):
+        unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, others KiB
+        peak["process_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     if torch.cuda.is_available():
         peak["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return peak

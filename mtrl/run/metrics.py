@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time as clock
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -11,14 +10,15 @@ from typing import Any
 
 from mtrl.errors import InputError
 from mtrl.run.files import naming, write_text
-from mtrl.run.sinks import EventFile, WeightsAndBiases
+from mtrl.run.machine import sync
+from mtrl.run.sinks import EVENT_FILES, EventFile, WeightsAndBiases
 
 
 class MetricsWriter:
     """Writes ``metrics.jsonl``, ``matrices.jsonl``, TensorBoard event files and, if so configured, Weights & Biases.
 
-    Where a run goes on, what it had written beyond its checkpoint is dropped, and the event files are written anew
-    from the rest: curves have neither gaps nor doubles, whatever had reached the disk and whatever the clock says.
+    Where a run goes on, what it had written beyond its checkpoint is dropped, and a new event file takes back what the
+    others hold of it: curves have neither gaps nor doubles, whatever had reached the disk and whatever the clock says.
 
     Args:
         directory: the run directory.
@@ -44,11 +44,14 @@ class MetricsWriter:
         paths = directory / "metrics.jsonl", directory / "matrices.jsonl"
         self._files = [_Lines(path, step, count) for path, count in zip(paths, entries, strict=True)]
         self.dropped, self.missing = self._files[0].dropped, sum(lines.missing for lines in self._files)
-        for file in directory.glob("events.out.tfevents.*"):
-            file.unlink()
+        # A run's end may have logged more at its last step; what somebody edited cannot be told from its steps.
+        whole = self.missing or not any(directory.glob(EVENT_FILES))
+        from_step = 0 if whole else min([step, *(lines.first_dropped for lines in self._files)])
         with ExitStack() as opened:
-            events = opened.enter_context(closing(EventFile(directory)))
-            _write_anew(events, self._files)
+            events = opened.enter_context(closing(EventFile(directory, from_step=from_step)))
+            _write_anew(events, self._files, from_step)
+            events.flush()
+            self._events = events
             sessions = [opened.enter_context(closing(one)) for one in _sessions(directory, config or {})]
             self._sinks: list[EventFile | WeightsAndBiases] = [events, *sessions]
             for lines in self._files:
@@ -82,6 +85,7 @@ class MetricsWriter:
         """Hands everything to the disk."""
         for lines in self._files:
             lines.flush()
+        self._events.flush()
 
     def close(self) -> None:
         """Closes the files."""
@@ -94,8 +98,10 @@ class _Lines:
     def __init__(self, path: Path, step: int, count: int | None) -> None:
         self.path = path
         found = read_metrics(path) if path.exists() else []
-        self.kept = [entry for entry in found if entry["step"] <= step][:count]
+        fitting = [entry for entry in found if entry["step"] <= step]
+        self.kept = fitting[:count]
         self.count, self.dropped = len(self.kept), len(found) - len(self.kept)
+        self.first_dropped = min((entry["step"] for entry in fitting[self.count :]), default=step)
         self.missing = 0 if count is None else count - len(self.kept)
 
     def open(self) -> None:
@@ -110,19 +116,19 @@ class _Lines:
 
     def flush(self) -> None:
         with naming(self.path):
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
 
     def close(self) -> None:
         with naming(self.path):
             self._file.close()
 
 
-def _write_anew(events: EventFile, files: Sequence[_Lines]) -> None:
-    """Fills an event file with what the files hold; it is as long ago as it was when it was logged."""
+def _write_anew(events: EventFile, files: Sequence[_Lines], from_step: int) -> None:
+    """Fills an event file with what the files hold from a step on; it is as long ago as it was when it was logged."""
     now = clock.time()
     times = [entry.get("time", 0) for lines in files for entry in lines.kept[-1:]]
     for lines in files:
-        for entry in lines.kept:
+        for entry in (entry for entry in lines.kept if entry["step"] >= from_step):
             values = {key: value for key, value in entry.items() if key not in ("step", "time")}
             try:
                 events.write(entry["step"], values, now + entry.get("time", 0) - max(times))

@@ -27,7 +27,7 @@ class TrainingProgress:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=self.console,
             disable=not (enabled and self.console.is_terminal),
             refresh_per_second=4,
@@ -61,4 +61,5 @@ class TrainingProgress:
         self.console.print(
             f"step {task.completed:,}/{task.total:,}  {rate:.0f} steps/s  ETA {eta}  {task.fields['status']}",
             highlight=False,
+            markup=False,
         )

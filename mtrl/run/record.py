@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -37,6 +39,10 @@ class Metric:
     higher_is_better: bool
 
 
+PREFIXES = {"training": "eval/", "held_out": "eval/held_out/"}
+"""Of metrics' keys, by the goals that are played: those of training, which is Meta-World's protocol, or others."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """How a supervised run chose its models on the validation split: each one's score, by what it was chosen for."""
@@ -47,10 +53,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Final:
-    """The last evaluation of an agent: success rates in [0, 1], their mean and by task."""
+    """The last evaluation of an agent: success rates in [0, 1], their mean and by task.
+
+    They are of the first goals that it was evaluated on; of held-out ones too, where those were not the first.
+    """
 
     success_mean: float
     success: dict[str, float]
+    held_out: "Final | None" = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,8 @@ class Summary:
         command: what was typed, the script first.
         steps: vector steps; this and the next four are of reinforcement learning.
         transitions: environment steps in all tasks together.
-        episodes_per_evaluation: of each task.
+        episodes_per_evaluation: of each task, on each kind of goals.
+        evaluated_on: the kinds of goals, ``training`` or ``held_out``; policies are chosen by the first.
         epochs: this and the rest are of supervised runs.
         metrics: what tasks are judged by, by metric key.
         test: what the selected models reach on the test split, by metric key; None where it was not read.
@@ -88,6 +99,7 @@ class Summary:
     steps: int = 0
     transitions: int = 0
     episodes_per_evaluation: int = 0
+    evaluated_on: list[str] = field(default_factory=lambda: ["held_out"])
     final: Final | None = None
     best: Best | None = None
     epochs: int = 0
@@ -133,13 +145,26 @@ def read_record(directory: Path) -> RunRecord:
     return RunRecord(
         directory,
         kind="rl" if "agent" in config else "supervised",
-        benchmark=config["benchmark"]["name"],
+        benchmark=_benchmark(config["benchmark"]),
         tasks=config["tasks"],
-        method=config["combiner"]["name"] if own["name"] == "combined" else own["name"],
+        method=combiner_name(config["combiner"]) if own["name"] == "combined" else own["name"],
         seed=config["seed"],
         config=config,
         summary=summary,
     )
+
+
+def combiner_name(combiner: Mapping[str, Any]) -> str:
+    """What a configuration's combiner is called: ``CRITIC+ACTOR`` where its two sides have different ones."""
+    sides = [combiner.get(side) or combiner for side in ("critic", "actor")]
+    names = [str(side["name"]) if isinstance(side, Mapping) else str(side) for side in sides]
+    return names[0] if names[0] == names[1] else "+".join(names)
+
+
+def _benchmark(options: dict[str, Any]) -> str:
+    """A benchmark's name; with that of its file where it is the user's own."""
+    file = options.get("file")
+    return f"{options['name']} {Path(file).name}" if isinstance(file, str) else str(options["name"])
 
 
 def _is_run(config: dict[str, Any]) -> bool:
@@ -172,5 +197,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:
+        if kind is float and not math.isfinite(value):
+            raise InputError(f"{where[:-1]}: expected a finite number")
         return value
     raise InputError(f"{where[:-1]}: expected {_KINDS.get(origin or kind, 'an object')}, got {value!r:.40}")

@@ -1,9 +1,11 @@
 """What every long run does beside its algorithm: it can be stopped at any moment, and goes on as if it had not been."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
+
+import torch
 
 from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
@@ -20,7 +22,7 @@ class Session:
         total: steps of the whole run.
         step: how many steps are done; the algorithm counts them.
         seconds: of work up to the last `clock`, those before a restart included.
-        counters: what was dropped or repaired so far, for a summary.
+        counters: what was dropped, repaired or left out so far, for a summary.
         metrics: where to log, while it is `running`.
         progress: what to show, while it is `running`.
     """
@@ -30,9 +32,16 @@ class Session:
     _algorithm: Resumable
 
     def __init__(
-        self, run: RunDirectory, total: int, *, stream: Stream | None = None, show_progress: bool = True
+        self,
+        run: RunDirectory,
+        total: int,
+        *,
+        stream: Stream | None = None,
+        device: torch.device | None = None,
+        show_progress: bool = True,
     ) -> None:
         self.run, self.total = run, total
+        self._device = None if device is None else device.type
         self.step = 0
         self.seconds = self._started = 0.0
         self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
@@ -43,18 +52,25 @@ class Session:
     def running(self, algorithm: Resumable) -> Iterator[bool]:
         """The time in which an algorithm works; yields whether it was restored first, from a checkpoint.
 
-        Raises `RunError` if there are checkpoints, but none is intact and of this run.
+        A finished run that has become longer stops being finished here. Raises `RunError` if there are checkpoints, but
+        none is intact and of this run, or none at all of a finished one.
         """
-        self._algorithm = algorithm
+        self._algorithm, longer = algorithm, self.run.longer
         loaded = self.run.checkpoints.load(self._stream)
         entries = [0, 0] if loaded is None else self._restore(loaded[1])
+        if longer:
+            if loaded is None:
+                raise RunError(f"'{self.run.path}' has no checkpoint to go on from: choose another run_dir")
+            self.run.reopen()
         self.metrics = MetricsWriter(self.run.path, self.step, entries, self.run.config)
-        self.counters["metrics_dropped"] += self.metrics.dropped
+        # Of a finished run, what only its end had logged goes: a longer one would not have.
+        self.counters["metrics_dropped"] += 0 if longer else self.metrics.dropped
         self.counters["metrics_missing"] += self.metrics.missing
         self.progress = TrainingProgress(self.total, self.step, enabled=self._show_progress)
         self._started = time.monotonic() - self.seconds
         with closing(self.metrics), on_stop_request(self._signals.append), self.progress.bar:
             if loaded is not None:
+                self._say_what_changed(loaded[1].get("device"))
                 self.checkpoint()  # what was counted lasts, should this part not reach the next one
             yield loaded is not None
             self.clock()
@@ -66,6 +82,8 @@ class Session:
             self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
             entries = list(state["metrics_entries"])
             self._algorithm.load_state_dict(state)
+            if checkpoints.stream_dropped and self._stream is not None:
+                self._stream.clear()
         except (InputError, RunError):
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -76,21 +94,46 @@ class Session:
         checkpoints.discard_after(self.step)
         return entries
 
+    def _say_what_changed(self, before: str | None) -> None:
+        if before is not None and self._device is not None and before != self._device:
+            self.say(
+                f"device: this run was on {before} up to step {self.step:,} and goes on on {self._device}: from here "
+                "on random numbers and rounding are not those that it would have had"
+            )
+
+    def say(self, line: str) -> None:
+        """Tells the user something in one line, above the progress."""
+        self.progress.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def clock(self) -> float:
         """Seconds of work so far, those before a restart included."""
         self.seconds = time.monotonic() - self._started
         return self.seconds
 
+    def count(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds what a step's metrics hold by ``count/<counter>`` to the counters; returns the others."""
+        for key, value in metrics.items():
+            if key.startswith("count/"):
+                counter = key.removeprefix("count/")
+                self.counters[counter] = self.counters.get(counter, 0) + int(value)
+        return {key: value for key, value in metrics.items() if not key.startswith("count/")}
+
     def checkpoint(self) -> None:
         """Writes a checkpoint of this moment; all that was logged is on the disk before it."""
         self.clock()
         self.metrics.flush()
-        own = {"step": self.step, "seconds": self.seconds, "counters": self.counters}
+        own = {"step": self.step, "seconds": self.seconds, "counters": self.counters, "device": self._device}
         state = own | {"metrics_entries": self.metrics.entries} | self._algorithm.state_dict()
         self.run.checkpoints.save(self.step, state, self._stream)
 
-    def stop_if_asked(self, where: str) -> None:
+    def begin(self) -> None:
+        """To be called when a run begins: where it starts from may be gone later, so that is a first checkpoint."""
+        if self.run.config.get("init_from") is not None:
+            self.checkpoint()
+
+    def stop_if_asked(self, where: str, *, save: bool = True) -> None:
         """Raises `Interrupted`, after a checkpoint, if a signal has asked; ``where``: how far, e.g. ``"at step 3"``."""
         if self._signals:
-            self.checkpoint()
+            if save:
+                self.checkpoint()
             raise Interrupted(self._signals[0], where)

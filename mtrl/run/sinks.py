@@ -12,25 +12,40 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.run.files import naming, write_text
+from mtrl.run.machine import sync
 
 WANDB_MODES = ("disabled", "offline", "online")
 _CELL = 12  # pixels of a matrix entry
 
 
-class EventFile:
-    """An event file of TensorBoard, whose own writer has a thread: nobody would see its errors in time."""
+EVENT_FILES = "events.out.tfevents.*"
 
-    def __init__(self, directory: Path, suffix: str = "") -> None:
-        self._path = directory / f"events.out.tfevents.{time.time():010.0f}.{platform.node()}.{os.getpid()}{suffix}"
+
+class EventFile:
+    """An event file of TensorBoard, whose own writer has a thread: nobody would see its errors in time.
+
+    TensorBoard reads a directory's files in the order of the times in their names, and an open one has lost a file that
+    is removed: a new file is the last in that order whatever the clock says, and old ones stay. What those hold of the
+    step ``from_step`` and later ones no longer counts.
+    """
+
+    def __init__(self, directory: Path, suffix: str = "", from_step: int | None = None) -> None:
+        times = (path.name.split(".")[3] for path in directory.glob(EVENT_FILES))
+        newest = max((int(written) for written in times if written.isdecimal()), default=0)
+        stamp = max(int(time.time()), newest + 1)
+        self._path = directory / f"events.out.tfevents.{stamp:010}.{platform.node()}.{os.getpid()}{suffix}"
         self._file = self._path.open("wb")
         self._records = RecordWriter(self._file)
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        if from_step is not None:
+            restart = SessionLog(status=SessionLog.START)
+            self._records.write(Event(wall_time=time.time(), step=from_step, session_log=restart).SerializeToString())
 
     def write(self, step: int, values: Mapping[str, Any], wall_time: float) -> None:
         """Takes in numbers (None where not finite) as curves, and matrices (nested lists) as heat maps, by flat key."""
@@ -46,6 +61,11 @@ class EventFile:
             for part in parts:
                 self._records.write(Event(wall_time=wall_time, step=step, summary=part).SerializeToString())
             self._file.flush()
+
+    def flush(self) -> None:
+        """Hands everything to the disk."""
+        with naming(self._path):
+            sync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""

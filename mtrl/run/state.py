@@ -32,3 +32,6 @@ class Stream(Protocol):
 
     def restore(self, start: int, entries: "dict[str, Tensor]") -> None:
         """Writes back a `slice`."""
+
+    def clear(self) -> None:
+        """Forgets all entries, and that there were any."""

@@ -5,13 +5,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util import tensor_util
 from torch import Tensor
 
 from mtrl.errors import InputError, RunError, unknown_name
@@ -19,7 +22,8 @@ from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, directory_of, read_config, read_summary
 from mtrl.run.files import write_atomically, write_json
 from mtrl.run.member_report import VARIABLE
-from mtrl.run.metrics import MetricsWriter, read_metrics
+from mtrl.run.metrics import MetricsWriter, log_outcome, read_metrics
+from mtrl.run.random_state import restore
 from mtrl.run.sinks import check_wandb, heat_map
 from scripts.entry import message_of
 
@@ -44,6 +48,9 @@ class Ring:
     def restore(self, start: int, entries: dict[str, Tensor]) -> None:
         values = entries["values"]
         self.values[torch.arange(start, start + len(values)) % self.capacity] = values
+
+    def clear(self) -> None:
+        self.added = 0
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
@@ -159,7 +166,8 @@ def test_matrices_have_a_file_of_their_own_and_are_drawn(tmp_path: Path) -> None
     writer.write(10, 1.0, {"conflict/critic/cosines": [[1.0, -1.0], [float("nan"), 0.0]], "conflict/mean": 0.5})
     writer.write(20, 2.0, {"train/loss": 0.25})
     writer.close()
-    MetricsWriter(tmp_path, step=20).close()  # they survive that the run goes on
+    next(tmp_path.glob("events.out.tfevents.*")).unlink()
+    MetricsWriter(tmp_path, step=20).close()  # they survive that the run goes on, and that event files are lost
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 10, "time": 1.0, "conflict/mean": 0.5},
         {"step": 20, "time": 2.0, "train/loss": 0.25},
@@ -216,6 +224,93 @@ def test_a_damaged_matrix_is_named_and_nothing_is_overwritten(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"matrices.jsonl, the entry of step 1: "):
         MetricsWriter(tmp_path, 1)
     assert (tmp_path / "matrices.jsonl").read_text() == line
+
+
+def written(directory: Path) -> list[tuple[int, float]]:
+    entries = read_metrics(directory / "metrics.jsonl")
+    return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
+
+
+@pytest.mark.parametrize("accumulator", [EventAccumulator, plugin_event_accumulator.EventAccumulator])
+@pytest.mark.parametrize("clock", [0, -3600, 3600])
+def test_an_open_tensorboard_goes_on_where_a_run_does(
+    tmp_path: Path, accumulator: Any, clock: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reads on without starting anew shows what one that is started now does: what the run has logged.
+
+    The run goes back to entries and steps of all kinds, with a clock that stands still or is moved, is killed before
+    it logs anything, and in the end has an outcome as a finished run has, and becomes longer.
+    """
+    reader, now = accumulator(str(tmp_path)), time.time()
+    logged, history, files = 0, [(0, [0, 0])], set[Path]()
+    random = torch.Generator().manual_seed(clock + 4000)
+
+    def shown(events: Any) -> list[tuple[int, float]]:
+        events.Reload()
+        if accumulator is EventAccumulator:
+            return [(event.step, event.value) for event in events.Scalars("loss")]
+        return [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in events.Tensors("loss")]
+
+    for part in range(8):
+        monkeypatch.setattr(time, "time", lambda part=part: now + clock * part)
+        step, entries = history[-1 - part % 2] if len(history) > 1 else history[0]
+        writer = MetricsWriter(tmp_path, step, entries)
+        assert files <= set(tmp_path.glob("events*"))  # none is removed
+        for _ in range(part % 4):
+            step += int(torch.randint(0, 3, (), generator=random))
+            late = step - 2 * (part % 2)  # an evaluation is logged later than its step
+            logged += 1
+            writer.write(max(late, 0), float(logged), {"loss": float(logged), "matrix": [[0.5]]})
+        if part % 3:
+            history.append((step, writer.entries))
+        writer.close()
+        files |= set(tmp_path.glob("events*"))
+        if part in (0, 3):
+            continue  # TensorBoard looks now and then
+        expected = sorted(written(tmp_path))
+        assert sorted(shown(reader)) == expected
+        assert sorted(shown(accumulator(str(tmp_path)))) == expected
+    log_outcome(tmp_path, {}, {"seed": 1}, {"loss/final": 0.5})
+    assert {"loss/final", "loss"} <= set(written_tags(tmp_path))
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+    MetricsWriter(tmp_path, last).close()
+    assert sorted(shown(reader)) == sorted(written(tmp_path))
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert "loss/final" not in reader.Tags()["scalars"] or not reader.Scalars("loss/final")
+
+
+def written_tags(directory: Path) -> list[str]:
+    events = EventAccumulator(str(directory))
+    events.Reload()
+    tags: list[str] = events.Tags()["scalars"]
+    return tags
+
+
+def test_event_files_do_not_grow_with_every_time_that_a_run_goes_on(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for step in range(300):
+        writer.write(step, 0.0, {"loss": 1.0})
+    writer.close()
+    before = sum(path.stat().st_size for path in tmp_path.glob("events*"))
+    for _ in range(20):
+        MetricsWriter(tmp_path, 299, [300, 0]).close()
+    assert sum(path.stat().st_size for path in tmp_path.glob("events*")) < 1.5 * before
+
+
+def test_what_somebody_took_out_of_the_metrics_is_no_longer_shown(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for step in range(6):
+        writer.write(step, 0.0, {"loss": float(step)})
+    writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2] + lines[3:]))
+    writer = MetricsWriter(tmp_path, 5, [6, 0])
+    assert writer.missing == 1
+    writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 3, 4, 5]
 
 
 def test_opening_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
@@ -368,3 +463,60 @@ def test_running_out_of_memory_is_one_line_that_says_what_to_lower() -> None:
     code, line = message_of(caught.value) or (0, "")
     assert code == 1
     assert re.fullmatch(r"out of memory: .*tried to allocate \d+ bytes.*; lower batch_size, .*", line)
+
+
+class OfAGpu:
+    """A generator whose state is of the other kind: sixteen bytes, as CUDA's."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = torch.tensor([*seed.to_bytes(8, "little"), *bytes(8)], dtype=torch.uint8)
+
+    def get_state(self) -> Tensor:
+        return self.state
+
+    def set_state(self, state: Tensor) -> None:
+        assert len(state) == 16
+        self.state = state
+
+    def manual_seed(self, seed: int) -> None:
+        self.state = torch.tensor([*seed.to_bytes(8, "little"), *bytes(8)], dtype=torch.uint8)
+
+
+def test_generators_go_on_exactly_on_their_device_and_anew_on_another() -> None:
+    first, second = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    torch.rand(7, generator=first)
+    restore(second, first.get_state())
+    assert torch.equal(torch.rand(5, generator=first), torch.rand(5, generator=second))
+    gpu: Any = OfAGpu(3)
+    other: Any = OfAGpu(4)
+    restore(other, gpu.get_state())
+    assert torch.equal(other.get_state(), gpu.get_state())
+
+    for neither in (torch.zeros(3), torch.zeros(16), torch.zeros(17, dtype=torch.uint8)):
+        with pytest.raises((RuntimeError, TypeError)):
+            restore(first, neither)
+
+    drawn = set()
+    for seed in (3, 3, 4):  # on the CPU: the same from the same state, another from another
+        restore(first, OfAGpu(seed).get_state())
+        drawn.add(tuple(torch.rand(5, generator=first).tolist()))
+    assert len(drawn) == 2
+    assert tuple(torch.rand(5, generator=torch.Generator().manual_seed(3)).tolist()) not in drawn
+    seeds = set()
+    for seed in (5, 5, 6):  # and back
+        restore(gpu, torch.Generator().manual_seed(seed).get_state())
+        seeds.add(bytes(gpu.get_state().tolist()))
+    assert len(seeds) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_final_measure_that_is_not_finite_is_one_line_and_no_summary(tmp_path: Path, value: float) -> None:
+    MetricsWriter(tmp_path).close()
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    directory = RunDirectory(tmp_path, {"seed": 1})
+    with pytest.raises(RunError, match=r"cannot be completed: test/CL of the trained model is not finite$"):
+        directory.finish({"test": {"CL": value, "RR": 0.5}})
+    assert not directory.finished
+    directory.finish({"seconds": 1.0, "distance": {"ratio": value}, "epoch_seconds": [1.0, value]})
+    assert read_summary(tmp_path) == {"seconds": 1.0, "distance": {"ratio": None}, "epoch_seconds": [1.0, None]}
+    directory.close()
