@@ -16,11 +16,13 @@ from rich.table import Column, Table
 from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.ranges import Count, FractionBelowOne, PositiveFraction, options_of
+from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
+from mtrl.run.initial_weights import state_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.supervised import Benchmark, benchmarks, methods
-from mtrl.supervised.loop import Schedule, Trainer
+from mtrl.supervised.loop import Schedule, Trainer, start_from
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
@@ -72,7 +74,7 @@ store_options()
 
 def train(config: SupervisedConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    say = partial(print, file=sys.stderr)
     device = device_of(config.device)
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)
@@ -84,10 +86,15 @@ def train(config: SupervisedConfig) -> None:
     benchmark = dataclasses.replace(benchmark, model=update.model)
     name = f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
     path = directory_of(config.run_dir, name)
+    if config.init_from is not None and not Checkpoints(path / "checkpoints").steps():
+        start_from(update.model, state_of_run(Path(config.init_from), "model")["model"])
     with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
+        directory.checkpoints.keep = config.checkpoint.keep
         if directory.finished:
-            console.print(f"{path} is finished: nothing to do. Another run_dir or seed starts a new run.")
+            say(f"{path} is finished: nothing to do. More epochs go on with it; another run_dir or seed is a new run.")
             return
+        if directory.longer:
+            say(f"{path} is finished, and goes on to {config.epochs:,} epochs; all other keys are the same.")
         trainer = Trainer(
             benchmark,
             update,
@@ -97,11 +104,13 @@ def train(config: SupervisedConfig) -> None:
             device=device,
             show_progress=config.progress,
         )
-        console.print(
+        say(
             f"{config.benchmark['name']}: {', '.join(tasks)}; {len(benchmark.train):,} training samples, "
             f"{sum(p.numel() for p in benchmark.model.parameters()):,} parameters, {method_name(config)}, {device}; "
             f"run directory {path}"
         )
+        for line in benchmark.missing():
+            say(line)
         trainer.train()
         summary = trainer.summary(test=config.test)
         directory.finish(summary | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
@@ -151,7 +160,7 @@ def method_name(config: SupervisedConfig) -> str:
 
 def report(summary: dict[str, Any], directory: Path) -> None:
     """Prints the metrics of a finished run."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     numbers = (Column(name, justify="right") for name in ("validation", "test"))
     table = Table("metric", *numbers, title=f"Model selection: {summary['selection']['by']}")
     for key, value in summary["validation"].items():
@@ -159,7 +168,7 @@ def report(summary: dict[str, Any], directory: Path) -> None:
         table.add_row(name, f"{value:.4f}", f"{summary['test'][key]:.4f}" if "test" in summary else "not read")
     console.print(table)
     console.print(f"{summary['epochs']} epochs in {summary['seconds'] / 60:.1f} min")
-    console.print(f"run directory    {directory}", soft_wrap=True)
+    print(f"run directory    {directory}")
 
 
 main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)

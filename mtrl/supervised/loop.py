@@ -1,5 +1,6 @@
 """Training on a supervised benchmark, with model selection by validation and exact resume."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtrl.combiners import NegativeLossError
 from mtrl.errors import InputError, RunError, unknown_name
 from mtrl.gradients import NonFiniteError
 from mtrl.gradients.conflict import conflict_metrics
 from mtrl.measures import relative_gain
+from mtrl.run import random_state
 from mtrl.run.directory import RunDirectory
+from mtrl.run.initial_weights import check_weights
 from mtrl.run.session import Session
 from mtrl.supervised.measures import Distance, shared_gradients
-from mtrl.supervised.problem import Benchmark, Metric, Split, Task
+from mtrl.supervised.problem import Benchmark, Metric, MultiTaskModel, Seen, Split, Task, has_any, seen, task_loss
 from mtrl.supervised.updates import Batch, Update
 
 SELECTIONS = ("mean", "per_metric", "gain")
@@ -63,22 +67,37 @@ def metrics_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Metric]]:
 
 
 def evaluate(benchmark: Benchmark, split: Split, device: torch.device) -> dict[str, float]:
-    """All metrics over a split, by the keys of `metrics_of`, and the losses as ``loss/<task>``."""
+    """All metrics over a split, by the keys of `metrics_of`, and the losses as ``loss/<task>``.
+
+    Each is over the samples that have its task's target; NaN where none has.
+    """
     model, tasks = benchmark.model, benchmark.tasks
     metrics = metrics_of(tasks)
-    sums = dict.fromkeys([*metrics, *(f"loss/{task}" for task in tasks)], 0.0)
+    judged = {key: name for key, (name, _) in metrics.items()} | {f"loss/{name}": name for name in tasks}
+    sums, counts = dict.fromkeys(judged, 0.0), dict.fromkeys(tasks, 0.0)
     training = model.training
     model.eval()
     with torch.no_grad():
         for indices in torch.split(torch.arange(len(split)), _EVALUATION_BATCH):
             inputs, targets = split.batch(indices, device)
             outputs = model(inputs)
+            found = {name: seen(task, outputs[name], targets[name]) for name, task in tasks.items()}
             for key, (name, metric) in metrics.items():
-                sums[key] += float(metric.per_sample(outputs[name], targets[name]).sum())
+                sums[key] += _sum(metric, found[name])
             for name, task in tasks.items():
-                sums[f"loss/{name}"] += float(task.loss(outputs[name], targets[name])) * len(indices)
+                count = float(found[name].shares.sum())
+                counts[name] += count
+                sums[f"loss/{name}"] += float(task_loss(task, outputs[name], targets[name])) * count
     model.train(training)
-    return {key: total / len(split) for key, total in sums.items()}
+    return {key: sums[key] / counts[name] if counts[name] else math.nan for key, name in judged.items()}
+
+
+def _sum(metric: Metric, found: Seen) -> float:
+    """A metric's sum over samples, of which one whose target is there in part counts in part."""
+    if not len(found.targets):
+        return 0.0
+    values, shares = metric.per_sample(found.outputs, found.targets), found.shares
+    return float(values.sum() if bool((shares == 1).all()) else (values.flatten() * shares).sum())
 
 
 def means(tasks: Mapping[str, Task], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -119,6 +138,19 @@ def criteria(
     return selection, {"mean": partial(mean, list(tasks))}
 
 
+def start_from(model: MultiTaskModel, state: Mapping[str, Tensor]) -> None:
+    """Takes over encoder and heads from another model's ``state_dict``; `InputError` if a shape differs (named).
+
+    What a method has added to the model, as Maximum Roaming's masks, stays new.
+    """
+    own, theirs = (
+        {name: tensor for name, tensor in weights.items() if name.startswith(("encoder.", "heads."))}
+        for weights in (model.state_dict(), state)
+    )
+    check_weights(own, theirs, "model")
+    model.load_state_dict(theirs, strict=False)
+
+
 class Trainer:
     """Trains a benchmark's model, and goes on where an interrupted run left off.
 
@@ -149,12 +181,13 @@ class Trainer:
         if not self.batches:
             raise InputError(f"batch_size={schedule.batch_size}, but there are {len(benchmark.train)} training samples")
         benchmark.check(device)
-        self.session = Session(run, schedule.epochs * self.batches, show_progress=show_progress)
+        self.session = Session(run, schedule.epochs * self.batches, device=device, show_progress=show_progress)
         self.epoch_seconds: list[float] = []
         self.chosen: dict[str, dict[str, Any]] = {}
         self.distance = Distance(list(benchmark.model.encoder.parameters()))
         self._partial_seconds = 0.0  # of the epoch under way
         self._sums: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] = {}  # by task, batches with a target of it
         self._conflict: dict[str, Any] = {}
 
     @property
@@ -173,8 +206,9 @@ class Trainer:
         with session.running(self) as resumed:
             if not resumed:
                 torch.manual_seed(self.seed)
+                session.begin()
             self.benchmark.model.train()
-            while self.epoch < self.schedule.epochs and not self._out_of_patience():
+            while not self._ended():
                 order = torch.randperm(len(self.benchmark.train), generator=self._generator(self.epoch))
                 portions = torch.split(order, self.schedule.batch_size)
                 for position in range(session.step % self.batches, self.batches):
@@ -184,7 +218,7 @@ class Trainer:
                     session.progress.advance(session.step)
                 self._end_epoch()
                 session.stop_if_asked(f"in epoch {self.epoch + 1}")
-                if self.epoch % self.schedule.checkpoint_every == 0 or self.epoch == self.schedule.epochs:
+                if self.epoch % self.schedule.checkpoint_every == 0 or self._ended():
                     session.checkpoint()
         if len(self.chosen) < len(self._scores):
             raise RunError("no model could be selected: a validation metric was never finite")
@@ -248,7 +282,13 @@ class Trainer:
             where = f"{task} in epoch {epoch + 1}, update {self.session.step + 1}"
             advice = "try a smaller learning rate or another method"
             raise RunError(f"non-finite {error.quantity}{where}: {advice}") from error
-        for key, value in logged.items():
+        except NegativeLossError as error:
+            where = f"in epoch {epoch + 1}, update {self.session.step + 1}"
+            raise error.named(list(self.benchmark.tasks)[error.task], where) from error
+        for name, described in self.benchmark.tasks.items():
+            there = has_any(described, batch[1][name])
+            self._seen[name] = self._seen[name] + there if name in self._seen else there
+        for key, value in self.session.count(logged).items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self.session.step += 1
         self._partial_seconds += time.monotonic() - begun
@@ -279,19 +319,27 @@ class Trainer:
             self.session.step,
             seconds,
             {"epoch": self.epoch}
-            | {f"train/{key}": float(total) / self.batches for key, total in self._sums.items()}
+            | self._averages()
             | {f"val/{key}": value for key, value in (validated | averages).items()}
             | {f"distance/{key}": value for key, value in self.distance.measures().items()}
             | self._conflict
             | {"speed/epoch_seconds": self._partial_seconds},
         )
-        self._sums, self._conflict, self._partial_seconds = {}, {}, 0.0
+        self._sums, self._seen, self._conflict, self._partial_seconds = {}, {}, {}, 0.0
         told = "  ".join(f"{key} {value:.4f}" for key, value in averages.items())
         self.session.progress.report(f"epoch {self.epoch}  {told}")
 
-    def _out_of_patience(self) -> bool:
+    def _averages(self) -> dict[str, float]:
+        """What updates logged, averaged over the epoch; a loss over the batches that had a target of its task."""
+        counts = {f"loss/{name}": int(count) for name, count in self._seen.items()}
+        averages = {key: (float(total), counts.get(key, self.batches)) for key, total in self._sums.items()}
+        return {f"train/{key}": total / count for key, (total, count) in averages.items() if count}
+
+    def _ended(self) -> bool:
+        """Whether the schedule is at its end, or out of patience."""
         best = max((chosen["epoch"] for chosen in self.chosen.values()), default=0)
-        return self.schedule.patience is not None and self.epoch - best >= self.schedule.patience
+        patient = self.schedule.patience is None or self.epoch - best < self.schedule.patience
+        return self.epoch >= self.schedule.epochs or not patient
 
     # ---------------------------------------------------------------------------------------------------- state
 
@@ -301,22 +349,35 @@ class Trainer:
             "epoch_seconds": self.epoch_seconds,
             "partial_seconds": self._partial_seconds,
             "sums": self._sums,
+            "seen": self._seen,
             "chosen": self.chosen,
             "distance": self.distance.state_dict(),
             "model": self.benchmark.model.state_dict(),
             "update": self.update.state_dict(),
             "random": torch.get_rng_state(),
-            "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random_device": None if self._device_generator is None else self._device_generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restores what `state_dict` gave; on another kind of device, random numbers are new from here on."""
         self.epoch_seconds, self._partial_seconds = state["epoch_seconds"], state["partial_seconds"]
         self._sums = {key: value.to(self.device) for key, value in state["sums"].items()}
+        # Of a checkpoint from before targets could be missing, there were some in every batch.
+        whole = dict.fromkeys(self.benchmark.tasks, torch.tensor(self.session.step % self.batches))
+        self._seen = {key: value.to(self.device) for key, value in state.get("seen", whole).items()}
         self.chosen = state["chosen"]
         self.distance.load_state_dict(state["distance"])
         self.benchmark.model.load_state_dict(state["model"])
         self.update.load_state_dict(state["update"])
-        torch.set_rng_state(state["random"])
-        if state["random_device"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_device"], self.device)
+        random_state.restore(torch.default_generator, state["random"])
+        if self._device_generator is not None:
+            own = state["random"] if state["random_device"] is None else state["random_device"]
+            random_state.restore(self._device_generator, own)
+
+    @property
+    def _device_generator(self) -> torch.Generator | None:
+        """What draws on a GPU, for dropout."""
+        if self.device.type != "cuda":
+            return None
+        number = torch.cuda.current_device() if self.device.index is None else self.device.index
+        return torch.cuda.default_generators[number]

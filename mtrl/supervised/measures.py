@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from mtrl.gradients import Combination
 from mtrl.gradients.pipeline import weighted_cosines
 from mtrl.gradients.shared_input import ByParameters
-from mtrl.supervised.problem import MultiTaskModel, Task, task_losses
+from mtrl.supervised.problem import MultiTaskModel, Targets, Task, task_losses
 
 
 def shared_gradients(
-    model: MultiTaskModel, tasks: Mapping[str, Task], batch: tuple[Tensor, Mapping[str, Tensor]]
+    model: MultiTaskModel, tasks: Mapping[str, Task], batch: tuple[Tensor, Mapping[str, Targets]]
 ) -> Combination:
     """The tasks' gradients by the encoder's parameters on one batch, measured without dropout.
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.ranges import FractionBelowOne, NotNegative, check, check_fields
-from mtrl.supervised.problem import Benchmark, Task
+from mtrl.supervised.problem import Benchmark, Targets, Task
 
-Batch = tuple[Tensor, dict[str, Tensor]]
+Batch = tuple[Tensor, dict[str, Targets]]
 Wrt = Literal["shared", "last", "representation"]
 
 
@@ -81,7 +81,7 @@ class Update(ABC):
 
     @abstractmethod
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
-        """Updates the model on a batch; returns scalars to log, ``loss/<task>`` among them.
+        """Updates the model on a batch; returns scalars to log, ``loss/<task>`` among them, and ``count/<counter>``.
 
         ``draw`` gives another, independent batch of the training set; ``moved`` is to be called after every change of
         the shared parameters.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import InputError
-from mtrl.gradients import backward
+from mtrl.gradients import Aliases, backward
 from mtrl.supervised.methods import method
 from mtrl.supervised.problem import task_losses
 from mtrl.supervised.updates import Batch, Setup, Update, named
@@ -28,7 +28,7 @@ class CombinedUpdate(Update):
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `Update`."""
         inputs, targets = batch
-        aliases = [z.view_as(z) for z in self.model.representations(inputs)]
+        aliases = Aliases(z.view_as(z) for z in self.model.representations(inputs))
         losses = task_losses(self.tasks, self.model.outputs(aliases), targets)
         metrics = self._observe(losses, aliases)
         self.optimizer.zero_grad()
@@ -48,6 +48,8 @@ class CombinedUpdate(Update):
         metrics |= named("loss", self.tasks, combination.losses)
         if combination.weights is not None:
             metrics |= named("weight", self.tasks, combination.weights)
+        if self.combiner.stationary:
+            metrics["count/stationary"] = torch.ones(())
         return metrics
 
     def _observe(self, losses: Sequence[Tensor], aliases: Sequence[Tensor]) -> dict[str, Tensor]:

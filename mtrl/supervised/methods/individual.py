@@ -9,6 +9,7 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.methods import method
+from mtrl.supervised.problem import task_loss
 from mtrl.supervised.updates import Batch, Setup, Update, named
 
 
@@ -37,7 +38,7 @@ class IndividualSteps(Update):
         found: dict[str, Tensor] = {}
         for number, group in enumerate(self.groups):
             z = self.model.encoder(inputs)
-            losses = [self.tasks[name].loss(self.model.heads[name](z), targets[name]) for name in group]
+            losses = [task_loss(self.tasks[name], self.model.heads[name](z), targets[name]) for name in group]
             self.model.zero_grad()  # gradients of other heads are None, so that the optimizer leaves them alone
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self.optimizers[number % len(self.optimizers)].step()

@@ -69,8 +69,9 @@ class Homogenized(Combiner):
 
     With ``a_k`` the task's share of ``|g_k| / |g_k^0|`` over all tasks, the common length is ``sum_k a_k |g_k|``
     (Javaloy & Valera, 2022, section 3.1): tasks whose gradients shrink least set it. ``|g_k^0|`` is measured after
-    ``burn_in`` updates; until then that of the first update is used. Raises `InputError` if the other method has no
-    task weights, or looks at the losses after the step.
+    ``burn_in`` updates; until then that of the first update is used, and of a task without a gradient by then that of
+    its first one. A task without a gradient, for a batch has no target of it, counts for nothing.
+    Raises `InputError` if the other method has no task weights, or looks at the losses after the step.
     """
 
     needs = "gramian"
@@ -80,16 +81,17 @@ class Homogenized(Combiner):
         if inner.needs == "jacobian" or inner.needs_losses_after_step:
             raise InputError(f"method.homogenize=true needs a method with weights from one batch, not {inner.name}")
         self.name, self.inner, self.burn_in = inner.name, inner, burn_in
-        self.initial: Tensor = nn.Buffer(torch.ones(inner.num_tasks, dtype=torch.float64))
+        self.initial: Tensor = nn.Buffer(torch.zeros(inner.num_tasks, dtype=torch.float64))
         self.updates: Tensor = nn.Buffer(torch.tensor(0))
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None
-        norms = gramian.diagonal().double().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        self.initial = torch.where((self.updates == 0) | (self.updates == self.burn_in), norms, self.initial.to(norms))
+        norms, initial = gramian.diagonal().double().sqrt(), self.initial.to(gramian.device)
+        there = norms > 0
+        self.initial = torch.where(there & ((initial == 0) | (self.updates == self.burn_in)), norms, initial)
         self.updates += 1
-        ratios = norms / self.initial
-        scale = (ratios @ norms / ratios.sum() / norms).to(gramian)
+        ratios = torch.where(there, norms / self.initial, 0)
+        scale = torch.where(there, ratios @ norms / ratios.sum() / norms, 1).to(gramian)
         return scale * self.inner.weights(scale * losses, scale[:, None] * gramian * scale)
 
 

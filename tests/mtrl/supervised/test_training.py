@@ -11,7 +11,7 @@ from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import read_metrics
 from mtrl.supervised import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
-from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metrics_of
+from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metrics_of, start_from
 from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
 from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.methods.individual import IndividualOptimizers, IndividualSteps, random_groups
@@ -70,7 +70,7 @@ def maximum_roaming(benchmark, name="unitary", roaming_updates=16, share=0.5):
 def trainer(path, benchmark, update, seed=1, **schedule):
     benchmark = dataclasses.replace(benchmark, model=update.model)
     defaults = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "insight_every": 2} | schedule
-    run = RunDirectory(path, {"seed": seed})
+    run = RunDirectory(path, {"seed": seed, "epochs": defaults["epochs"]})
     try:
         return Trainer(benchmark, update, run, Schedule(**defaults), seed=seed, device=CPU, show_progress=False)
     except InputError:
@@ -246,10 +246,64 @@ def test_learning_rate_decays_by_the_epoch(tmp_path):
 def test_divergence_is_an_error_with_its_task(tmp_path):
     benchmark = problem()
     one = trainer(tmp_path, benchmark, combined(benchmark))
-    benchmark.train.targets["c"][:] = float("nan")
+    benchmark.train.targets["c"][:] = float("inf")
     with pytest.raises(RunError, match="non-finite loss of task c in epoch 1, update 1: "):
         one.train()
     one.session.run.close()
+
+
+LOSSES_OF_0 = [
+    "cdtt",
+    "db_mtl",
+    "dwa",
+    "famo",
+    "geometric_mean",
+    "gradnorm",
+    "imtl",
+    "imtl_l",
+    "scale_invariant",
+    "stch",
+]
+
+
+def shifted(amount):
+    """A regression whose loss is its own or, by so much less, 0 and below."""
+    plain = regression()
+    return dataclasses.replace(plain, loss=lambda output, target: plain.loss(output, target) * 0 - amount)
+
+
+@pytest.mark.parametrize("name", LOSSES_OF_0)
+def test_a_task_learnt_perfectly_does_not_end_the_run(tmp_path, name):
+    benchmark = problem()
+    benchmark.tasks["c"] = shifted(0.0)
+    _, found = trained(tmp_path, benchmark, combined(benchmark, name))
+    assert found["epochs"] == 3
+
+
+@pytest.mark.parametrize("name", LOSSES_OF_0)
+def test_a_negative_loss_is_an_error_with_its_task(tmp_path, name):
+    benchmark = problem()
+    benchmark.tasks["c"] = shifted(0.25)
+    one = trainer(tmp_path, benchmark, combined(benchmark, name))
+    message = f"^{name} needs positive losses, but task 'c' has -0.25 in epoch 1, update 1$"
+    with pytest.raises(InputError, match=message):
+        one.train()
+    one.session.run.close()
+
+
+def test_arrivals_are_counted_and_said_once(tmp_path, caplog):
+    benchmark = problem(dropout=0.0)
+    for name, sign in (("a", 1), ("b", -1)):
+        benchmark.tasks[name] = dataclasses.replace(
+            benchmark.tasks[name], loss=lambda output, target, sign=sign: sign * output.sum()
+        )
+    with torch.no_grad():
+        benchmark.model.heads["b"].weight.copy_(benchmark.model.heads["a"].weight)
+    optimizer = OptimizerOptions("sgd", learning_rate=0.0)
+    update = CombinedUpdate(setup(benchmark, "fairgrad", optimizer=optimizer))
+    _, found = trained(tmp_path, benchmark, update, learning_rate=0.0)
+    assert found["counters"]["stationary"] == found["updates"] == 18
+    assert len([record for record in caplog.records if "fairgrad makes no update" in record.getMessage()]) == 1
 
 
 def test_criteria_follow_the_metrics():
@@ -572,3 +626,92 @@ def test_a_whole_checkpoint_of_something_else_is_refused_in_one_line(tmp_path):
         one.train()
     one.session.run.close()
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- life after a run
+
+
+def finished(path, make, epochs, seed=0, **schedule):
+    """A run that ends by itself, in a process of its own so to say; what it came to."""
+    benchmark = problem(seed=seed)
+    update = make(benchmark)
+    one = trainer(path, benchmark, update, epochs=epochs, **schedule)
+    try:
+        one.train()
+        summary = {k: v for k, v in one.summary().items() if "seconds" not in k and k != "counters"}
+        one.session.run.finish(summary)
+        return update, summary
+    finally:
+        one.session.run.close()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_finished_run_of_more_epochs_is_as_if_it_had_always_had_them(tmp_path, name):
+    make = METHODS[name]
+    whole, expected = finished(tmp_path / "whole", make, 3, learning_rate_decay=0.9)
+    finished(tmp_path / "run", make, 1, learning_rate_decay=0.9)
+    resumed, found = finished(tmp_path / "run", make, 3, seed=99, learning_rate_decay=0.9)
+    assert found == expected
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_more_epochs_change_nothing_where_patience_has_ended_the_run(tmp_path):
+    def make(benchmark):
+        return combined(benchmark, optimizer=OptimizerOptions("sgd", learning_rate=0.0))
+
+    stopped = {"learning_rate": 0.0, "patience": 3, "checkpoint_every": 10}
+    _, expected = finished(tmp_path / "run", make, 20, **stopped)
+    assert expected["epochs"] == 4
+    assert finished(tmp_path / "run", make, 30, **stopped)[1] == expected
+
+
+def test_a_state_of_a_gpu_is_gone_on_from_here(tmp_path):
+    """With what a CUDA run saves: the state of that device's generator, sixteen bytes, beside the CPU's."""
+    expected = problem()
+    trained(tmp_path / "whole", expected, combined(expected, "moco"))
+    broken = problem()
+    first = trainer(tmp_path / "run", broken, Interrupting(combined(broken, "moco"), 8))
+    with pytest.raises(Interrupted):
+        first.train()
+    store = first.session.run.checkpoints
+    step, state = store.load()
+    store.save(step, state | {"random_device": torch.arange(16, dtype=torch.uint8), "device": "cuda"})
+    first.session.run.close()
+    resumed = problem(seed=99)
+    trained(tmp_path / "run", resumed, combined(resumed, "moco"))
+    for one, other in zip(expected.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)  # dropout was drawn here on both sides of it
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "maximum_roaming", "auto_lambda"])
+def test_a_model_that_starts_from_another_takes_over_encoder_and_heads(name):
+    source, benchmark = problem(seed=1), problem(seed=2)
+    stepped(combined(source), source)
+    update = METHODS[name](benchmark)
+    added = {key: value.clone() for key, value in update.model.state_dict().items() if "mask" in key}
+    start_from(update.model, source.model.state_dict())
+    for one, other in zip(source.model.parameters(), update.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for key, value in added.items():
+        assert torch.equal(update.model.state_dict()[key], value)
+    stepped(combined(benchmark), benchmark)
+
+
+def test_a_model_of_another_shape_is_refused_by_name_and_nothing_is_taken():
+    source, benchmark = problem(seed=1), problem(seed=2)
+    before = {key: value.clone() for key, value in benchmark.model.state_dict().items()}
+    source.model.heads["c"] = nn.Linear(16, 2)
+    with pytest.raises(InputError, match=r"init_from: model 'heads.c.weight' has shape \[1, 16\] here, .*\[2, 16\]"):
+        start_from(benchmark.model, source.model.state_dict())
+    del source.model.heads["c"]
+    with pytest.raises(
+        InputError, match=r"init_from: model 'heads.c.weight' has shape \[1, 16\] here, .*it is missing"
+    ):
+        start_from(benchmark.model, source.model.state_dict())
+    del benchmark.model.heads["b"], benchmark.model.heads["c"]
+    with pytest.raises(InputError, match=r"that run's model has 'heads.b.weight', which there is not here"):
+        start_from(benchmark.model, source.model.state_dict())
+    for key, value in benchmark.model.state_dict().items():
+        assert torch.equal(value, before[key])
