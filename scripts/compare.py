@@ -49,7 +49,7 @@ def compare_runs(options: CompareConfig) -> None:
         console.print(table, *map(Text, section.comparison.verdicts()), sep="\n")
         for line in section.comparison.warnings:
             console.print(Text(f"note: {line}", style="yellow"))
-    console.print(f"report   {page}", highlight=False, markup=False, soft_wrap=True)
+    print(f"report   {page}")
 
 
 def sections(options: CompareConfig) -> list[Section]:

@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,14 +22,37 @@ from omegaconf.errors import OmegaConfBaseException
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
 from mtrl.ranges import check_fields
 from mtrl.run.member_report import report
-from mtrl.sweep.supervision import follow_parent, requested
+from mtrl.sweep.supervision import requested
+from mtrl.text import quoted
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
 Configuration = TypeVar("Configuration")
+_PATHS = (
+    *("run_dir", "run", "runs", "out", "data", "data_dir", "benchmark.data_dir", "benchmark.file", "weights_from"),
+    *("init_from", "hydra.sweep.dir"),
+)
 _LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Which extra installs each of Hydra's launchers."""
 _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
+
+
+def with_paths(arguments: Sequence[str], *, sweeping: bool = False) -> list[str]:
+    """A command line in which paths are quoted that Hydra would not read as they were typed, e.g. ``runs/lr=0.1``."""
+    return [_as_typed(argument, sweeping) for argument in arguments]
+
+
+def _as_typed(argument: str, sweeping: bool) -> str:
+    key, _, value = argument.partition("=")
+    if key.lstrip("+") not in _PATHS or not value:
+        return argument
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        read = override.value()
+        is_text = read is None or isinstance(read, str | QuotedString) or (sweeping and override.is_sweep_override())
+    except HydraException:
+        is_text = False
+    return argument if is_text else f"{key}={quoted(value)}"
 
 
 def hydra_main(
@@ -64,7 +89,7 @@ def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None
     """Runs a script once, or its sweep where a multirun is asked for; what is expected to go wrong is one line."""
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
-    follow_parent()
+    sys.argv[1:] = with_paths(sys.argv[1:], sweeping=requested(sys.argv))
     try:
         with one_line_errors(debug=before == "1" or "debug=true" in sys.argv):
             if sweep is not None and requested(sys.argv):

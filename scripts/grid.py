@@ -25,9 +25,9 @@ from mtrl.report.statistics import Array, mean_over_seeds
 from mtrl.report.tables import Table
 from mtrl.run.files import write_atomically, write_text
 from mtrl.run.record import Metric, Summary, read_record
-from mtrl.sweep.launch import quoted
 from mtrl.sweep.supervision import Supervision
-from scripts.entry import SUPERVISED_CONFIGS, one_line_errors
+from mtrl.text import quoted
+from scripts.entry import SUPERVISED_CONFIGS, one_line_errors, with_paths
 from scripts.methods import read_methods
 from scripts.supervised import SupervisedConfig, method_name, store_options
 
@@ -251,7 +251,7 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
     write_text(out / "report.md", text + "\n".join(table.markdown() for table in tables))
     figure = draw(tried, chosen, test, rows)
     write_atomically(out / "grid.png", lambda stream: figure.savefig(stream, dpi=120, format="png"))
-    print(f"chosen   {command}")
+    print(f"chosen   python scripts/supervised.py {command}")
     for row in rows:
         print("test    ", *row)
     print(f"report   {out / 'report.md'}, {out / 'cells.csv'}, {out / 'grid.png'}; runs {out / 'final'}")
@@ -263,7 +263,7 @@ def main() -> None:
     store_options()
     debug = "debug=true" in sys.argv
     with one_line_errors(debug=debug), initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"):
-        search(*configured(sys.argv[1:]))
+        search(*configured(with_paths(sys.argv[1:])))
 
 
 if __name__ == "__main__":

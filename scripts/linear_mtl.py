@@ -97,7 +97,7 @@ def models(config: LinearConfig, problem: data.Problem, console: Console) -> Ite
 
 def explore(config: LinearConfig) -> None:
     """Prints the verdict and writes ``points.csv`` and ``surface.png``."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     problem, targets = load(config)
     if config.data == "simulated":
         console.print("data: simulated, inverse dynamics of Meta-World's arm by MuJoCo")
@@ -115,13 +115,13 @@ def explore(config: LinearConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     console.print(table(found, problem, targets, config.rank))
     write_text(out / "points.csv", points_csv(found, problem, targets))
-    console.print(f"points   {out / 'points.csv'}")
+    print(f"points   {out / 'points.csv'}")
     if len(targets) > 1:
         figure = picture(found, problem, targets, f"{stem}, rank {config.rank}")
         write_atomically(
             out / "surface.png", lambda stream: figure.savefig(stream, dpi=120, format="png", bbox_inches="tight")
         )
-        console.print(f"figure   {out / 'surface.png'}")
+        print(f"figure   {out / 'surface.png'}")
 
 
 main = hydra_main(LinearConfig, "linear_mtl", explore)

@@ -1,5 +1,6 @@
 """What a sweep has Hydra do: the command line of a multirun, and its members' own."""
 
+import hashlib
 import math
 import os
 import re
@@ -15,9 +16,10 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig
 
 from mtrl.errors import InputError
-from mtrl.sweep.member import STOP, Member, run_member
-from mtrl.sweep.place import taking_place
+from mtrl.sweep.member import PARENT, Member, run_member, stopping
+from mtrl.sweep.place import taking_place, workers
 from mtrl.sweep.supervision import FOLDER, QUIET, SIZE, sweep_directory
+from mtrl.text import quoted
 
 
 def launch(config_dir: str, config_name: str, named: Collection[str], cores_key: str | None = None) -> None:
@@ -41,7 +43,8 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
     size = size_of([overrides[key] for key in swept])
     (folder / SIZE).write_text(str(size or ""))
     given = overrides.get("run_dir")
-    if given is not None and size != 1 and not re.search(r"\$\{|{name}|,", given.get_value_string()):
+    own = given is None or given.is_sweep_override() or re.search(r"\$\{|{name}", given.get_value_string())
+    if size != 1 and not own:
         raise InputError("run_dir is the directory of one run, and this is a sweep: set hydra.sweep.dir=DIR instead")
     threads = os.environ.get("OMP_NUM_THREADS")
     default_run_dir = given is None
@@ -50,11 +53,11 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
         """What Hydra's launchers call for every member, wherever: runs the script as a process of its own."""
         settings: Any = HydraConfig.get()
         parent = os.getppid()
-        if (folder / STOP).exists():
-            return
         own = [str(override) for override in settings.overrides.task]
         label = " ".join(override for override in own if _key(override) in swept)
         with taking_place(settings, folder, size, threads) as place:
+            if stopping(folder) or os.getppid() != parent:
+                return
             if default_run_dir:
                 own.append(f"run_dir={quoted(run_dir_of(str(directory), own, swept.difference(named)))}")
             if cores_key is not None and place.cores is not None and config[cores_key] is None:
@@ -76,8 +79,10 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
         f"hydra.sweep.dir={quoted(directory.absolute())}",
         "hydra.sweep.subdir=.",
         f"hydra.job.name={config_name}",
+        *_for_joblib(overrides, size),
         *_for_ray(overrides),
     ]
+    os.environ[PARENT] = str(os.getpid())  # for joblib's workers
     hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(member)()
 
 
@@ -89,19 +94,32 @@ def size_of(swept: Sequence[Override]) -> int | None:
 
 
 def run_dir_of(directory: str, overrides: Sequence[str], keys: Collection[str]) -> str:
-    """Where a member goes: the default name, and what it sets of the keys that this does not tell."""
+    """Where a member goes: the default name, and what it sets of the keys that this does not tell.
+
+    Values that are more than a word or a list of words end in a hash, for cleaned they may be equal.
+    """
     told = [override.lstrip("+") for override in overrides if _key(override) in keys]
-    clean = [re.sub("[^a-zA-Z0-9_.-]+", "_", override).strip("_") for override in told]  # for a shell and for Hydra
-    return "-".join([f"{directory}/{{name}}", *clean])
+    return "-".join([f"{directory}/{{name}}", *map(_clean, told)])
 
 
-def quoted(value: object) -> str:
-    """A value as Hydra's command line takes it whatever it holds."""
-    return "'" + str(value).replace("'", "\\'") + "'"
+def _clean(override: str) -> str:
+    """An override for a shell and for Hydra."""
+    clean = re.sub("[^a-zA-Z0-9_.-]+", "_", override).strip("_")
+    if re.fullmatch(r"[\w./]+=(\[?[\w.+-]+(, ?[\w.+-]+)*\]?|'[\w.+-]+')", override, re.ASCII):
+        return clean
+    return f"{clean}_{hashlib.sha256(override.encode()).hexdigest()[:8]}"
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+")
+
+
+def _for_joblib(overrides: Mapping[str, Override], size: int | None) -> list[str]:
+    """No worker that no member ever asks to end with the launcher."""
+    launcher, n_jobs = (overrides.get(key) for key in ("hydra/launcher", "hydra.launcher.n_jobs"))
+    if launcher is None or launcher.value() != "joblib":
+        return []
+    return [f"hydra.launcher.n_jobs={workers(-1 if n_jobs is None else int(str(n_jobs.value())), size)}"]
 
 
 def _for_ray(overrides: Mapping[str, Override]) -> list[str]:

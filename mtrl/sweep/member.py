@@ -1,23 +1,32 @@
 """One member of a sweep: its process, its lock, its report."""
 
 import dataclasses
-import fcntl
 import json
 import os
+import platform
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from mtrl.run.files import write_json
+from mtrl.run.machine import lock
 from mtrl.run.member_report import VARIABLE
 from mtrl.run.signals import on_stop_request
 
 STOP = "stop"
 """The file in a sweep's folder that asks all members to stop."""
+SUPERVISOR = "supervisor"
+"""The file there that the process above a sweep holds a lock of while it lives; it says on which machine."""
+_CLOCK = "clock"
+_SILENCE = 180.0
+"""Seconds after which the process above a sweep is taken for dead: more than network file systems keep old times."""
+PARENT = "MTRL_SWEEP_PARENT"
+"""The environment variable that tells a process of a sweep which process it is not to outlive."""
 POLL = 0.3
 """Seconds between two looks at what others do."""
 
@@ -71,13 +80,28 @@ class Member:
         return ": ".join(filter(None, [self.run_dir, self.label, self.outcome]))
 
 
-def try_lock(file: IO[str]) -> bool:
-    """Locks an open file until it is closed, unless somebody else has it: whether that went well."""
+def stopping(folder: Path) -> bool:
+    """Whether the members of a sweep are to stop: they were asked to, or the process above them has died."""
+    if not (folder / STOP).exists() and abandoned(folder):
+        (folder / STOP).touch()
+    return (folder / STOP).exists()
+
+
+def abandoned(folder: Path) -> bool:
+    """Whether the process above a sweep has died; False where there was none.
+
+    On its own machine that is told by its lock, which other machines may not see. They go by the time of its file, to
+    which it gives a new one again and again, on the clock of the file system.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with (folder / SUPERVISOR).open("r+") as file:
+            locked = lock(file) if file.read() == platform.node() else None
+            if locked is not None:
+                return locked
+            (folder / _CLOCK).touch()
+            return (folder / _CLOCK).stat().st_mtime - os.fstat(file.fileno()).st_mtime > _SILENCE
+    except FileNotFoundError:
         return False
-    return True
 
 
 def run_member(
@@ -87,29 +111,31 @@ def run_member(
 
     The sweep's folder gets ``<number>.json``, the `Member`, to which its process adds what it tells, ``.lock``, which
     is held while the member runs, and ``.log``, the output, where that is not to go where this process's goes. The
-    process gets SIGTERM where the sweep is to stop, or this process, or where this one's parent has died.
+    process gets SIGTERM where the sweep is to stop, or this process, or where this one's parent has died; it is not to
+    outlive this one (`mtrl.sweep.supervision.follow_parent`).
     """
     path, parent = folder / f"{member.number}.json", os.getppid()
     with (
-        path.with_suffix(".lock").open("w") as lock,
+        path.with_suffix(".lock").open("w") as running,
         path.with_suffix(".log").open("ab") if log else nullcontext() as output,
     ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while lock(running) is False:
+            time.sleep(POLL)
         write_json(path, dataclasses.asdict(member))
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**environment, VARIABLE: str(path)},
+            env={**environment, VARIABLE: str(path), PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=[lock.fileno()],  # held on where this process is killed
+            pass_fds=[running.fileno()],  # held on where this process is killed
             start_new_session=True,  # the terminal's Ctrl-C and Slurm's warning signals are for the sweep
         )
         signals: list[int] = []
         with on_stop_request(signals.append):
             try:
-                while process.poll() is None and not (signals or (folder / STOP).exists() or os.getppid() != parent):
+                while process.poll() is None and not (signals or stopping(folder) or os.getppid() != parent):
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(POLL)
             finally:  # also where the launcher takes this process away: at Slurm's time limit, say

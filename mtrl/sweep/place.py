@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtrl.run.machine import cores, gpus
-from mtrl.sweep.member import POLL, try_lock
+from mtrl.run.machine import cores, gpus, lock
+from mtrl.sweep.member import POLL, stopping
 from mtrl.sweep.supervision import follow_parent
 
 
@@ -36,6 +36,8 @@ class Place:
 def taking_place(settings: Any, folder: Path, size: int | None, threads: str | None) -> Iterator[Place]:
     """Waits until this machine has a place for one more member, which is taken until the end of the context.
 
+    Where the sweep is to stop, there is a place at once.
+
     Args:
         settings: Hydra's own configuration: which launcher, and its options.
         folder: of the sweep.
@@ -48,10 +50,9 @@ def taking_place(settings: Any, folder: Path, size: int | None, threads: str | N
             yield Place(None)
         case "JoblibLauncher":
             follow_parent()  # joblib's workers do not on their own
-            at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(here + 1 + launcher.n_jobs, 1)
-            at_once = min(at_once, size or at_once)
+            at_once = workers(launcher.n_jobs, size)
             visible: list[str | None] = [*gpus()] or [None]
-            with _taking_slot(folder, at_once) as slot:
+            with _taking_slot(folder, at_once, settings.job.num) as slot:
                 yield Place(max(here // at_once, 1), visible[slot % len(visible)], threads)
         case "RayLauncher":
             yield Place(max(int(launcher.ray.remote.get("num_cpus", 1)), 1))
@@ -62,13 +63,21 @@ def taking_place(settings: Any, folder: Path, size: int | None, threads: str | N
             yield Place(int(os.environ.get("SLURM_CPUS_PER_TASK", here)))
 
 
+def workers(n_jobs: int, size: int | None) -> int:
+    """How many members joblib runs at once: of negative ``n_jobs``, -1 is one a core, -2 one fewer, and so on."""
+    at_once = n_jobs if n_jobs > 0 else max(cores() + 1 + n_jobs, 1)
+    return min(at_once, size or at_once)
+
+
 @contextmanager
-def _taking_slot(folder: Path, count: int) -> Iterator[int]:
-    """Waits for one of ``count`` numbered slots, and holds it by a lock."""
-    while True:
+def _taking_slot(folder: Path, count: int, member: int) -> Iterator[int]:
+    """Waits for one of ``count`` numbered slots, and holds it by a lock; without locks, members take them in turn."""
+    while not stopping(folder):
         for number in range(count):
             with (folder / f"slot-{number}").open("w") as slot:
-                if try_lock(slot):
-                    yield number
+                locked = lock(slot)
+                if locked is not False:
+                    yield number if locked else member % count
                     return
         time.sleep(POLL)
+    yield 0

@@ -1,16 +1,22 @@
 """What becomes of a member of a sweep."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import platform
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mtrl.run.machine import lock
 from mtrl.run.member_report import VARIABLE, report
-from mtrl.sweep.member import STOP, Member, run_member
+from mtrl.sweep.member import STOP, SUPERVISOR, Member, run_member, stopping
 
 MEMBER = Member(3, "seed=1")
 
@@ -68,3 +74,33 @@ path.write_text(json.dumps(json.loads(path.read_text()) | {{"result": "fine"}}))
 def test_a_process_ends_where_the_sweep_stops(tmp_path: Path) -> None:
     (tmp_path / STOP).touch()
     assert run_code(tmp_path, "import time; time.sleep(100)").status == "stopped"
+
+
+@pytest.mark.parametrize("cannot_lock", [False, True])
+def test_the_death_of_the_process_above_is_told_by_its_lock_or_its_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cannot_lock: bool
+) -> None:
+    """Where there are no locks, and for members on other machines, on which a lock may not be seen."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    assert not stopping(tmp_path)
+    with (tmp_path / SUPERVISOR).open("w") as held:
+        assert lock(held)
+        held.write(platform.node())
+        held.flush()
+        assert not stopping(tmp_path)
+        if cannot_lock:
+            monkeypatch.setattr(fcntl, "flock", fail)
+        else:
+            monkeypatch.setattr(platform, "node", lambda: "another")
+        assert not stopping(tmp_path)
+        for silence, dead in ((100, False), (1000, True)):
+            before = time.time() - silence
+            os.utime(held.fileno(), (before, before))
+            assert stopping(tmp_path) is dead
+    (tmp_path / STOP).unlink()
+    monkeypatch.undo()
+    assert stopping(tmp_path)
+    assert (tmp_path / STOP).exists()  # for the others

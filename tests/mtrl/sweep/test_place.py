@@ -14,7 +14,7 @@ from mtrl.sweep.place import Place, taking_place
 
 def settings(name: str, max_batch_size: int | None = None, **options: Any) -> Any:
     launcher = {"_target_": f"hydra_plugins.some.{name}"} | options
-    return OmegaConf.create({"launcher": launcher, "sweeper": {"max_batch_size": max_batch_size}})
+    return OmegaConf.create({"launcher": launcher, "sweeper": {"max_batch_size": max_batch_size}, "job": {"num": 0}})
 
 
 def taking(
