@@ -17,6 +17,7 @@ from mtrl.report.runs import Run
 from mtrl.report.statistics import Array, Estimate, PairedComparison, mean_over_seeds
 from mtrl.run.directory import flatten
 from mtrl.run.record import Machine
+from mtrl.text import counted
 
 _SPEED_ONLY = ("device", "num_workers", "threads")
 _NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", "plugins", *_SPEED_ONLY)
@@ -122,6 +123,7 @@ class Comparison:
         """What a reader has to know, one line each."""
         return [
             *self.remarks,
+            *_missing_warnings(self.runs),
             *_seed_warnings(self.methods, self.baseline),
             *_configuration_warnings(self.configuration),
             *_machine_warnings(self),
@@ -129,7 +131,11 @@ class Comparison:
         ]
 
     def estimate(self, values: Array, how: Callable[..., Estimate] = mean_over_seeds) -> Estimate:
-        """An estimate with its interval, every one of the same resamples of seeds; NaN of no values."""
+        """An estimate with its interval, every one of the same resamples of seeds; NaN of no values.
+
+        Rows with a value that is missing are left out.
+        """
+        values = values[np.isfinite(values.reshape(len(values), -1)).all(1)] if len(values) else values
         return how(values, np.random.default_rng(self.seed)) if len(values) else Estimate()
 
     def verdicts(self) -> list[str]:
@@ -217,16 +223,26 @@ def differences(methods: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, str
 def _value(found: Mapping[str, int]) -> str:
     if len(found) == 1:
         return next(iter(found))
-    return "; ".join(f"{value} ({count} runs)" if count > 1 else f"{value} (1 run)" for value, count in found.items())
+    return "; ".join(f"{value} ({counted(count, 'run')})" for value, count in found.items())
 
 
-def unscored_warning(runs: Sequence[Run]) -> str:
-    """Names the unfinished among the runs."""
-    unfinished = [run for run in runs if run.summary is None]
-    return (
-        f"{len(unfinished)} of {len(runs)} runs are not finished and not scored: {named(unfinished)}. "
-        "If a method's own failures stopped them, its scores are of the lucky runs alone."
-    )
+def unscored_warnings(runs: Sequence[Run], unscored: Sequence[Run], why: str) -> list[str]:
+    """Names those of the runs that are not scored, for a reason in words; nothing where there are none."""
+    if not unscored:
+        return []
+    are = "is" if len(unscored) == 1 else "are"
+    return [
+        f"{len(unscored)} of {counted(len(runs), 'run')} {are} {why} and not scored: {named(unscored)}. "
+        "If a method's own failures are the reason, its scores are of the lucky runs alone."
+    ]
+
+
+def _missing_warnings(runs: Sequence[Run]) -> list[str]:
+    lacking = [run for run in runs if run.metrics.missing]
+    if not lacking:
+        return []
+    keys = _cut(", ".join(dict.fromkeys(key for run in lacking for key in run.metrics.missing)))
+    return [f"Values that are missing (null, or not finite) are left out, in {named(lacking)}: of {keys}."]
 
 
 def _seed_warnings(methods: Sequence[Method], baseline: str) -> list[str]:

@@ -118,7 +118,9 @@ def _cosines(comparison: Comparison) -> Picture | None:
             axes.set_title(f"{names[row]}\n{columns[column]}", fontsize=8)
             for (i, j), value in np.ndenumerate(values) if values.size * grid.size <= _MOST_NUMBERS else ():
                 colour = "white" if abs(value) > 0.6 else "black"
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+                axes.text(
+                    j, i, "" if np.isnan(value) else f"{value:z.2f}", ha="center", va="center", fontsize=7, color=colour
+                )
     figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients", shrink=0.9, aspect=8 * size[1])
     return Picture(
         "cosines",

@@ -1,6 +1,8 @@
 """Runs as a report sees them: their records, and what they logged."""
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtrl.errors import InputError
 from mtrl.report.statistics import Array, mean_of_present
@@ -24,7 +27,9 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a run logged, as far as it is compared: E evaluations, M measurements of conflict; NaN where one is missing.
+    """What a run logged, as far as it is compared: E evaluations, M measurements of conflict.
+
+    A value that is missing, null or not finite is NaN.
 
     Attributes:
         steps: ``[E]``, vector steps at each evaluation; epochs where the run is supervised.
@@ -39,6 +44,7 @@ class Metrics:
             third of training, each the mean of at most five matrices.
         old_matrices: whether matrices stand among the numbers, as older versions wrote them; these are not read.
         logged: ``[E]`` for each other key that supervised runs are compared by.
+        missing: the keys of which a value is NaN in an evaluation or measurement that has others.
     """
 
     steps: Array
@@ -51,6 +57,13 @@ class Metrics:
     cosines: dict[str, Array]
     old_matrices: bool
     logged: dict[str, Array]
+    missing: list[str]
+
+    @property
+    def whole(self) -> NDArray[np.bool_]:
+        """``[E]``, which evaluations have the metric's mean and that of every task."""
+        whole: NDArray[np.bool_] = np.isfinite(self.scores) & np.isfinite(self.task_scores).all(1)
+        return whole
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,7 @@ def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], l
             + "".join(f"; {remark.removesuffix('.')}" for remark in remarks[:1])
         )
     _check_benchmark(runs)
+    runs = _in_one_order(runs)
     if old := sum(run.metrics.old_matrices for run in runs):
         remarks.append(
             f"{old} of {len(runs)} runs are of an older version, which kept matrices of cosines among the numbers in "
@@ -107,11 +121,29 @@ def _check_benchmark(runs: Sequence[RunRecord]) -> None:
         elif run.benchmark != first.benchmark:
             what = "different benchmarks"
             where = f"{first.benchmark} in {first.directory}, {run.benchmark} in {run.directory}"
-        elif run.kind == "rl" and run.tasks != first.tasks:
+        elif run.kind == "rl" and set(run.tasks) != set(first.tasks):
             what, where = "different benchmarks", f"different tasks in {first.directory} and {run.directory}"
         else:
             continue
         raise InputError(f"runs of {what} cannot be compared ({where}): compare them one by one")
+
+
+def _in_one_order(runs: Sequence[Run]) -> list[Run]:
+    """The runs with their tasks in the order of the first run of the same ones."""
+    orders: dict[frozenset[str], list[str]] = {}
+    ordered = []
+    for run in runs:
+        tasks = orders.setdefault(frozenset(run.tasks), run.tasks)
+        if tasks != run.tasks:
+            places = [run.tasks.index(task) for task in tasks]
+            metrics = dataclasses.replace(
+                run.metrics,
+                task_scores=run.metrics.task_scores[:, places],
+                cosines={key: values[:, places][:, :, places] for key, values in run.metrics.cosines.items()},
+            )
+            run = dataclasses.replace(run, tasks=tasks, config=run.config | {"tasks": tasks}, metrics=metrics)
+        ordered.append(run)
+    return ordered
 
 
 def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
@@ -120,38 +152,53 @@ def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
     lines = _lines(path)
     supervised = record.kind == "supervised"
     step, prefix = ("epoch", "val/") if supervised else ("step", task_metric)
-    wanted = f'"{step if supervised else metric}"'.encode()
-    evaluations = _entries(path, [line for line in lines if wanted in line[1]])
-    needed = ["time", *["speed/epoch_seconds"] * supervised, *(prefix + task for task in record.tasks)]
+    tasks = [prefix + task for task in record.tasks]
+    wanted = [f'"{key}"'.encode() for key in ([step] if supervised else [metric, *tasks])]
+    evaluations = _entries(path, [line for line in lines if any(key in line[1] for key in wanted)])
+    _check_keys(path, evaluations, [step, "time", *["speed/epoch_seconds"] * supervised], tasks)
     if supervised:
         conflict = _thinned(evaluations, _CONFLICT_ENTRIES)
         durations = _column(evaluations, "speed/epoch_seconds")
     else:
-        others = [line for line in lines if wanted not in line[1]]
+        others = [line for line in lines if not any(key in line[1] for key in wanted)]
         measured = [line for line in others if b'"conflict/' in line[1]]
         conflict = _entries(path, _thinned(measured, _CONFLICT_ENTRIES))
         speeds = [_UPDATES_PER_SECOND.search(line) for _, line in others if b'"conflict/' not in line]
         durations = np.array([10_000 / float(speed[1]) for speed in speeds if speed and float(speed[1]) > 0])
-    for entry in evaluations:
-        if missing := next((key for key in needed if key not in entry), None):
-            raise InputError(f"{path}: the evaluation at step {entry['step']} has no '{missing}'")
     weights = {f"shared/weight/{task}": values for task, values in _columns(conflict, "train/weight/").items()}
+    found = _columns(conflict, "conflict/") | weights
+    logged = {
+        start + key: values for start in ("val/", "distance/") for key, values in _columns(evaluations, start).items()
+    }
+    compared = {key: _column(evaluations, key) for key in ([] if supervised else [metric, *tasks])} | logged
+    compared |= {f"conflict/{key}": values for key, values in found.items()}
     return Metrics(
         steps=_column(evaluations, step),
         seconds=_column(evaluations, "time"),
         scores=_column(evaluations, metric),
-        task_scores=np.stack([_column(evaluations, prefix + task) for task in record.tasks], 1),
-        durations=durations,
+        task_scores=np.stack([_column(evaluations, key) for key in tasks], 1),
+        durations=durations[np.isfinite(durations)],
         conflict_steps=_column(conflict, step),
-        conflict=_columns(conflict, "conflict/") | weights,
+        conflict=found,
         cosines=_read_cosines(record),
         old_matrices=any(key.endswith(_MATRIX) for entry in (*evaluations, *conflict) for key in entry),
-        logged={
-            start + key: values
-            for start in ("val/", "distance/")
-            for key, values in _columns(evaluations, start).items()
-        },
+        logged=logged,
+        missing=[key for key, values in compared.items() if np.isnan(values).any()],
     )
+
+
+def _check_keys(path: Path, evaluations: Sequence[dict[str, Any]], always: Sequence[str], once: Sequence[str]) -> None:
+    """InputError where an evaluation lacks one of some keys, or all lack one of others."""
+    for entry in evaluations:
+        if missing := next((key for key in always if not _is_number(entry.get(key))), None):
+            raise InputError(f"{path}: the evaluation at step {entry['step']} has no '{missing}'")
+    for key in once:
+        if evaluations and not any(key in entry for entry in evaluations):
+            raise InputError(f"{path}: the evaluation at step {evaluations[0]['step']} has no '{key}'")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _read_cosines(record: RunRecord) -> dict[str, Array]:
@@ -163,7 +210,7 @@ def _read_cosines(record: RunRecord) -> dict[str, Array]:
     nothing = np.full((1, len(record.tasks), len(record.tasks)), np.nan)
     found = {}
     for key in keys:
-        matrices = [np.array(entry[key], float) for entry in entries if key in entry]
+        matrices = [_finite(np.array(entry[key], float)) for entry in entries if key in entry]
         thirds = np.array_split(np.stack(matrices), _THIRDS)
         means = [mean_of_present(np.concatenate([third, nothing])) for third in thirds]
         found[key.removeprefix("conflict/").removesuffix(_MATRIX)] = np.stack(means)
@@ -205,4 +252,8 @@ def _columns(entries: list[dict[str, Any]], prefix: str) -> dict[str, Array]:
 
 
 def _column(entries: list[dict[str, Any]], key: str) -> Array:
-    return np.array([entry.get(key) for entry in entries], float)  # null and missing are NaN
+    return _finite(np.array([entry.get(key) for entry in entries], float))  # null and missing are NaN
+
+
+def _finite(values: Array) -> Array:
+    return np.where(np.isfinite(values), values, np.nan)

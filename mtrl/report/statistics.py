@@ -3,6 +3,7 @@
 Scores come as a matrix ``[n, T]``: a row is the run of one seed, a column a task. Every interval is a 95%
 percentile-bootstrap interval (Efron, 1979) from `RESAMPLES` resamples, which a generator draws; with one seed there is
 none (NaN). The same scores and the same generator give the same digits.
+Values that are not finite are refused (`InputError`): every comparison with NaN is false, whatever the truth.
 
 Two ways of resampling are in use, and they answer different questions:
 
@@ -21,6 +22,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from mtrl.errors import InputError
+from mtrl.text import counted, number
+
 Array = NDArray[np.float64]
 
 RESAMPLES = 10_000
@@ -38,15 +42,20 @@ class Estimate:
 
     def __str__(self) -> str:
         """At least three digits, e.g. ``0.831 [0.790, 0.872]``; the value alone where there is no interval."""
-        small = 0 < abs(self.value) < 0.1
-        decimals = 2 - math.floor(math.log10(abs(self.value))) if small else 3
+        return self.text()
+
+    def text(self, sign: str = "") -> str:
+        """The same, with ``sign="+"`` signed; the digits are those of the largest of the numbers."""
         if math.isnan(self.low):
-            return f"{self.value:.{decimals}f}"
-        return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+            return number(self.value, sign=sign)
+        size = max(map(abs, (self.value, self.low, self.high)))
+        value, low, high = (number(one, size, sign) for one in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
 
 def mean_over_tasks(scores: Array, generator: Generator) -> Estimate:
     """The mean over runs and tasks of scores ``[n, T]``, with seeds resampled within each task."""
+    _check(scores)
     resampled = np.zeros(RESAMPLES)
     for column in scores.T:
         resampled += column[_draw(len(column), generator)].mean(1)
@@ -55,6 +64,7 @@ def mean_over_tasks(scores: Array, generator: Generator) -> Estimate:
 
 def mean_over_seeds(values: Array, generator: Generator) -> Estimate:
     """The mean of one value per seed ``[n]``, with whole seeds resampled."""
+    _check(values)
     return _estimate(values.mean(), values[_draw(len(values), generator)].mean(1), len(values))
 
 
@@ -64,6 +74,7 @@ def interquartile_mean(values: Array) -> Array:
     As in rliable, the cut is rounded down: with fewer than four values this is their mean. On single success or
     failure scores it saturates (at a mean of 0.74 the middle half is all ones): give it means over tasks.
     """
+    _check(values)
     cut = values.shape[-1] // 4
     middle: Array = np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1)
     return middle
@@ -80,6 +91,7 @@ def probability_of_improvement(x: Array, y: Array, generator: Generator) -> Esti
 
     Agarwal et al. (2021). The seeds, which are resampled independently, need not be the same.
     """
+    _check(x, y)
     wins = (x[:, None] > y).mean(-1) + (x[:, None] == y).mean(-1) / 2
     n, m = wins.shape
     resampled = ((_counts(n, RESAMPLES, generator) @ wins) * _counts(m, RESAMPLES, generator)).sum(1) / (n * m)
@@ -116,6 +128,7 @@ def sign_flip_p_value(differences: Array, generator: Generator) -> float:
     1935). Beyond, 65,536 random assignments stand for them, the observed one counted among them (Phipson and Smyth,
     2010).
     """
+    _check(differences)
     n = len(differences)
     if n <= _EXACT_SEEDS:
         signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
@@ -128,6 +141,7 @@ def sign_flip_p_value(differences: Array, generator: Generator) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for having asked several questions at once (Holm, 1979)."""
+    _check(np.asarray(p_values, float))
     order = np.argsort(p_values, kind="stable")
     adjusted = np.maximum.accumulate(np.arange(len(order), 0, -1) * np.asarray(p_values, float)[order])
     return [float(value) for value in np.minimum(adjusted, 1)[np.argsort(order)]]
@@ -178,10 +192,7 @@ class PairedComparison:
                 f"Too few seeds to tell {self.method} from {self.baseline}: they have no seed in common; "
                 "run both with the same seeds."
             )
-        low, high = self.difference.low, self.difference.high
-        interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
-        over = f"over {self.seeds} paired seed{'s' if self.seeds > 1 else ''}"
-        numbers = f"{self.difference.value:+.3f}{interval} {over}"
+        numbers = f"{self.difference.text('+')} over {counted(self.seeds, 'paired seed')}"
         if self.verdict == "too few seeds to tell":
             return (
                 f"Too few seeds to tell {self.method} from {self.baseline}: {numbers}; fewer than "
@@ -198,9 +209,14 @@ def compare_with_baseline(
 ) -> list[PairedComparison]:
     """Compares every other method (by name, seeds ``[n]`` and their scores ``[n, T]``) with the baseline, by seed.
 
-    Every method gets the same resamples, which the seed draws, whichever others are compared.
+    Every method gets the same resamples, which the seed draws, whichever others are compared. Seeds of which a score is
+    not finite are left out; where none is left of the baseline, nothing is compared.
     """
+    methods = {name: _whole(*of) for name, of in methods.items()}
+    methods = {name: of for name, of in methods.items() if of[0] or name == baseline}
     base_seeds, base_scores = methods[baseline]
+    if not base_seeds:
+        return []
     base = dict(zip(base_seeds, base_scores.mean(1), strict=True))
     differences = {
         name: np.array([value - base[own] for own, value in zip(seeds, scores.mean(1), strict=True) if own in base])
@@ -232,6 +248,17 @@ def best_by_luck(rates: Array, episodes: int, evaluations: int, generator: Gener
     """
     successes = generator.binomial(episodes, rates, size=(200, evaluations, len(rates)))
     return float(successes.mean(-1).max(1).mean() / episodes)
+
+
+def _whole(seeds: list[int], scores: Array) -> tuple[list[int], Array]:
+    """The seeds of which all scores are finite, and these."""
+    kept = [place for place, row in enumerate(scores) if np.isfinite(row).all()]
+    return [seeds[place] for place in kept], scores[kept]
+
+
+def _check(*arrays: Array) -> None:
+    if not all(np.isfinite(values).all() for values in arrays):
+        raise InputError("statistics are of finite numbers: leave out what is missing, and say so")
 
 
 def _draw(n: int, generator: Generator) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import numpy as np
 from mtrl.errors import InputError
 from mtrl.measures import gain_statistics, mean_rank, relative_gain
 from mtrl.report import drawing, figures
-from mtrl.report.comparison import Comparison, Method, differences, runs_by_method, unscored_warning
+from mtrl.report.comparison import Comparison, Method, differences, runs_by_method, unscored_warnings
 from mtrl.report.conflict_figures import conflict_pictures
 from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import Run
@@ -60,7 +60,7 @@ def compare_supervised(
     by_tasks: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
         if run.directory not in unread:
-            by_tasks[tuple(run.tasks)].append(run)
+            by_tasks[tuple(run.tasks)].append(run)  # in one order: `load_runs` sees to that
     singles = {tasks[0]: own for tasks, own in by_tasks.items() if len(tasks) == 1}
     multiple = {tasks: own for tasks, own in by_tasks.items() if len(tasks) > 1}
     if not multiple:
@@ -88,7 +88,8 @@ def _compare(
     runs: list[Run], singles: Mapping[str, list[Run]], baseline: str, seed: int, left_out: Sequence[str]
 ) -> SupervisedComparison:
     described = next(run.summary.metrics for run in runs if run.summary is not None)
-    higher = {key: metric.higher_is_better for key, metric in described.items()}
+    ordered = sorted(described, key=lambda key: ("/" in key, runs[0].tasks.index(key.split("/")[0])))
+    higher = {key: described[key].higher_is_better for key in ordered}
     by_name = runs_by_method(runs, baseline)
     tested = {name: _tested(own, list(higher)) for name, own in by_name.items()}
     missing = [task for task, own in singles.items() if not _finished(own)]
@@ -104,7 +105,7 @@ def _compare(
     reference = {key: float(over[key].mean()) for key in higher}
     reference_name = baseline if missing else SINGLE
     every = [*runs, *(run for own in singles.values() for run in own)]
-    unscored = [unscored_warning(every)] if len(_finished(every)) < len(every) else []
+    unscored = unscored_warnings(every, [run for run in every if run.summary is None], "not finished")
     return SupervisedComparison(
         score=f"relative gain over {reference_name}, %",
         seed=seed,
@@ -117,7 +118,7 @@ def _compare(
         compared=_finished(every),
         remarks=[*unscored, *_reference_warnings(runs, singles, missing, baseline)],
         left_out=left_out,
-        metrics={key: f"{key.split('/')[0]} {metric.name}" for key, metric in described.items()},
+        metrics={key: f"{key.split('/')[0]} {described[key].name}" for key in ordered},
         higher_is_better=higher,
         single={} if missing else single,
         reference_name=reference_name,

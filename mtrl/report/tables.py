@@ -65,7 +65,7 @@ def text_of(cell: Cell) -> str:
     if _empty(cell.value if isinstance(cell, Estimate) else cell):
         return "-"
     if isinstance(cell, float):
-        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+        return f"{cell:,.0f}" if 1000 <= abs(cell) < 1e9 else f"{cell:z.3g}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
@@ -113,7 +113,7 @@ def cost_table(comparison: Comparison, note: str) -> Table:
             "lower quartile": lambda method: quantile(method.name, 0.25),
             "upper quartile": lambda method: quantile(method.name, 0.75),
             f"relative to {comparison.baseline}": (
-                lambda method: quantile(method.name, 0.5) / quantile(comparison.baseline, 0.5)
+                lambda method: quantile(method.name, 0.5) / (quantile(comparison.baseline, 0.5) or math.nan)
             ),
             "peak memory, GiB": lambda method: method.peak_memory("process_gib"),
             "peak GPU memory, GiB": lambda method: method.peak_memory("gpu_gib"),

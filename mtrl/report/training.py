@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
 from mtrl.report import drawing, figures
-from mtrl.report.comparison import Comparison, Method, named, runs_by_method, unscored_warning
+from mtrl.report.comparison import Comparison, Method, named, runs_by_method, unscored_warnings
 from mtrl.report.conflict_figures import conflict_pictures
 from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import Run
@@ -46,17 +46,20 @@ def compare_training(
     """Compares the methods of runs of reinforcement learning of one benchmark and list of tasks.
 
     Where any run is finished, finished runs alone are scored; otherwise every run is. All are scored at the last
-    evaluation that each of them reached, so that a longer run has no advantage. The arguments become the
-    `TrainingComparison`'s attributes; ``metric`` is what `Metrics.scores` holds.
+    evaluation that each of them reached, so that a longer run has no advantage. A run is not scored where a value of
+    its last ``last_k`` evaluations by then is missing. The arguments become the `TrainingComparison`'s attributes;
+    ``metric`` is what `Metrics.scores` holds.
 
     Raises:
-        InputError: if no run has an evaluation, or there is no such baseline.
+        InputError: if no run can be scored, or there is no such baseline.
     """
     evaluated = [run for run in runs if len(run.metrics.steps)]
     if not evaluated:
         raise InputError(f"none of the {len(runs)} runs has an evaluation ('{metric}') yet")
-    compared = [run for run in evaluated if run.summary is not None] or evaluated
-    step = int(min(run.metrics.steps[-1] for run in compared))
+    candidates = [run for run in evaluated if run.summary is not None] or evaluated
+    compared, step = _scorable(candidates, last_k)
+    if not compared:
+        raise InputError(f"no run can be scored: values of '{metric}' or of its tasks are missing in all of them")
     return TrainingComparison(
         score=f"{_label(metric)}, mean of the last {last_k} evaluations",
         seed=seed,
@@ -64,12 +67,23 @@ def compare_training(
         methods=[_method(name, own, compared, step, last_k) for name, own in runs_by_method(runs, baseline).items()],
         runs=runs,
         compared=compared,
-        remarks=_run_warnings(runs, compared, step),
+        remarks=_run_warnings(runs, candidates, compared, step),
         left_out=left_out,
         metric=metric,
         step=step,
         last_k=last_k,
     )
+
+
+def _scorable(candidates: Sequence[Run], last_k: int) -> tuple[list[Run], int]:
+    """The runs without a missing value in their scores, and the last evaluation that each of these reached."""
+    compared, step = list(candidates), 0
+    before = len(compared) + 1
+    while len(compared) < before and compared:
+        before, step = len(compared), int(min(run.metrics.steps[-1] for run in compared))
+        whole = [run.metrics.whole[run.metrics.steps <= step][-last_k:] for run in compared]
+        compared = [run for run, own in zip(compared, whole, strict=True) if len(own) and own.all()]
+    return compared, step
 
 
 def _label(metric: str) -> str:
@@ -83,7 +97,8 @@ def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k
     for run in runs:
         if run.directory in directories:
             until = int((run.metrics.steps <= step).sum())
-            means, scores = run.metrics.scores[:until], run.metrics.task_scores[:until]
+            scores = run.metrics.task_scores[:until]
+            means = np.where(run.metrics.whole[:until], run.metrics.scores[:until], -np.inf)
             rows[run.seed].append(np.stack([scores[-1], scores[-last_k:].mean(0), scores[means.argmax()]]))
     seeds = sorted(rows)
     empty = np.zeros((3, 0, len(runs[0].tasks)))
@@ -91,15 +106,21 @@ def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k
     return Method(name, runs, seeds, last, {"final": final, "best": best})
 
 
-def _run_warnings(runs: Sequence[Run], compared: Sequence[Run], step: int) -> list[str]:
+def _run_warnings(runs: Sequence[Run], candidates: Sequence[Run], compared: Sequence[Run], step: int) -> list[str]:
     warnings = []
-    if any(run.summary for run in runs):
-        if len(compared) < len(runs):
-            warnings.append(unscored_warning(runs))
-    else:
+    finished = [run for run in runs if run.summary]
+    if not finished:
         warnings.append(f"No run is finished: all are scored at step {step:,}, the last that each of them reached.")
-        if unevaluated := [run for run in runs if not len(run.metrics.steps)]:
-            warnings.append(f"Runs without an evaluation yet: {named(unevaluated)}.")
+    elif any(run.summary for run in candidates):
+        warnings += unscored_warnings(runs, [run for run in runs if run.summary is None], "not finished")
+    else:
+        warnings.append(f"No finished run has an evaluation of this metric: all others are scored at step {step:,}.")
+    if unevaluated := [run for run in finished or runs if not len(run.metrics.steps)]:
+        lacks = "of this metric" if finished else "yet"
+        warnings.append(f"Runs without an evaluation {lacks}: {named(unevaluated)}.")
+    scored = {run.directory for run in compared}
+    lacking = [run for run in candidates if run.directory not in scored]
+    warnings += unscored_warnings(runs, lacking, f"without all values of the last evaluations up to step {step:,}")
     longest = max(run.metrics.steps[-1] for run in compared)
     if step < longest:
         shortest = [run for run in compared if run.metrics.steps[-1] == step]
@@ -308,6 +329,6 @@ def _scores(method: Method, task: int | None = None) -> Rows | None:
 
 def _limit(figure: Figure, comparison: Comparison) -> None:
     """Rates are shown on the whole of their scale."""
-    if all(((run.metrics.task_scores >= 0) & (run.metrics.task_scores <= 1)).all() for run in comparison.runs):
+    if not any(((run.metrics.task_scores < 0) | (run.metrics.task_scores > 1)).any() for run in comparison.runs):
         for axes in figure.axes:
             axes.set_ylim(-0.03, 1.03)

@@ -69,7 +69,7 @@ def write_run(
             learned = ability * (1 - np.exp(-5 * step / (evaluations * every)))
             episodes = rng.random((len(tasks), resolved["eval"]["episodes"])) < learned[:, None]
             evaluation = Evaluation(list(tasks), episodes)
-            entries.append(when | evaluation.metrics())
+            entries.append(when | evaluation.metrics("eval/"))
     write_entries(directory, entries)
     if finished:
         summary = {
@@ -77,6 +77,7 @@ def write_run(
             "steps": evaluations * every,
             "seconds": evaluations * every * seconds_per_step,
             "episodes_per_evaluation": resolved["eval"]["episodes"],
+            "evaluated_on": ["training"],
             "memory": {"process_gib": round(1 + rng.random(), 3)},
             "machine": dict(machine),
             "command": ["scripts/train.py", f"combiner={combiner}", f"seed={seed}"],

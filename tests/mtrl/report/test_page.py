@@ -96,7 +96,7 @@ def test_the_page_says_what_was_found_and_how_it_was_made(report: Path) -> None:
     assert "pcgrad is better than unitary: +" in text
     assert "No significant difference between mgda and unitary" in text
     assert "not evidence of equality" in text
-    assert "1 of 25 runs are not finished and not scored: killed" in text
+    assert "1 of 25 runs is not finished and not scored: killed" in text
     for part in ("Seeds 0 to 7", "A processor, 2 cores", "torch 2.13.0", "python scripts/compare.py 'runs=some where'"):
         assert text.count(part) >= len(FIGURES)  # beside each figure
     assert "python scripts/train.py combiner=pcgrad seed=0" in text

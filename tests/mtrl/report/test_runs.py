@@ -293,7 +293,7 @@ def test_unfinished_runs_are_drawn_but_not_scored(tmp_path: Path) -> None:
     found = comparison(tmp_path)
     pcgrad = found.methods[1]
     assert (found.step, pcgrad.seeds, len(pcgrad.runs), len(found.compared)) == (10_000, [0, 1], 3, 4)
-    assert any("1 of 5 runs are not finished and not scored: killed" in warning for warning in found.warnings)
+    assert any("1 of 5 runs is not finished and not scored: killed" in warning for warning in found.warnings)
 
 
 def test_a_sweep_that_is_still_running_is_scored_where_every_run_has_been(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
     assert {file.stem for file in (tmp_path / "out" / "tables").iterdir()} == set(TABLES)
     text = Page(page.read_text()).text
     assert "mgda is better than unitary: +" in text
-    assert "1 of 41 runs are not finished and not scored: killed" in text
+    assert "1 of 41 runs is not finished and not scored: killed" in text
     with (tmp_path / "out" / "tables" / "distance.csv").open() as file:
         distance = next(csv.DictReader(file))
     assert float(distance["total distance"]) == 24
