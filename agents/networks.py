@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.values import Values
 from mtrl.gradients.layers import EnsembleLayerNorm, EnsembleLinear
 from mtrl.rl.protocols import Floats
-
-NUM_CRITICS = 2
 
 
 def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
@@ -29,18 +28,56 @@ def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
     return torch.cat([observations, one_hot.view(shape).expand(*observations.shape[:-1], num_tasks)], -1)
 
 
-def mlp(
-    sizes: Sequence[int], linear: Callable[[int, int], nn.Module], norm: Callable[[int], nn.Module] | None
-) -> nn.Sequential:
+Linear = Callable[[int, int], nn.Module]
+Norm = Callable[[int], nn.Module] | None
+
+
+def _layer(size: int, width: int, linear: Linear, norm: Norm) -> list[nn.Module]:
+    return [linear(size, width), *([norm(width)] if norm else [])]
+
+
+def mlp(sizes: Sequence[int], linear: Linear, norm: Norm) -> nn.Sequential:
     """Hidden layers with ReLU, normalised before it if so asked, and a linear output."""
     layers: list[nn.Module] = []
     for size, width in pairwise(sizes[:-1]):
-        layers += [linear(size, width), *([norm(width)] if norm else []), nn.ReLU()]
+        layers += [*_layer(size, width, linear, norm), nn.ReLU()]
     return nn.Sequential(*layers, linear(sizes[-2], sizes[-1]))
+
+
+class ResidualBlock(nn.Module):
+    """``x + f(x)``, where ``f`` is two linear layers with ReLU between (BroNet: Nauman et al., 2024, figure 2)."""
+
+    def __init__(self, width: int, linear: Linear, norm: Norm) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_layer(width, width, linear, norm), nn.ReLU(), *_layer(width, width, linear, norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[..., width]`` to the same shape."""
+        y: Tensor = self.layers(x)
+        return x + y
+
+
+def residual(sizes: Sequence[int], linear: Linear, norm: Norm) -> nn.Sequential:
+    """The first hidden layer of `mlp`, one `ResidualBlock` for each further one, and a linear output."""
+    width = sizes[1]
+    blocks = [ResidualBlock(width, linear, norm) for _ in sizes[2:-1]]
+    return nn.Sequential(*_layer(sizes[0], width, linear, norm), nn.ReLU(), *blocks, linear(width, sizes[-1]))
+
+
+BLOCKS: dict[str, tuple[Callable[..., nn.Sequential], Callable[[Tensor], object]]] = {
+    "mlp": (mlp, nn.init.xavier_uniform_),
+    "residual": (residual, partial(nn.init.orthogonal_, gain=2**0.5)),
+}
+"""How hidden layers are put together, and how all weights start."""
 
 
 class Actor(nn.Module):
     """A Gaussian policy squashed by tanh (Haarnoja et al., 2018, appendix C).
+
+    The log standard deviation is clamped to its range, which leaves it as it is within and has no gradient beyond. The
+    code of Kurin et al. (2022) maps the network's output ``y`` onto the range instead, by
+    ``log_std_min + (log_std_max - log_std_min) (tanh(y) + 1) / 2``, so that ``y = 0`` is its middle (a deviation of
+    e^-9 for -20 to 2, where it is 1 here).
 
     Args:
         observation_size: the size O of an observation.
@@ -48,6 +85,7 @@ class Actor(nn.Module):
         hidden_sizes: the width of each hidden layer.
         num_tasks: how many tasks to tell apart by a one-hot vector; 0 tells none.
         layer_norm: normalise after each hidden linear layer.
+        block: which of `BLOCKS` the hidden layers are.
         log_std_min: lower bound of the log standard deviation before squashing.
         log_std_max: its upper bound.
     """
@@ -60,22 +98,25 @@ class Actor(nn.Module):
         *,
         num_tasks: int = 0,
         layer_norm: bool = False,
+        block: str = "mlp",
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
     ) -> None:
         super().__init__()
         self.num_tasks, self.action_size = num_tasks, action_size
         sizes = [observation_size + num_tasks, *hidden_sizes, 2 * action_size]
-        self.layers = mlp(sizes, nn.Linear, nn.LayerNorm if layer_norm else None)
+        build, initialize = BLOCKS[block]
+        self.layers = build(sizes, nn.Linear, nn.LayerNorm if layer_norm else None)
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
-        for layer in self.layers:
+        for layer in self.layers.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
+                initialize(layer.weight)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Maps ``[T, ..., O]`` to the mean and the log standard deviation before squashing, ``[T, ..., A]`` each."""
-        mean, log_std = self.layers(with_task_id(observations, self.num_tasks)).chunk(2, -1)
+        outputs = self.layers(with_task_id(observations, self.num_tasks))
+        mean, log_std = outputs.to(observations.dtype).chunk(2, -1)
         return mean, log_std.clamp(self.log_std_min, self.log_std_max)
 
     def sample(self, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -125,29 +166,38 @@ class Actor(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Two independent action-value functions as one batched network; arguments are as the `Actor`'s."""
+    """E independent critics as one batched network; other arguments are as the `Actor`'s.
+
+    Args:
+        values: what the outputs mean.
+        size: E.
+    """
 
     def __init__(
         self,
         observation_size: int,
         action_size: int,
         hidden_sizes: Sequence[int],
+        values: Values,
         *,
         num_tasks: int = 0,
+        size: int = 2,
         layer_norm: bool = False,
+        block: str = "mlp",
     ) -> None:
         super().__init__()
-        self.num_tasks = num_tasks
-        sizes = [observation_size + num_tasks + action_size, *hidden_sizes, 1]
-        norm = partial(EnsembleLayerNorm, NUM_CRITICS) if layer_norm else None
-        self.layers = mlp(sizes, partial(EnsembleLinear, NUM_CRITICS), norm)
-        for layer in self.layers:
+        self.num_tasks, self.values, self.size = num_tasks, values, size
+        sizes = [observation_size + num_tasks + action_size, *hidden_sizes, values.outputs]
+        build, initialize = BLOCKS[block]
+        norm = partial(EnsembleLayerNorm, size) if layer_norm else None
+        self.layers = build(sizes, partial(EnsembleLinear, size), norm)
+        for layer in self.layers.modules():
             if isinstance(layer, EnsembleLinear):
                 for member in layer.weight.data:
-                    nn.init.xavier_uniform_(member)
+                    initialize(member)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Maps ``[T, B, O]`` and ``[T, B, A]`` to action values ``[2, T, B]``."""
+        """Maps ``[T, B, O]`` and ``[T, B, A]`` to what `values` reads, ``[E, T, B, outputs]``."""
         x = torch.cat([with_task_id(observations, self.num_tasks), actions], -1)
-        values: Tensor = self.layers(x.expand(NUM_CRITICS, *x.shape))
-        return values.squeeze(-1)
+        outputs: Tensor = self.layers(x.expand(self.size, *x.shape))
+        return outputs.to(x.dtype)

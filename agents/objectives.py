@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.combiners import Combiner
+from mtrl.combiners import Combiner, NegativeLossError
 from mtrl.errors import InputError, RunError
-from mtrl.gradients import NonFiniteError, TaskBatched, check_finite
+from mtrl.gradients import NonFiniteError, TaskBatched
 from mtrl.gradients.conflict import conflict_metrics
 from mtrl.gradients.pipeline import Source, accumulate, describe, gradients, look, norm_of, weigh
 
@@ -95,8 +95,8 @@ class Objectives:
         with torch.no_grad():
             for row, (combiner, source) in enumerate(zip(self.combiners.values(), self._sources, strict=True)):
                 combined = gradients(combiner, source, found[row], 1 / len(self.tasks))
-                accumulate(source.parameters, combined)
                 self.norms[row] = norm_of(combined)
+                accumulate(source.parameters, combined)
                 if self.max_norm is not None:
                     factor = (self.max_norm / (self.norms[row] + 1e-12)).clamp(max=1)
                     for parameter in source.parameters:
@@ -113,9 +113,10 @@ class Objectives:
             if not finite:
                 self.norms.zero_()
                 with self.named_errors(name):
-                    if self._sources:
-                        check_finite("gradient", self._sources[row].squares())
-                    raise NonFiniteError("gradient", None)
+                    task = None
+                    for source in self._sources[row : row + 1]:
+                        task = source.offender([parameter.grad for parameter in source.parameters])
+                    raise NonFiniteError("gradient", task)
 
     def describe(self, found: list[Tensor]) -> dict[str, Any]:
         """Measures of gradient conflict by ``conflict/<objective>/...``; before a step changes the parameters."""
@@ -129,6 +130,10 @@ class Objectives:
                     f"conflict/{name}/{key}": value for key, value in conflict_metrics(done, self.tasks).items()
                 }
         return metrics
+
+    def counts(self) -> dict[str, Any]:
+        """``count/<objective>_stationary``, 1 where `weigh` has just found that its method had no solution."""
+        return {f"count/{name}_stationary": 1 for name, combiner in self.combiners.items() if combiner.stationary}
 
     def obstacle(self) -> str | None:
         """Why the pieces cannot be captured as graphs, if so."""
@@ -149,10 +154,12 @@ class Objectives:
         """Gives errors the name of objective, method and task, and drops the gradients of an update that failed."""
         try:
             yield
-        except RunError as error:
+        except (RunError, NegativeLossError) as error:
             for network in self.networks.values():
                 for parameter in network.parameters:
                     parameter.grad = None
+            if isinstance(error, NegativeLossError):
+                raise error.named(self.tasks[error.task], f"in the {objective} objective") from error
             reason = str(error)
             if isinstance(error, NonFiniteError):
                 task = "" if error.task is None else f" of task '{self.tasks[error.task]}'"

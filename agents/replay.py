@@ -1,4 +1,4 @@
-"""The replay buffer: raw rewards in, normalised mini-batches out."""
+"""The replay buffer: transitions as the environments gave them."""
 
 import warnings
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     observations: Tensor
     actions: Tensor
     rewards: Tensor
-    """Raw in the buffer; in a mini-batch divided by the task's standard deviation where the buffer normalises."""
+    """Raw in the buffer; a mini-batch's are scaled by what learns from it (see `agents.reward_scale`)."""
     next_observations: Tensor
     """The true successor, at the end of an episode too."""
     terminated: Tensor
@@ -43,15 +43,10 @@ class ReplayBuffer:
 
     Where they do not fit there, the fields live in the host's memory, and mini-batches are gathered there and sent.
 
-    Rewards are stored as the environment gave them. Sampling divides them by the standard deviation of the
-    rewards that the buffer holds for their task (Kurin et al., 2022, section 4.2); the mean is kept. A task whose
-    stored rewards do not vary has no scale yet and is left as it is.
-
     Args:
         num_tasks: T; observations are of size O, actions of size A.
         capacity: transitions per task.
         device: where mini-batches are used, and the fields live if they fit.
-        normalize_rewards: whether sampling normalises.
 
     Raises:
         InputError: if the fields fit neither into the device's free memory nor into the host's.
@@ -64,11 +59,8 @@ class ReplayBuffer:
         observation_size: int,
         action_size: int,
         device: torch.device,
-        *,
-        normalize_rewards: bool = True,
     ) -> None:
         self.num_tasks, self.capacity = num_tasks, capacity
-        self.normalize_rewards = normalize_rewards
         needed = self.check_memory(num_tasks, capacity, observation_size, action_size, device)
         self.device, self.storage = device, storage_device(needed, device)
         """Where mini-batches go, and where the fields are."""
@@ -153,6 +145,10 @@ class ReplayBuffer:
         constant = std <= 1e-6 * self._mean.abs()
         return torch.where(constant, 1.0, std)
 
+    def reward_mean(self) -> Tensor:
+        """``[T]``, the mean of each task's stored rewards."""
+        return self._mean
+
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draws ``batch_size`` transitions per task, uniformly with replacement.
 
@@ -165,10 +161,7 @@ class ReplayBuffer:
         index = torch.randint(len(self), shape, generator=generator, device=generator.device).to(self.storage)
         index += self._offset
         drawn = Batch(*(field.flatten(0, 1)[index] for field in self.fields))
-        rewards = drawn.rewards
-        if self.normalize_rewards:
-            rewards = rewards / self.reward_std().unsqueeze(1).to(rewards)
-        return Batch(*map(self._send, drawn._replace(rewards=rewards, terminated=drawn.terminated.to(rewards))))
+        return Batch(*map(self._send, drawn._replace(terminated=drawn.terminated.to(drawn.rewards))))
 
     def _send(self, rows: Tensor) -> Tensor:
         """Brings a mini-batch's field to the training device; to a GPU it travels while the host goes on."""
@@ -193,6 +186,12 @@ class ReplayBuffer:
         slots = torch.arange(start, start + count, device=self.storage) % self.capacity
         for name, field in self.fields._asdict().items():
             field[:, slots] = transitions[name].to(field)
+
+    def clear(self) -> None:
+        """Forgets all transitions."""
+        self.added = 0
+        self._mean.zero_()
+        self._squares.zero_()
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Everything but the transitions themselves, which `slice` gives."""

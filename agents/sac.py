@@ -5,6 +5,7 @@ gradients into one. Defaults are those of Kurin et al. (2022), table 1, unless a
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,12 +16,29 @@ from torch import Tensor, nn
 from agents.graphs import Graphs, warn
 from agents.networks import Actor, TwinCritic
 from agents.objectives import Objectives
+from agents.plasticity import plasticity
 from agents.replay import Batch, ReplayBuffer
+from agents.reward_scale import DeviationScale, MeanScale, ReturnScale, RewardScale
+from agents.values import CategoricalValues, ScalarValues, Values
 from mtrl.combiners import Combiner
-from mtrl.errors import RunError
+from mtrl.errors import InputError, RunError
 from mtrl.gradients import TaskBatched
 from mtrl.ranges import Count, Finite, Fraction, NotNegative, Positive, Within, check_fields
 from mtrl.rl.protocols import Floats, Step
+from mtrl.run import random_state
+from mtrl.run.initial_weights import check_weights
+
+ADAM = {"coupled": torch.optim.Adam, "decoupled": torch.optim.AdamW}
+
+
+@dataclass
+class NetworkConfig:
+    """Hyperparameters of one network."""
+
+    hidden_sizes: list[Count] | None = None  # agent.hidden_sizes
+    block: Annotated[str, Literal["mlp", "residual"]] = "mlp"  # or BroNet's, for each hidden layer after the first
+    layer_norm: bool = False
+    weight_decay: NotNegative = 0.0
 
 
 @dataclass
@@ -28,49 +46,73 @@ class SACConfig:
     """Hyperparameters of the agent."""
 
     hidden_sizes: list[Count] = field(default_factory=lambda: [400, 400, 400])
-    layer_norm: bool = False
+    actor: NetworkConfig = field(default_factory=lambda: NetworkConfig(weight_decay=3e-4))
+    critic: NetworkConfig = field(default_factory=NetworkConfig)
+    critic_loss: Annotated[str, Literal["mse", "categorical"]] = "mse"
+    value_limit: Positive = 10.0  # of a categorical critic's atoms, and of returns under reward_scale=return
+    atoms: Annotated[int, Within("[2, inf)")] = 101
+    critics: Annotated[int, Within("[1, inf)")] = 2
+    twins: Annotated[str, Literal["min", "mean"]] = "min"  # what two critics say together
     task_encoding: Annotated[str, Literal["one_hot", "none"]] = "one_hot"  # added to observations; Kurin et al.: none
     discount: Fraction = 0.99
     target_update_rate: Annotated[float, Within("(0, 1]")] = 0.005
     learning_rate: Positive = 3e-4
-    actor_weight_decay: NotNegative = 3e-4
     weight_decay_mode: Annotated[str, Literal["coupled", "decoupled"]] = "coupled"  # Adam's, as in their code; or AdamW
     max_gradient_norm: Positive | None = None
     initial_temperature: Positive = 1.0
+    temperature_learning_rate: Positive | None = None  # agent.learning_rate
     per_task_temperature: bool = False
     target_entropy: Finite | None = None  # minus the number of action dimensions
     buffer_size: Count = 4_000_000  # transitions over all tasks, each of which has an equal share
-    normalize_rewards: bool = True
+    reward_scale: Annotated[str, Literal["sigma", "return", "mean", "none"]] = "sigma"
     rescale: bool = True  # every method's weights to unitary's scale; off, each keeps its paper's own
     compile: Annotated[str, Literal["auto", "off"]] = "auto"  # on CUDA, replay updates as graphs or launch operations
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_fields(self, "agent.")
+        for side in (self.actor, self.critic):
+            sizes = side.hidden_sizes or self.hidden_sizes
+            if side.block == "residual" and len(set(sizes)) > 1:
+                raise InputError(f"agent: residual blocks need hidden layers of one size, got {sizes}")
+        if self.reward_scale == "return" and self.discount == 1:
+            raise InputError("agent.reward_scale=return needs agent.discount below 1: cut-off episodes have no return")
+
+    def network(self, side: NetworkConfig) -> dict[str, Any]:
+        """How one network is built."""
+        sizes = side.hidden_sizes or self.hidden_sizes
+        return {"hidden_sizes": sizes, "block": side.block, "layer_norm": side.layer_norm}
+
+    def values(self) -> Values:
+        """What critics say."""
+        if self.critic_loss == "mse":
+            return ScalarValues(pessimistic=self.twins == "min")
+        return CategoricalValues(self.value_limit, self.atoms, pessimistic=self.twins == "min")
 
 
 def critic_targets(
     actor: Actor, target_critic: TwinCritic, batch: Batch, alpha: Tensor, discount: float, generator: torch.Generator
 ) -> Tensor:
-    """``y = r + gamma (1 - terminated) (min_e Q'_e(s', a') - alpha log pi(a'|s'))``, ``[T, B]``."""
+    """``r + gamma (1 - terminated) (Q'(s', a') - alpha log pi(a'|s'))`` as `Values.target` has it, ``[T, B, ...]``."""
     with torch.no_grad():
         next_actions, log_prob = actor.sample(batch.next_observations, generator)
-        next_values: Tensor = target_critic(batch.next_observations, next_actions).amin(0)
-        return batch.rewards + discount * (1 - batch.terminated) * (next_values - alpha * log_prob)
+        outputs = target_critic(batch.next_observations, next_actions)
+        gamma = discount * (1 - batch.terminated)
+        return target_critic.values.target(batch.rewards, gamma, outputs, alpha * log_prob)
 
 
 def critic_losses(critic: TwinCritic, batch: Batch, targets: Tensor) -> Tensor:
-    """Each task's mean squared error, summed over both critics: ``[T]``."""
-    errors: Tensor = critic(batch.observations, batch.actions) - targets
-    return errors.square().mean(-1).sum(0)
+    """Each task's mean error, summed over both critics: ``[T]``."""
+    errors = critic.values.error(critic(batch.observations, batch.actions), targets)
+    return errors.mean(-1).sum(0)
 
 
 def actor_losses(
     actor: Actor, critic: TwinCritic, batch: Batch, alpha: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Each task's mean of ``alpha log pi(a|s) - min_e Q_e(s, a)``, ``[T]``, and the log-probabilities ``[T, B]``."""
+    """Each task's mean of ``alpha log pi(a|s) - Q(s, a)``, ``[T]``, and the log-probabilities ``[T, B]``."""
     actions, log_prob = actor.sample(batch.observations, generator)
-    values = critic(batch.observations, actions).amin(0)
+    values = critic.values.joint_value(critic(batch.observations, actions))
     return (alpha * log_prob - values).mean(-1), log_prob.detach()
 
 
@@ -80,7 +122,7 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
 
 
 class Losses(NamedTuple):
-    """What one mini-batch says: each task's losses ``[T]``, temperatures ``[T or 1, 1]``, the rest ``[T, B]``."""
+    """What one mini-batch says: each task's losses ``[T]``, temperatures ``[T or 1, 1]``, the rest ``[T, B, ...]``."""
 
     critic: Tensor
     actor: Tensor
@@ -123,20 +165,21 @@ class MultiTaskSAC:
         capacity: int,
         seed: int,
         device: torch.device,
+        precision: str = "fp32",
     ) -> None:
+        self.precision = precision
         self.tasks, self.config, self.batch_size, self.device = list(tasks), config, batch_size, device
         num_tasks = len(tasks)
         self.generator = torch.Generator(device).manual_seed(seed)
         encoded = num_tasks if config.task_encoding == "one_hot" else 0
-        shape = observation_size, action_size, config.hidden_sizes
-        # Weights are drawn on the CPU whatever the device, so that a seed means the same network everywhere.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.actor = Actor(*shape, num_tasks=encoded, layer_norm=config.layer_norm).to(device)
-            self.critic = TwinCritic(*shape, num_tasks=encoded, layer_norm=config.layer_norm).to(device)
+        shape = {"observation_size": observation_size, "action_size": action_size, "num_tasks": encoded}
+        self.actor_arguments = shape | config.network(config.actor)
+        self._critic_arguments = shape | config.network(config.critic) | {"size": config.critics}
+        actor, critic = self._new_networks(seed)
+        self.actor, self.critic = actor.to(device), critic.to(device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        initial = torch.full((num_tasks if config.per_task_temperature else 1,), config.initial_temperature)
-        self.log_alpha = nn.Parameter(initial.log().to(device))
+        temperatures = num_tasks if config.per_task_temperature else 1
+        self.log_alpha = nn.Parameter(torch.full((temperatures,), math.log(config.initial_temperature), device=device))
         self.target_entropy = -float(action_size) if config.target_entropy is None else config.target_entropy
 
         self.objectives = Objectives(
@@ -146,17 +189,39 @@ class MultiTaskSAC:
             max_norm=config.max_gradient_norm,
             device=device,
         )
-        rate, decay = config.learning_rate, config.actor_weight_decay
-        adam = torch.optim.Adam if config.weight_decay_mode == "coupled" else torch.optim.AdamW
+        rate, adam = config.learning_rate, ADAM[config.weight_decay_mode]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "critic": torch.optim.Adam(self.critic.parameters(), rate, fused=True),
-            "actor": adam(self.actor.parameters(), rate, weight_decay=decay, fused=True),
-            "temperature": torch.optim.Adam([self.log_alpha], rate, fused=True),
+            "critic": adam(self.critic.parameters(), rate, weight_decay=config.critic.weight_decay, fused=True),
+            "actor": adam(self.actor.parameters(), rate, weight_decay=config.actor.weight_decay, fused=True),
+            "temperature": torch.optim.Adam([self.log_alpha], config.temperature_learning_rate or rate, fused=True),
         }
-        self.replay = ReplayBuffer(
-            num_tasks, capacity, observation_size, action_size, device, normalize_rewards=config.normalize_rewards
-        )
+        self.replay = ReplayBuffer(num_tasks, capacity, observation_size, action_size, device)
+        self.reward_scale = self._make_reward_scale()
         self._losses: Losses | None = None
+        self._unused_combiners = copy.deepcopy([c.state_dict() for c in self.objectives.combiners.values()])
+        self.pieces = self.make_pieces()
+
+    def _new_networks(self, seed: int) -> tuple[Actor, TwinCritic]:
+        # Weights are drawn on the CPU whatever the device, so that a seed means the same networks everywhere.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Actor(**self.actor_arguments), TwinCritic(**self._critic_arguments, values=self.config.values())
+
+    def reset(self) -> None:
+        """Begins anew, but for the replay buffer and what rewards are scaled by (Nikishin et al., 2022).
+
+        Networks get new random weights; optimizers, temperature and methods are as at the start.
+        """
+        seed = torch.randint(2**31, (1,), generator=self.generator, device=self.device)
+        actor, critic = self._new_networks(int(seed))
+        self.actor.load_state_dict(actor.state_dict())
+        for network in (self.critic, self.target_critic):
+            network.load_state_dict(critic.state_dict())
+        self.log_alpha.data.fill_(math.log(self.config.initial_temperature))
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+        for combiner, state in zip(self.objectives.combiners.values(), self._unused_combiners, strict=True):
+            combiner.load_state_dict(copy.deepcopy(state))
         self.pieces = self.make_pieces()
 
     def act(self, observations: Floats) -> Floats:
@@ -186,6 +251,7 @@ class MultiTaskSAC:
         if broken and not len(self.replay):
             raise RunError(f"the simulation was unstable at the first step of {', '.join(broken)}")
         self.replay.add(*map(torch.as_tensor, fields), broken=torch.as_tensor(step.unstable))
+        self.reward_scale.observe(step)
 
     def update(self, *, insight: bool = False) -> dict[str, Any]:
         """One gradient step of critics, actor and temperature, and of the target critics; gives scalars to log.
@@ -194,13 +260,14 @@ class MultiTaskSAC:
         implementation), so that an update that fails leaves every network as it was.
 
         Args:
-            insight: add measures of gradient conflict, under ``conflict/<objective>/...``.
+            insight: add measures of gradient conflict, under ``conflict/<objective>/...``, and of plasticity, under
+                ``network/<network>/...``.
 
         Raises:
             RunError: if a loss, gradient or weight is not finite (objective, task and method named). A captured
                 update finds a combined gradient that is not with the next update or `state_dict`, its task unnamed.
         """
-        batch = self.replay.sample(self.batch_size, self.generator)
+        batch = self._sample()
         plain = self.differentiate, self.objectives.apply, self.step
         differentiate, apply, step = pieces = plain if insight else self.pieces
         try:
@@ -208,23 +275,39 @@ class MultiTaskSAC:
             apply(found)
             if pieces == plain:  # else it is found out later: nothing waits for a graph
                 self.objectives.check()
-            conflict = self.objectives.describe(found) if insight else {}
+            seen = self.objectives.describe(found) | self._plasticity(batch) if insight else {}
             metrics = step()
             self._after_step(batch)
         finally:
             self._losses = None
             self.objectives.forget()
         # Copied: what a graph returns, its next replay overwrites.
-        return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True)) | conflict
+        scalars = dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
+        return scalars | seen | self.objectives.counts()
+
+    def _sample(self) -> Batch:
+        batch = self.replay.sample(self.batch_size, self.generator)
+        divisor = self.reward_scale.divisor(self.replay, self.log_alpha.detach().exp())
+        if divisor is None:
+            return batch
+        return batch._replace(rewards=batch.rewards / divisor.unsqueeze(1).to(batch.rewards))
+
+    def _make_reward_scale(self) -> RewardScale:
+        config = self.config
+        if config.reward_scale == "return":
+            limits = config.discount, self.target_entropy, config.value_limit
+            return ReturnScale(len(self.tasks), *limits, self.device)
+        return {"sigma": DeviationScale, "mean": MeanScale, "none": RewardScale}[config.reward_scale]()
 
     def differentiate(self, batch: Batch) -> Tensor:
         """Both objectives' losses at the same parameters, and what combiners look at beside: see `Objectives.look`."""
         alpha, discount = self.log_alpha.detach().exp().unsqueeze(-1), self.config.discount
-        targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator)
-        with self.objectives.networks["critic"].record():
-            critic = critic_losses(self.critic, batch, targets)
-        with self.objectives.networks["actor"].record():
-            actor, log_prob = actor_losses(self.actor, self.critic, batch, alpha, self.generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator)
+            with self.objectives.networks["critic"].record():
+                critic = critic_losses(self.critic, batch, targets)
+            with self.objectives.networks["actor"].record():
+                actor, log_prob = actor_losses(self.actor, self.critic, batch, alpha, self.generator)
         self._losses = Losses(critic, actor, alpha, targets, log_prob)
         return self.objectives.look([critic, actor])
 
@@ -251,8 +334,15 @@ class MultiTaskSAC:
                 "train/actor_gradient_norm": actor_norm,
                 "train/temperature": losses.alpha.mean(),
                 "train/entropy": -losses.log_prob.mean(),
-                "train/target_value": losses.targets.mean(),
+                "train/target_value": self.critic.values.mean_target(losses.targets),
             }
+
+    def _plasticity(self, batch: Batch) -> dict[str, float]:
+        observations, actions, critics = batch.observations, batch.actions, self.config.critics
+        of_actor = plasticity(self.actor, lambda: self.actor(observations))
+        of_critic = plasticity(self.critic, lambda: self.critic(observations, actions), critics)
+        named = {"actor": of_actor, "critic": of_critic}
+        return {f"network/{name}/{key}": value for name, found in named.items() for key, value in found.items()}
 
     def make_pieces(self) -> Sequence[Callable[..., Any]]:
         """The update without its part on the host, in three; on CUDA, as graphs where the combiners allow it."""
@@ -269,7 +359,8 @@ class MultiTaskSAC:
         """Shows the losses on the same batch once more to the methods that ask for them (they have no graphs)."""
         losses, (critic, actor) = self._losses, self.objectives.combiners.values()
         if losses is not None and critic.needs_losses_after_step:
-            critic.after_step(critic_losses(self.critic, batch, losses.targets))
+            with self.objectives.named_errors("critic"):
+                critic.after_step(critic_losses(self.critic, batch, losses.targets))
         if losses is not None and actor.needs_losses_after_step:
             actor.after_step(actor_losses(self.actor, self.critic, batch, losses.alpha, self.generator)[0])
 
@@ -279,16 +370,29 @@ class MultiTaskSAC:
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         return parts | {"log_alpha": self.log_alpha.detach(), "generator": self.generator.get_state()}
 
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Takes over what another agent had learned, from its `state_dict`: all networks and the temperature.
+
+        Optimizers, methods, random numbers and the buffer stay new. Raises `InputError` if a shape differs (named).
+        """
+        learned = {"actor": self.actor, "critic": self.critic, "target_critic": self.target_critic}
+        for name, network in learned.items():
+            check_weights(network.state_dict(), state[name], name)
+        check_weights({"log_alpha": self.log_alpha}, {"log_alpha": state["log_alpha"]}, "temperature")
+        for name, network in learned.items():
+            network.load_state_dict(state[name])
+        self.log_alpha.data.copy_(state["log_alpha"])
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restores what `state_dict` gave; on another kind of device, random numbers are new from here on."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.log_alpha.data.copy_(state["log_alpha"])
-        self.generator.set_state(state["generator"].cpu())
+        random_state.restore(self.generator, state["generator"])
         self.pieces = self.make_pieces()  # the optimizers' state is in other memory now
 
     def _parts(self) -> dict[str, Any]:
         networks = {"actor": self.actor, "critic": self.critic, "target_critic": self.target_critic}
         optimizers = {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
         combiners = {f"{name}_combiner": combiner for name, combiner in self.objectives.combiners.items()}
-        return {**networks, **optimizers, **combiners, "replay": self.replay}
+        return {**networks, **optimizers, **combiners, "replay": self.replay, "reward_scale": self.reward_scale}

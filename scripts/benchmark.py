@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "out": {"type": Path, "help": "by default runs/benchmark/COMMAND.json"},
     "methods": {"nargs": "+", "help": "by default all; of throughput, unitary and pcgrad"},
     "plugins": {"nargs": "+", "default": [], "help": "Python files with methods of your own"},
-    "benchmarks": {"nargs": "+", "choices": ["mt10", "mt50"], "default": ["mt10", "mt50"]},
+    "benchmarks": {"nargs": "+", "choices": ["mt10", "mt25", "mt50"], "default": ["mt10", "mt50"]},
     "workers": {"type": positive, "help": "simulator processes; by default one a core"},
     "hidden-sizes": {"nargs": "+", "type": positive, "default": [400, 400, 400]},
     "cases": {"nargs": "+", "type": case, "default": [(10, 128), (50, 128), (50, 26)], "metavar": "TxB"},
@@ -93,7 +93,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         f"device {device}; {', '.join(' '.join(item) for item in about['versions'].items())}",
         highlight=False,
     )
-    console.print(f"written to {out}", highlight=False, soft_wrap=True)
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector, benchmark_
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
+from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.extracted_weights import weights_of_run
+from mtrl.run.initial_weights import state_of_run
 from scripts.configuration import TrainConfig
 from scripts.methods import load_plugins
-
-EVALUATION_SEED = 1_000_003
-"""Every run of every seed is evaluated on the same held-out goals."""
 
 
 def task_names(config: TrainConfig) -> list[str]:
@@ -33,7 +32,7 @@ def task_names(config: TrainConfig) -> list[str]:
         return check_tasks([config.task])
     if config.task is not None:
         raise InputError(f"benchmark={name} takes tasks=[...]; task=NAME is for benchmark=mt1")
-    if name in ("mt10", "mt50"):
+    if name in ("mt10", "mt25", "mt50"):
         own = benchmark_tasks(name)
         for task in config.tasks or ():
             if task not in own:
@@ -44,25 +43,41 @@ def task_names(config: TrainConfig) -> list[str]:
     return check_tasks(config.tasks)
 
 
+SIDES = ("critic", "actor")
+
+
+def combiner_options(config: TrainConfig, side: str) -> dict[str, Any]:
+    """Name and options of one objective's combiner: its own where ``combiner.<side>`` gives one, or else the run's."""
+    options = dict(config.combiner)
+    own = {side: options.pop(side, None) for side in SIDES}[side]
+    if own is None:
+        return options
+    options = {"name": own} if isinstance(own, str) else own
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        raise InputError(f"combiner.{side}: expected a name or {{name: NAME, option: value}}, got {own!r}")
+    return dict(options)
+
+
 def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combiner], str | None]:
-    """The combiners of critic and actor, and a remark for the user where they differ.
+    """The combiners of critic and actor, and a remark for the user where the run's serves one of them alone.
 
     A method that needs positive losses serves the critic alone: the actor's losses are negative action values.
+
+    Raises:
+        InputError: if a method is unknown, an option does not fit, or the actor was given one for positive losses.
     """
     load_plugins(config.plugins)
     made: dict[str, Combiner] = {}
-    remark, options = None, dict(config.combiner)
-    weights = options.get("weights")
-    if isinstance(weights, Mapping) and set(weights) != {"critic", "actor"}:
-        raise InputError(f"combiner.weights: expected a list or {{critic: ..., actor: ...}}, got {weights!r}")
-    for seed, objective in enumerate(("critic", "actor"), config.seed):
-        if isinstance(weights, Mapping):
-            options["weights"] = weights[objective]
-        if "critic" in made and made["critic"].positive_losses:
-            name = options["name"]
-            remark = f"{name} needs positive losses, which the actor's are not: it serves the critic, unitary the actor"
-            options = {"name": "unitary"}
-        made[objective] = combiners.make(num_tasks=num_tasks, seed=seed, rescale=config.agent.rescale, **options)
+    remark = None
+    for seed, side in enumerate(SIDES, config.seed):
+        options = combiner_options(config, side)
+        made[side] = combiners.make(num_tasks=num_tasks, seed=seed, rescale=config.agent.rescale, **options)
+    if made["actor"].positive_losses:
+        needs = f"{made['actor'].name} needs positive losses, which the actor's are not"
+        if config.combiner.get("actor") is not None:
+            raise InputError(f"combiner.actor: {needs}")
+        remark = f"{needs}: it serves the critic, unitary the actor"
+        made["actor"] = combiners.make("unitary", num_tasks, config.seed + 1, rescale=config.agent.rescale)
     return made, remark
 
 
@@ -84,7 +99,8 @@ def extract_weights(config: TrainConfig, tasks: list[str]) -> None:
     if critic is None:
         raise InputError(f"weights_from: the run in '{directory}' logged no weights (insight.every > 0 does)")
     actor = weights_of_run(directory, tasks, "conflict/actor/weight", config.weights_how) or [1.0] * len(tasks)
-    config.combiner["weights"] = {"critic": critic, "actor": actor}
+    for side, weights in zip(SIDES, (critic, actor), strict=True):
+        config.combiner[side] = {"name": "fixed", "weights": weights}
 
 
 def replay_capacity(config: TrainConfig, num_tasks: int) -> int:
@@ -106,7 +122,29 @@ def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, c
         capacity=capacity,
         seed=config.seed,
         device=device,
+        precision=config.precision,
     )
+
+
+def initial_weights(config: TrainConfig, tasks: list[str], path: Path) -> dict[str, Any] | None:
+    """The agent's state that a run in a directory begins with, by ``init_from``; None where it has begun already.
+
+    Raises:
+        InputError: if there is none to be had, or a network has another shape.
+    """
+    if config.init_from is None or Checkpoints(path / "checkpoints").steps():
+        return None
+    state: dict[str, Any] = state_of_run(Path(config.init_from), "agent")["agent"]
+    # Tried before anything is written, on an agent with next to no buffer.
+    make_agent(config, tasks, torch.device("cpu"), capacity=1).start_from(state)
+    return state
+
+
+def nothing_learned(config: TrainConfig) -> str | None:
+    """A remark for the user where a run ends before its first update."""
+    if config.steps > config.warmup_steps:
+        return None
+    return f"nothing will be learned: steps={config.steps} is not beyond warmup_steps={config.warmup_steps}"
 
 
 def make_environments(config: TrainConfig, tasks: list[str], **changed: Any) -> TaskVector:
@@ -119,5 +157,5 @@ def make_environments(config: TrainConfig, tasks: list[str], **changed: Any) -> 
 
 def make_evaluation_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
     """Environments for evaluation: all 50 goals in turn (or the run's one), each episode up to its first success."""
-    held_out = {} if config.benchmark.goals == "fixed" else {"goals": "evaluation", "seed": EVALUATION_SEED}
-    return make_environments(config, tasks, terminate_on_success=True, **held_out)
+    goals = "fixed" if config.benchmark.goals == "fixed" else "evaluation"
+    return make_environments(config, tasks, terminate_on_success=True, goals=goals)

@@ -10,12 +10,16 @@ from omegaconf.errors import OmegaConfBaseException
 from agents.sac import SACConfig
 from envs.metaworld.shared import Options
 from mtrl.errors import InputError
-from mtrl.ranges import Count, Index, Seed, check_fields
+from mtrl.ranges import Count, Index, Positive, Seed, check_fields
 from mtrl.rl.loop import Schedule
 from mtrl.run.directory import read_config
 from mtrl.run.extracted_weights import WAYS
 from mtrl.run.machine import device_of
 from mtrl.run.sinks import check_wandb
+from scripts.methods import COMBINER_DEFAULTS
+
+HELD_OUT_SEED = 1_000_003
+"""Every run of every seed is evaluated on the same held-out goals."""
 
 
 @dataclass
@@ -23,6 +27,20 @@ class EveryConfig:
     """How often something is done, in vector steps (of `scripts/train.py`) or epochs (of `scripts/supervised.py`)."""
 
     every: Count = MISSING
+
+
+@dataclass
+class CheckpointConfig(EveryConfig):
+    """How often a checkpoint is written, and how many of the newest are kept."""
+
+    keep: Count = 2
+
+
+@dataclass
+class ReplayCheckpointConfig(CheckpointConfig):
+    """The same of `scripts/train.py`; and whether a finished run keeps its replay buffer on the disk."""
+
+    keep_replay: bool = True
 
 
 @dataclass
@@ -39,10 +57,11 @@ class RunConfig:
     combiner: dict[str, Any] = field(default_factory=dict)
     weights_from: str | None = None
     weights_how: Annotated[str, Literal[*WAYS]] = "ema"
+    init_from: str | None = None
     plugins: list[str] = field(default_factory=list)
     seed: Seed = MISSING
     batch_size: Count = MISSING
-    checkpoint: EveryConfig = field(default_factory=EveryConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     insight: InsightConfig = field(default_factory=InsightConfig)
     run_dir: str | None = None
     device: str = "auto"
@@ -54,6 +73,7 @@ class RunConfig:
         """Refuses values out of range."""
         if not isinstance(self.combiner.get("name"), str):
             raise InputError("combiner: expected the name of one, e.g. combiner=unitary")
+        self.combiner = {k: v for k, v in self.combiner.items() if COMBINER_DEFAULTS.get(k, ...) != v}
         check_fields(self)
         check_wandb(self.wandb)
         self.plugins = [str(Path(file).absolute()) for file in self.plugins]
@@ -72,6 +92,8 @@ class EvalConfig:
 
     every: Count = 10_000
     episodes: Count = 50
+    goals: Annotated[str, Literal["training", "held_out", "both"]] = "both"
+    """Those that training uses, which is Meta-World's protocol; 50 others, the same for every seed; or each."""
     beside: bool | None = None
     """Play it while training goes on; null does so where the updates are computed on a GPU."""
 
@@ -87,10 +109,29 @@ class TrainConfig(RunConfig):
     steps: Count = MISSING
     warmup_steps: Count = MISSING
     catch_up_updates: Index | None = None
+    updates_per_step: Positive = 1.0
+    resets: list[Count] = field(default_factory=list)
+    reset_updates: Index = 1000
+    precision: Annotated[str, Literal["fp32", "bf16"]] = "fp32"
     eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: ReplayCheckpointConfig = field(default_factory=ReplayCheckpointConfig)
     log: EveryConfig = field(default_factory=EveryConfig)
     num_workers: Count | None = None
     threads: Count | None = None
+
+    @property
+    def eval_seeds(self) -> dict[str, int]:
+        """The seeds of evaluation's environments, by the goals that are played.
+
+        Raises:
+            InputError: if other goals are asked for where there is but one.
+        """
+        seeds = {"training": self.seed, "held_out": HELD_OUT_SEED}
+        if self.benchmark.goals == "fixed":
+            if self.eval.goals == "held_out":
+                raise InputError("eval.goals=held_out is not for benchmark.goals=fixed: the one goal is training's")
+            return {"training": self.seed}
+        return seeds if self.eval.goals == "both" else {self.eval.goals: seeds[self.eval.goals]}
 
     @property
     def schedule(self) -> Schedule:
@@ -104,6 +145,10 @@ class TrainConfig(RunConfig):
             log_every=self.log.every,
             insight_every=self.insight.every,
             eval_episodes=self.eval.episodes,
+            eval_seeds=self.eval_seeds,
+            updates_per_step=self.updates_per_step,
+            resets=tuple(self.resets),
+            reset_updates=self.reset_updates,
             eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
         )
 

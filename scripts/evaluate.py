@@ -1,19 +1,20 @@
 """Evaluates a finished or running run: ``python scripts/evaluate.py run=runs/x episodes=50``."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import MISSING
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from envs.metaworld.rendering import Film, contact_sheet, film, use_offscreen_backend
-from mtrl.errors import InputError
+from mtrl.errors import InputError, RunError
 from mtrl.ranges import Count
 from mtrl.report.learning_curve import print_success
 from mtrl.rl.evaluation import evaluate
@@ -30,46 +31,82 @@ class EvaluateConfig:
     """The configuration of this script."""
 
     run: str = MISSING
+    which: str = "last"
     episodes: Count = 50
-    device: str = "auto"
+    goals: Annotated[str, Literal["training", "held_out", "both"]] | None = None  # null: those that the run plays
+    device: str = "cpu"
     num_workers: Count | None = None
     video: bool = False
     debug: bool = False
 
 
 def evaluate_run(options: EvaluateConfig) -> None:
-    """Plays the evaluation episodes with the newest checkpoint's policy, writes what came of them, films the first."""
+    """Plays the evaluation episodes with one of a run's policies, writes what came of them, films the first."""
     directory = Path(options.run)
     if options.video:
         use_offscreen_backend()
     trained = load_config(directory)
     trained.num_workers = options.num_workers
-    loaded = Checkpoints(directory / "checkpoints").load()
-    if loaded is None:
-        raise InputError(f"run '{directory}' has no checkpoint yet: wait for the first one")
-    step, state = loaded
-    agent = make_agent(trained, state["tasks"], device_of(options.device), capacity=1)
-    policy = agent.policy(state["agent"]["actor"])
+    trained.eval.goals = options.goals or trained.eval.goals
+    step, weights = stored_policy(directory, options.which)
+    tasks = trained.tasks or []
+    policy = make_agent(trained, tasks, device_of(options.device), capacity=1).policy(weights)
     torch.set_num_threads(1)  # one observation per task is too little to share
     console = Console(stderr=True)
     bar = partial(Progress, console=console, disable=not console.is_terminal)
-    with make_evaluation_environments(trained, state["tasks"]) as environments, bar() as progress:
-        evaluating = progress.add_task("evaluating", total=options.episodes * environments.num_tasks)
-        result = evaluate(
-            policy, environments, options.episodes, lambda done: progress.update(evaluating, completed=sum(done))
-        )
-    rates, mean = result.success_rates, result.success_mean
-    out = Console(highlight=False, soft_wrap=True)
-    print_success(rates, mean, options.episodes, Console())
+    with make_evaluation_environments(trained, tasks) as environments, bar() as progress:
+        found: dict[str, dict[str, Any]] = {}
+        for goals, seed in trained.eval_seeds.items():
+            playing = progress.add_task(f"{goals} goals", total=options.episodes * environments.num_tasks)
+
+            def count(finished: Sequence[int], playing: TaskID = playing) -> None:
+                progress.update(playing, completed=sum(finished))
+
+            found[goals] = evaluate(policy, environments, options.episodes, seed, count).summary()
+    print_success(found, options.episodes, Console())
     file = directory / f"evaluation-{step}.json"
-    write_json(file, {"step": step, "episodes": options.episodes, "success_mean": mean, "success": rates})
-    out.print(f"written to {file}")
+    write_json(file, {"step": step, "episodes": options.episodes, **found})
+    print(f"written to {file}")
     if options.video:
         folder = directory / f"video-{step}"
+        first = next(iter(trained.eval_seeds.values()))
         with bar() as progress:
-            films = film(policy, environments)
+            films = film(policy, environments, first)
             write_videos(progress.track(films, environments.num_tasks, description="filming"), folder)
-        out.print(f"videos in {folder}, all tasks in {folder / 'contact_sheet.png'}")
+        print(f"videos in {folder}, all tasks in {folder / 'contact_sheet.png'}")
+
+
+def stored_policy(directory: Path, which: str) -> tuple[int, dict[str, Any]]:
+    """The step and the weights of the ``last`` policy that a run has kept, the ``best`` one, or that of a step.
+
+    Raises:
+        InputError: if it has none, or no such one.
+        RunError: if it is damaged.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints")
+    steps, policies = checkpoints.steps(), checkpoints.newest_policies()
+    if not steps:
+        raise InputError(f"run '{directory}' has no checkpoint yet: wait for the first one")
+    if which == "last":
+        loaded = checkpoints.load()
+        assert loaded is not None
+        return loaded[0], loaded[1]["agent"]["actor"]
+    if which == "best":
+        if not policies:
+            raise InputError(
+                f"run '{directory}' has kept no best policy yet: wait for a checkpoint after an evaluation"
+            )
+        which = str([*policies][-1])
+    if which not in map(str, [*steps, *policies]):
+        kept = ", ".join(map(str, sorted({*steps, *policies})))
+        raise InputError(f"which={which}: expected last, best or a step that run '{directory}' has kept: {kept}")
+    step = int(which)
+    try:
+        return step, checkpoints.policy_of(policies[step]) if step in policies else checkpoints.state_of(step)["agent"][
+            "actor"
+        ]
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
+        raise RunError(f"the policy of step {step} in {checkpoints.directory} is damaged ({error})") from error
 
 
 def write_videos(films: Iterable[Film], folder: Path) -> None:

@@ -20,6 +20,12 @@ from mtrl.plugins import load_file
 from mtrl.ranges import described
 from scripts.entry import one_line_errors
 
+COMBINER_DEFAULTS = {name: option.default for name, option in combiners.WRAPPERS.items()} | {
+    "critic": None,
+    "actor": None,
+}
+"""Keys of every combiner: those of wrappers; and whose side has a combiner of its own, in ``scripts/train.py``."""
+
 _NEEDS = {"losses": "losses", "gramian": "Gramian", "jacobian": "Jacobian"}
 
 
@@ -32,7 +38,8 @@ def load_plugins(files: Iterable[str]) -> None:
     for file in files:
         load_file("plugins", file)
     for name in combiners.names():
-        ConfigStore.instance().store(name, choice(name, combiners.get(name).options()), group="combiner")
+        options = choice(name, combiners.get(name).options())
+        ConfigStore.instance().store(name, options | COMBINER_DEFAULTS, group="combiner")
 
 
 def choice(name: str, options: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -73,14 +80,18 @@ def read_methods() -> None:
 
 
 def methods_table() -> Table:
-    """Every combiner: what it needs, whether the losses have to be positive, what it does, and its options."""
+    """Every combiner: what it needs, whether losses may be negative, what it does, and its options."""
     table = Table("combiner", "needs", "what it does, and its options with their defaults", box=SIMPLE)
     for name in sorted(combiners.names(), key=lambda name: (list(_NEEDS).index(combiners.get(name).needs), name)):
         method = combiners.get(name)
         needs = f"{_NEEDS[method.needs]}, > 0" if method.positive_losses else _NEEDS[method.needs]
         summary = (method.__doc__ or "").partition("\n")[0].replace("``", "")
         table.add_row(name, needs, Text("\n".join([summary, *map(_option, method.options().values()), ""])))
-    table.caption = "> 0: the losses have to be positive. Set an option by combiner.OPTION=VALUE."
+    table.caption = (
+        "> 0: for positive losses, a negative one is refused. Set an option by combiner.OPTION=VALUE. Any method with\n"
+        "weights also takes every=R (solve at every R-th update), smooth=a (average weights over time) and log=true\n"
+        "(gradients of log losses)."
+    )
     return table
 
 

@@ -30,6 +30,7 @@ from mtrl.report.learning_curve import print_outcome
 from mtrl.rl.loop import Trainer
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.machine import device_of, machine, peak_memory
+from mtrl.run.record import combiner_name
 from mtrl.sweep.launch import launch
 from scripts import build
 from scripts.configuration import TrainConfig
@@ -38,7 +39,7 @@ from scripts.entry import CONFIGS, hydra_main, run
 
 def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    say = partial(print, file=sys.stderr)
     tasks = build.task_names(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -47,26 +48,43 @@ def train(config: TrainConfig) -> None:
     _, remark = build.make_combiners(config, len(tasks))
     capacity = build.replay_capacity(config, len(tasks))
     memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
-    name = "-".join(filter(None, [config.benchmark.name, config.task, config.combiner["name"], f"seed{config.seed}"]))
+    method = combiner_name(config.combiner)
+    name = "-".join(filter(None, [config.benchmark.name, config.task, method, f"seed{config.seed}"]))
     path = directory_of(config.run_dir, name)
+    initial = build.initial_weights(config, tasks, path)
     with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
+        directory.checkpoints.keep = config.checkpoint.keep
         if directory.finished:
-            console.print(f"{path} is finished: nothing to do. Another run_dir or seed starts a new run.")
+            if not config.checkpoint.keep_replay:
+                directory.checkpoints.drop_stream()
+            say(f"{path} is finished: nothing to do. More steps go on with it; another run_dir or seed is a new run.")
             return
-        if remark:
-            console.print(remark)
-        console.print(
-            f"{len(tasks)} tasks, {config.steps:,} steps, {config.combiner['name']}, {device}; "
+        if directory.longer:
+            say(f"{path} is finished, and goes on to {config.steps:,} steps; all other keys are the same.")
+        for one in filter(None, [remark, build.nothing_learned(config)]):
+            say(one)
+        say(
+            f"{len(tasks)} tasks, {config.steps:,} steps, {method}, {device}; "
             f"replay buffer of {memory / 2**30:.2f} GiB; run directory {path}"
         )
         agent = build.make_agent(config, tasks, device, capacity=capacity)
+        if initial is not None:
+            agent.start_from(initial)
         evaluation = partial(build.make_evaluation_environments, config, tasks)
         with build.make_environments(config, tasks) as environments:
             trainer = Trainer(
-                agent, environments, evaluation, directory, config.schedule, show_progress=config.progress
+                agent,
+                environments,
+                evaluation,
+                directory,
+                config.schedule,
+                device=device,
+                show_progress=config.progress,
             )
             trainer.train()
         directory.finish(trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
+        if not config.checkpoint.keep_replay:
+            directory.checkpoints.drop_stream()
         print_outcome(path, Console())
 
 

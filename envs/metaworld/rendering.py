@@ -75,7 +75,7 @@ class Film:
         first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def film(policy: Callable[[Any], Any], vector: TaskVector) -> Iterator[Film]:
+def film(policy: Callable[[Any], Any], vector: TaskVector, seed: int) -> Iterator[Film]:
     """Plays the first episode of every task of a vector, which may be closed, and renders one task after the other.
 
     The tasks are played together, as an evaluation does: a policy's arithmetic may depend on how many observations it
@@ -88,7 +88,7 @@ def film(policy: Callable[[Any], Any], vector: TaskVector) -> Iterator[Film]:
 
     mujoco.set_mju_user_warning(lambda _: None)  # instead of a log file
     options = replace(vector.options, terminate_on_success=False, fast=False)
-    tasks = [TaskEnv(task, vector.seed, options) for task in vector.tasks]
+    tasks = [TaskEnv(task, seed, options) for task in vector.tasks]
     for task, states in zip(tasks, _play(policy, tasks), strict=True):
         yield Film(task.name, _render(task.env, states), task.episode_success, task.env.curr_path_length)
 

@@ -40,6 +40,7 @@ class TaskEnv:
     ``metaworld.MT1(name, seed=self.goal_seed)``.
 
     Attributes:
+        seed: the present one, which `reset` can change.
         episode: number of the current episode, counted from 0.
         episode_return: the sum of its rewards so far.
         episode_success: whether any of its steps was a success.
@@ -50,14 +51,25 @@ class TaskEnv:
         self.name, self.options = name, options
         self.env = ALL_V3_ENVIRONMENTS[name](reward_function_version=options.reward_version)
         self.env.max_path_length = options.horizon
-        stream = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
-        self.goal_seed, self._order_seed = (int(seed) for seed in stream.generate_state(2))
-        self.goals = _draw_goals(self.env, self.goal_seed)
+        self._goals: dict[int, list[NDArray[np.float64]]] = {}  # by seed
+        self._starts: dict[tuple[int, int], tuple[NDArray[np.float64], dict[str, Any]]] = {}
+        self._seed_with(seed)
         self._set_goal(0)
-        self._starts: dict[int, tuple[NDArray[np.float64], dict[str, Any]]] = {}
         self._warnings = self.env.data.warning.number[_BAD_STATE]
         self.episode, self.episode_return, self.episode_success = -1, 0.0, False
         self.observation = np.zeros(OBSERVATION_SIZE)
+
+    @property
+    def goals(self) -> list[NDArray[np.float64]]:
+        """The 50 goals of the present seed."""
+        return self._goals[self.seed]
+
+    def _seed_with(self, seed: int) -> None:
+        stream = np.random.SeedSequence([seed, zlib.crc32(self.name.encode())])
+        self.goal_seed, self._order_seed = (int(seed) for seed in stream.generate_state(2))
+        self.seed = seed
+        if seed not in self._goals:
+            self._goals[seed] = _draw_goals(self.env, self.goal_seed)
 
     def goal_index(self, episode: int) -> int:
         """Which of the goals an episode has."""
@@ -67,23 +79,26 @@ class TaskEnv:
             return episode % NUM_GOALS
         return int(np.random.default_rng([self._order_seed, episode]).integers(NUM_GOALS))
 
-    def reset(self, *, restart_goals: bool = False) -> NDArray[np.float64]:
-        """Starts the next episode, or the first one again; returns its first observation, ``[39]``.
+    def reset(self, *, seed: int | None = None) -> NDArray[np.float64]:
+        """Starts the next episode, or with a seed the first one of that seed; returns its first observation, ``[39]``.
 
         Meta-World simulates 500 substeps to reset a task, but the outcome depends on the goal alone, whatever
         happened before. So the fast path does it once a goal and then goes back to the state it led to.
         """
-        self.episode = 0 if restart_goals else self.episode + 1
+        if seed is not None:
+            self._seed_with(seed)
+            self.episode = -1
+        self.episode += 1
         self.episode_return, self.episode_success = 0.0, False
         goal = self.goal_index(self.episode)
-        if goal in self._starts:
-            self.observation, state = self._starts[goal]
+        if (start := (self.seed, goal)) in self._starts:
+            self.observation, state = self._starts[start]
             self._load_simulation(state)
         else:
             self._set_goal(goal)
             self.observation, _ = self.env.reset()
             if self.options.fast:
-                self._starts[goal] = self.observation, self._simulation()
+                self._starts[start] = self.observation, self._simulation()
         # Meta-World leaves that of the episode before, which a run that goes on need not have seen.
         self.env._last_stable_obs = self.observation
         return self.observation
@@ -111,10 +126,12 @@ class TaskEnv:
 
     def state(self) -> dict[str, Any]:
         """Everything that the future depends on, as numbers, arrays, and dictionaries and lists of them."""
-        return {name: getattr(self, name) for name in _STATE} | {"simulation": self._simulation()}
+        own = {name: getattr(self, name) for name in ("seed", *_STATE)}
+        return own | {"simulation": self._simulation()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on from a `state` of the same task."""
+        self._seed_with(state["seed"])
         for name in _STATE:
             setattr(self, name, state[name])
         self._load_simulation(state["simulation"])

@@ -8,14 +8,14 @@ from mtrl.errors import InputError, unknown_name
 
 
 def benchmark_tasks(name: str) -> list[str]:
-    """The task names of ``"mt10"`` or ``"mt50"``, in the benchmark's own order.
+    """The task names of ``"mt10"``, ``"mt25"`` or ``"mt50"``, in the benchmark's own order.
 
     Raises:
         InputError: for another name.
     """
     from metaworld import env_dict
 
-    benchmarks = {"mt10": env_dict.MT10_V3, "mt50": env_dict.MT50_V3}
+    benchmarks = {"mt10": env_dict.MT10_V3, "mt25": env_dict.MT25_V3, "mt50": env_dict.MT50_V3}
     if name not in benchmarks:
         raise unknown_name("benchmark", name, benchmarks)
     return list(benchmarks[name])

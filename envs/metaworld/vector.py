@@ -1,5 +1,6 @@
 """A vector of Meta-World tasks, stepped by worker processes."""
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -79,13 +80,15 @@ class TaskVector:
         """``[T, 39]``, a copy of what to act on now, also after `load_state_dict`."""
         return np.array(self._block["current_observations"])
 
-    def reset(self, *, restart_goals: bool = False) -> NDArray[np.float32]:
+    def reset(self, *, seed: Index | None = None) -> NDArray[np.float32]:
         """Starts a new episode in every task; returns the first observations, ``[T, 39]``.
 
         Args:
-            restart_goals: number the episodes from 0 again, so that the goals are those after the first `reset`.
+            seed: begin anew as a vector of this seed would: its goals, and its episodes from the first one on.
         """
-        self._call("reset", [(restart_goals,)] * self.num_workers)
+        check_arguments(TaskVector.reset, {"seed": seed})
+        self._call("reset", [(seed,)] * self.num_workers)
+        self.seed = self.seed if seed is None else seed
         self._started = True
         return self.current_observations
 
@@ -258,7 +261,7 @@ def _stop(workers: list[_Worker], memory: int) -> None:
 
 def _anonymous_memory() -> int:
     """A descriptor of memory to share; it has no name, so the last process that holds it takes it along."""
-    if hasattr(os, "memfd_create"):
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and containers may forbid it
         return os.memfd_create("tasks")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

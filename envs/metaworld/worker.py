@@ -70,9 +70,9 @@ class _Group:
                     task.reset()
                 self._block["current_observations"][row] = task.observation
 
-    def reset(self, restart_goals: bool) -> None:
+    def reset(self, seed: int | None) -> None:
         for row, task in self._tasks.items():
-            self._block["current_observations"][row] = task.reset(restart_goals=restart_goals)
+            self._block["current_observations"][row] = task.reset(seed=seed)
 
     def state(self) -> dict[str, dict[str, Any]]:
         return {task.name: task.state() for task in self._tasks.values()}

@@ -1,8 +1,9 @@
 """How often the deterministic policy succeeds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,24 @@ class Evaluation:
         """The mean over tasks of the success rates."""
         return float(self.success.mean())
 
-    def metrics(self) -> dict[str, float]:
-        """``eval/success_mean`` and one ``eval/success/<task>`` each."""
-        rates = {f"eval/success/{task}": rate for task, rate in self.success_rates.items()}
-        return {"eval/success_mean": self.success_mean, **rates}
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """``<prefix>success_mean`` and one ``<prefix>success/<task>`` each."""
+        rates = {f"{prefix}success/{task}": rate for task, rate in self.success_rates.items()}
+        return {f"{prefix}success_mean": self.success_mean, **rates}
+
+    def summary(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {"success_mean": self.success_mean, "success": self.success_rates}
 
 
 def evaluate(
     policy: Callable[[Floats], Floats],
     environments: Environments,
     episodes: int,
+    seed: int,
     on_step: Callable[[Sequence[int]], None] = lambda finished: None,
 ) -> Evaluation:
-    """Plays ``episodes`` episodes per task, the same ones at every call.
+    """Plays ``episodes`` episodes per task: the first of this seed, the same ones at every call.
 
     The environments, which nothing else may step, end an episode at its first success, which cannot change any-step
     success, and rest once their task has played all its episodes. The policy maps observations ``[T, O]`` to actions
@@ -49,7 +55,7 @@ def evaluate(
     tasks = environments.tasks
     success = np.zeros((len(tasks), episodes), bool)
     finished = np.zeros(len(tasks), int)
-    observations = environments.reset(restart_goals=True)
+    observations = environments.reset(seed=seed)
     while (active := finished < episodes).any():
         environments.step_async(policy(observations), active)
         step = environments.step_wait()
@@ -61,20 +67,36 @@ def evaluate(
     return Evaluation(list(tasks), success)
 
 
+Outcome = dict[str, Evaluation]
+"""One policy's evaluations, by the goals that were played."""
+
+
 class EvaluationQueue:
     """Policies that wait to be evaluated; the oldest is being played in a thread, which training goes on beside.
 
-    Learning no longer changes them, so when they are played makes no difference to what comes of it. The environments
-    are made at the first evaluation; ``episodes`` are per task and evaluation.
+    Learning no longer changes them, so when they are played makes no difference to what comes of it.
+
+    Args:
+        agent: whose policies.
+        make_environments: called at the first evaluation.
+        episodes: per task and goals.
+        seeds: of the environments, by the goals that are played, see `mtrl.run.record.PREFIXES`.
     """
 
-    def __init__(self, agent: Agent, make_environments: Callable[[], Environments], episodes: int) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        make_environments: Callable[[], Environments],
+        episodes: int,
+        seeds: Mapping[str, int],
+    ) -> None:
         self.waiting: list[dict[str, Any]] = []
         """What is not evaluated yet, oldest first, for a checkpoint: ``step``, ``seconds`` and ``policy``."""
-        self._agent, self._make_environments, self._episodes = agent, make_environments, episodes
+        self._agent, self._make_environments = agent, make_environments
+        self._episodes, self._seeds = episodes, seeds
         self._environments: Environments | None = None
         self._thread = ThreadPoolExecutor(1, "evaluation")
-        self._playing: Future[Evaluation] | None = None
+        self._playing: Future[Outcome] | None = None
         self._finished = 0  # episodes of every task
         self._cancelled = False
 
@@ -82,10 +104,10 @@ class EvaluationQueue:
         """Has the agent's policy of this moment evaluated: of this step, after so many seconds of training."""
         self.waiting.append({"step": step, "seconds": seconds, "policy": self._agent.policy_state()})
 
-    def outcomes(self, before: int, on_wait: Callable[[str], None]) -> Iterator[tuple[int, float, Evaluation]]:
+    def outcomes(self, before: int, on_wait: Callable[[str], None]) -> Iterator[tuple[dict[str, Any], Outcome]]:
         """Waits for the evaluations of the steps before this one, oldest first; starts the one after them.
 
-        Yields step and seconds as in `add`, and the outcome. ``on_wait`` is called with how far an evaluation is, again
+        Yields what was `waiting`, and the outcome by goals. ``on_wait`` is called with how far an evaluation is, again
         and again while it is waited for; an error that it raises leaves the evaluation in the queue.
         """
         while self.waiting:
@@ -93,20 +115,26 @@ class EvaluationQueue:
             if self._playing is None:
                 if self._environments is None:
                     self._environments = self._make_environments()
-                self._finished = 0
-                played = self._agent.policy(first["policy"]), self._environments, self._episodes
-                self._playing = self._thread.submit(evaluate, *played, self._on_step)
+                policy = self._agent.policy(first["policy"])
+                self._playing = self._thread.submit(self._play, policy, self._environments)
             if first["step"] >= before:
                 return
             while not self._playing.done():
-                on_wait(f"evaluating {self._finished}/{self._episodes} episodes")
+                on_wait(f"evaluating {self._finished}/{self._episodes * len(self._seeds)} episodes")
                 wait([self._playing], 0.1)
-            evaluation, self._playing = self._playing.result(), None
+            outcome, self._playing = self._playing.result(), None
             del self.waiting[0]
-            yield first["step"], first["seconds"], evaluation
+            yield first, outcome
 
-    def _on_step(self, finished: Sequence[int]) -> None:
-        self._finished = min(finished)
+    def _play(self, policy: Callable[[Floats], Floats], environments: Environments) -> Outcome:
+        found: Outcome = {}
+        for goals, seed in self._seeds.items():
+            before = len(found) * self._episodes
+            found[goals] = evaluate(policy, environments, self._episodes, seed, partial(self._on_step, before))
+        return found
+
+    def _on_step(self, before: int, finished: Sequence[int]) -> None:
+        self._finished = before + min(finished)
         if self._cancelled:
             raise InterruptedError("the evaluation was cancelled")
 

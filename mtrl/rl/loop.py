@@ -1,19 +1,22 @@
 """The training loop: act, send, update while the simulators step, receive."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.errors import RunError
+from mtrl.errors import InputError, RunError
 from mtrl.rl.evaluation import EvaluationQueue
 from mtrl.rl.protocols import Agent, Environments, Floats, Step
 from mtrl.rl.watchdog import Watchdog
 from mtrl.run.directory import RunDirectory
+from mtrl.run.record import PREFIXES
 from mtrl.run.session import Session
 
 _PIECES = 10  # of the replay buffer between two checkpoints, so that none of them is long to write
@@ -27,11 +30,16 @@ class Schedule:
         steps: length of the run.
         warmup_steps: random actions and no updates before this step.
         catch_up_updates: updates made at once when the warm-up ends.
+        updates_per_step: afterwards; 0.5 is one every other step.
+        resets: the steps at which the agent begins anew with what it has seen.
+        reset_updates: updates made at once then.
         eval_every: steps between evaluations; the end of the run is always evaluated.
         checkpoint_every: steps between checkpoints.
         log_every: steps between entries of training metrics, which average over them.
         insight_every: steps between measurements of gradient conflict; 0 is never.
-        eval_episodes: episodes per task and evaluation.
+        eval_episodes: episodes per task, goals and evaluation.
+        eval_seeds: of the environments that policies are evaluated in, by the goals that are played there (see
+            `mtrl.rl.evaluation.PREFIXES`). The first are those that policies are chosen by.
         eval_beside: play an evaluation while training goes on, not before it goes on; the curves are the same.
     """
 
@@ -43,7 +51,17 @@ class Schedule:
     log_every: int
     insight_every: int
     eval_episodes: int
+    eval_seeds: dict[str, int]
     eval_beside: bool
+    updates_per_step: float = 1.0
+    resets: tuple[int, ...] = ()
+    reset_updates: int = 0
+
+    def updates_at(self, step: int) -> int:
+        """How many updates are made while the simulators take this step (the first is number 0)."""
+        before = max(0, step - self.warmup_steps) * self.updates_per_step
+        after = max(0, step + 1 - self.warmup_steps) * self.updates_per_step
+        return math.floor(after) - math.floor(before)
 
 
 class Trainer:
@@ -52,7 +70,8 @@ class Trainer:
     Attributes:
         session: the run: steps done, seconds, checkpoints, metrics.
         updates: gradient updates done.
-        evaluations: each evaluation's ``step``, ``success_mean`` and ``success`` by task.
+        evaluations: each evaluation's ``step``, and ``success_mean`` and ``success`` by task on the goals that policies
+            are chosen by; on others too where there are any, under their name.
     """
 
     def __init__(
@@ -63,21 +82,29 @@ class Trainer:
         run: RunDirectory,
         schedule: Schedule,
         *,
+        device: torch.device | None = None,
         show_progress: bool = True,
     ) -> None:
         self.agent, self.environments, self.schedule = agent, environments, schedule
-        self.session = Session(run, schedule.steps, stream=agent.replay, show_progress=show_progress)
+        self.session = Session(run, schedule.steps, stream=agent.replay, device=device, show_progress=show_progress)
         self.session.counters["unstable_steps"] = 0
         self.updates = 0
         self.evaluations: list[dict[str, Any]] = []
         self.watchdog = Watchdog(environments.tasks, schedule.eval_every)
-        self._to_evaluate = EvaluationQueue(agent, make_evaluation_environments, schedule.eval_episodes)
+        self._to_evaluate = EvaluationQueue(
+            agent, make_evaluation_environments, schedule.eval_episodes, schedule.eval_seeds
+        )
         self._observations: Floats
         self._actions: Floats | None = None  # chosen, but not sent yet
+        self._updates_from = schedule.warmup_steps
+        self._owed = 0  # updates that are to be made at once
         self._meter = _Meter()
 
     def train(self) -> None:
         """Runs to the end of the schedule.
+
+        The last checkpoint is one of a run that goes on: what the end of the schedule alone asks for, an entry of
+        metrics and an evaluation, comes after it. From there a longer run goes on as if it had always been longer.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after writing a checkpoint.
@@ -86,6 +113,9 @@ class Trainer:
         with closing(self._to_evaluate), self.session.running(self) as resumed:
             if not resumed:
                 self._observations = self.environments.reset()
+                self.session.begin()
+            elif self.session.run.checkpoints.stream_dropped:
+                self._refill()
             self._logged = self.session.step, self.updates, self.session.seconds
             success = f"{self.evaluations[-1]['success_mean']:.2f}" if self.evaluations else "not evaluated yet"
             self.session.progress.show(f"success {success}")
@@ -94,6 +124,7 @@ class Trainer:
                 self._advance()
                 self._after_step()
                 self._stop_if_asked()
+            self._end()
 
     def summary(self) -> dict[str, Any]:
         """What a finished run came to, plain data."""
@@ -105,6 +136,7 @@ class Trainer:
             "updates": self.updates,
             "seconds": round(self.session.seconds, 1),
             "episodes_per_evaluation": self.schedule.eval_episodes,
+            "evaluated_on": list(self.schedule.eval_seeds),
             "final": self.evaluations[-1],
             "best": {key: best[key] for key in ("step", "success_mean")} | {"of_evaluations": len(self.evaluations)},
             "counters": self.session.counters | {"warnings": self.watchdog.counts},
@@ -117,15 +149,16 @@ class Trainer:
         warm = self.session.step >= self.schedule.warmup_steps
         if self._actions is None:
             self._actions = self.agent.act(self._observations) if warm else self.agent.act_randomly()
-        if self.session.step == self.schedule.warmup_steps:
-            self._catch_up()
+        learns = self.session.step >= self._updates_from
+        self._catch_up()
         self.environments.step_async(self._actions)
-        failure = None
-        if warm:
+        failure: RunError | InputError | None = None
+        if learns:
             try:
                 every = self.schedule.insight_every
-                self._update(insight=every > 0 and (self.session.step + 1) % every == 0)
-            except RunError as error:
+                for remaining in reversed(range(self.schedule.updates_at(self.session.step))):
+                    self._update(insight=every > 0 and not remaining and (self.session.step + 1) % every == 0)
+            except (RunError, InputError) as error:
                 failure = error
         step = self.environments.step_wait()
         self.agent.remember(self._observations, self._actions, step)
@@ -137,20 +170,34 @@ class Trainer:
         self.session.step += 1
         if failure is not None:
             self._fail(failure)
+        if self.session.step == self._updates_from:
+            self._owed = max(0, self.schedule.catch_up_updates - self.updates)
+        if self.session.step in self.schedule.resets:
+            self.agent.reset()
+            self._owed = self.schedule.reset_updates
 
     def _catch_up(self) -> None:
-        """The updates that the warm-up had none of; a signal interrupts them, and the run goes on between two."""
-        wanted = self.schedule.catch_up_updates
-        while self.updates < wanted:
-            self.session.progress.show(f"catching up: {self.updates}/{wanted} updates")
+        """The updates that the warm-up had none of, or a reset asks for; a signal comes between two of them."""
+        while self._owed:
+            self.session.progress.show(f"catching up: {self._owed} updates to go")
             try:
                 self._update(insight=False)
-            except RunError as error:
+            except (RunError, InputError) as error:
                 self._fail(error)
+            self._owed -= 1
             self._stop_if_asked()
 
+    def _refill(self) -> None:
+        """The replay buffer was dropped: what it takes to learn has to be seen again first."""
+        steps = max(1, self.schedule.warmup_steps)
+        self._updates_from = max(self.schedule.warmup_steps, self.session.step + steps)
+        self.session.say(
+            f"the replay buffer of this run was dropped: up to step {self._updates_from:,} it is filled again, without "
+            "updates; from here on this is not the run that it would have been"
+        )
+
     def _update(self, *, insight: bool) -> None:
-        metrics = self.agent.update(insight=insight)
+        metrics = self.session.count(self.agent.update(insight=insight))
         self.updates += 1
         self._meter.add_update({key: value for key, value in metrics.items() if key.startswith("train/")})
         if insight:  # logged with the step that is under way
@@ -167,11 +214,21 @@ class Trainer:
         if self._due(self.schedule.eval_every):
             self._to_evaluate.add(step, self.session.clock())
         self._evaluate()
-        if self._due(self.schedule.checkpoint_every):
+        if self._due(self.schedule.checkpoint_every) or step == self.schedule.steps:
             self.session.checkpoint()
 
     def _due(self, every: int) -> bool:
-        return self.session.step % every == 0 or self.session.step == self.schedule.steps
+        return self.session.step % every == 0
+
+    def _end(self) -> None:
+        """What a run ends with, where it is not due anyway: nothing that a longer run goes on from."""
+        if not self._due(self.schedule.log_every):
+            self._log()
+        if not self._due(self.schedule.eval_every):
+            self._to_evaluate.add(self.session.step, self.session.clock())
+        self._evaluate(ended=True)
+        self._stop_if_asked(save=False)
+        self.session.run.checkpoints.amend()
 
     def _log(self) -> None:
         now = self.session.step, self.updates, self.session.clock()
@@ -183,42 +240,53 @@ class Trainer:
         self._meter = _Meter()
         self.session.metrics.write(self.session.step, self.session.seconds, averages | speed)
         for warning in self.watchdog.check(self.session.step, averages):
-            self.session.progress.console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
+            self.session.say(f"warning: {warning}")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, *, ended: bool = False) -> None:
         """Logs what is evaluated: at once, or beside training up to the next step of evaluation or checkpoint.
 
         Either way, the step at which something is logged does not depend on how fast anything is.
         """
-        at_once = not self.schedule.eval_beside or self.session.step == self.schedule.steps
+        at_once = ended or not self.schedule.eval_beside
         due = self._due(self.schedule.eval_every) or self._due(self.schedule.checkpoint_every)
         before = self.session.step + 1 if at_once else self.session.step if due else 0
-        for step, seconds, evaluation in self._to_evaluate.outcomes(before, self._while_evaluating):
-            self.watchdog.evaluated(step, evaluation.success_rates)
-            self.session.metrics.write(step, seconds, evaluation.metrics())
-            mean, rates = evaluation.success_mean, evaluation.success_rates
-            self.evaluations.append({"step": step, "success_mean": mean, "success": rates})
+        for evaluated, outcome in self._to_evaluate.outcomes(before, partial(self._while_evaluating, save=not ended)):
+            step, seconds = evaluated["step"], evaluated["seconds"]
+            measured: dict[str, float] = {}
+            for goals, found in outcome.items():
+                measured |= found.metrics(PREFIXES[goals])
+            self.session.metrics.write(step, seconds, measured)
+            first, *others = outcome
+            self.watchdog.evaluated(step, outcome[first].success_rates)
+            mean = outcome[first].success_mean
+            if all(mean > before["success_mean"] for before in self.evaluations):  # the first of equals is the best
+                self.session.run.checkpoints.add_policy(step, mean, evaluated["policy"])
+            also = {goals: outcome[goals].summary() for goals in others}
+            self.evaluations.append({"step": step, **outcome[first].summary(), **also})
             self.session.progress.report(f"success {mean:.2f}")
 
-    def _while_evaluating(self, status: str) -> None:
+    def _while_evaluating(self, status: str, *, save: bool) -> None:
         self.session.progress.show(status)
-        self._stop_if_asked()
+        self._stop_if_asked(save=save)
 
     # -------------------------------------------------------------------------------------- stopping, resuming
 
-    def _stop_if_asked(self) -> None:
-        self.session.stop_if_asked(f"at step {self.session.step}")
+    def _stop_if_asked(self, *, save: bool = True) -> None:
+        self.session.stop_if_asked(f"at step {self.session.step}", save=save)
 
-    def _fail(self, error: RunError) -> NoReturn:
+    def _fail(self, error: RunError | InputError) -> NoReturn:
         self.session.checkpoint()
         where = f"at step {self.session.step}; a checkpoint from before that update is in"
-        raise RunError(f"{error} {where} {self.session.run.checkpoints.directory}") from error
+        kind = RunError if isinstance(error, RunError) else InputError
+        raise kind(f"{error} {where} {self.session.run.checkpoints.directory}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training goes on from, except for the replay buffer's entries."""
         return {
             "tasks": list(self.environments.tasks),
             "updates": self.updates,
+            "updates_from": self._updates_from,
+            "owed": self._owed,
             "evaluations": self.evaluations,
             "to_evaluate": self._to_evaluate.waiting,
             "watchdog": self.watchdog.state_dict(),
@@ -232,6 +300,11 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.updates, self.evaluations = state["updates"], state["evaluations"]
+        self._updates_from = state.get("updates_from", self._updates_from)
+        self._owed = state["owed"]
+        own = [evaluation["step"] for evaluation in self.evaluations]
+        checkpoints = self.session.run.checkpoints
+        checkpoints.policies = [entry for entry in checkpoints.policies if entry["step"] in own]
         self._to_evaluate.waiting = state["to_evaluate"]
         self.watchdog.load_state_dict(state["watchdog"])
         self._observations = state["observations"].numpy()

@@ -43,8 +43,8 @@ class Environments(Resumable, Protocol):
 
     tasks: list[str]
 
-    def reset(self, *, restart_goals: bool = False) -> Floats:
-        """Starts a new episode everywhere; with ``restart_goals``, the sequence of goals starts over."""
+    def reset(self, *, seed: int | None = None) -> Floats:
+        """Starts a new episode everywhere; with a seed, that seed's first one, whatever was played before."""
 
     def step_async(self, actions: Floats, active: Bools | None = None) -> None:
         """Sends actions ``[T, A]`` and returns at once; tasks that are not active stay as they are."""
@@ -78,5 +78,8 @@ class Agent(Resumable, Protocol):
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
         """Stores a vector step's transitions."""
 
+    def reset(self) -> None:
+        """Begins anew with what it has seen so far."""
+
     def update(self, *, insight: bool = False) -> dict[str, Any]:
-        """One gradient step; returns scalars to log."""
+        """One gradient step; returns scalars to log, and by ``count/<counter>`` what is to be counted."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from agents.networks import NUM_CRITICS, TwinCritic, mlp
+from agents.networks import TwinCritic, mlp
 from agents.sac import MultiTaskSAC, actor_losses, critic_losses, critic_targets, temperature_loss
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from scripts.benchmarks.timing import Work
@@ -19,9 +19,9 @@ def matrix_products(agent: MultiTaskSAC) -> Work:
     actor, critic = [size, *hidden, 2 * ACTION_SIZE], [size + ACTION_SIZE, *hidden, 1]
     passes = [  # how many networks of which sizes; whether back to their weights, and to their inputs
         (1, actor, False, False),  # the targets
-        (NUM_CRITICS, critic, False, False),
-        (NUM_CRITICS, critic, True, False),  # the critics' loss
-        (NUM_CRITICS, critic, False, True),  # the actor's, which passes through the critics
+        (agent.config.critics, critic, False, False),
+        (agent.config.critics, critic, True, False),  # the critics' loss
+        (agent.config.critics, critic, False, True),  # the actor's, which passes through the critics
         (1, actor, True, False),
     ]
     products: list[list[Tensor]] = []
@@ -55,7 +55,7 @@ def linear_critics(agent: MultiTaskSAC) -> TwinCritic:
     """Critics like an agent's, of two networks of ordinary layers."""
     critics = copy.deepcopy(agent.critic)
     sizes = [OBSERVATION_SIZE + critics.num_tasks + ACTION_SIZE, *agent.config.hidden_sizes, 1]
-    critics.layers = _Members(*(mlp(sizes, nn.Linear, None) for _ in range(NUM_CRITICS)))
+    critics.layers = _Members(*(mlp(sizes, nn.Linear, None) for _ in range(agent.config.critics)))
     return critics.to(agent.device)
 
 

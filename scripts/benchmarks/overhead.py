@@ -8,6 +8,7 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from agents.sac import MultiTaskSAC
 from mtrl import combiners
@@ -33,9 +34,9 @@ WORDS = ("method", "needs")
 class RetainGraphLoop(TaskBatched):
     """The usual way to per-task gradients: one backward pass per task through the joint graph."""
 
-    def source(self, losses: Tensor) -> Source:
+    def source(self, losses: Tensor, scaler: GradScaler | None = None, *, keep: bool = True) -> Source:
         """As `TaskBatched.source`."""
-        return ByParameters(list(losses), self.parameters, (), False, self.memory_limit)
+        return ByParameters(list(losses), self.parameters, (), False, self.memory_limit, keep=keep)
 
 
 class TorchJDJacobian(TaskBatched):

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from agents.graphs import WARM_UP, Graphs
-from agents.sac import MultiTaskSAC
+from agents.sac import MultiTaskSAC, NetworkConfig
 from mtrl.errors import RunError
 from tests.agents.test_sac import break_loss, fill, make_agent, transition
 
@@ -34,8 +34,14 @@ METHODS = [
 ]
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"per_task_temperature": True, "max_gradient_norm": 0.5, "layer_norm": True},
-    {"weight_decay_mode": "decoupled", "task_encoding": "none", "normalize_rewards": False, "rescale": False},
+    {"per_task_temperature": True, "max_gradient_norm": 0.5, "critic": NetworkConfig(layer_norm=True)},
+    {
+        "critic": NetworkConfig(block="residual", layer_norm=True, weight_decay=0.1),
+        "critic_loss": "categorical",
+        "twins": "mean",
+        "reward_scale": "return",
+    },
+    {"weight_decay_mode": "decoupled", "task_encoding": "none", "reward_scale": "none", "rescale": False},
 ]
 
 
@@ -247,7 +253,7 @@ def test_what_an_update_returns_is_not_overwritten_by_the_next() -> None:
     assert {key: float(value) for key, value in first.items()} == before
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "clipped", "decoupled"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "clipped", "large", "decoupled"])
 @pytest.mark.parametrize("combiner", ["unitary", "uncertainty", "pcgrad"])
 @pytest.mark.parametrize("memory_limit", [0, 1 << 30], ids=["streamed", "kept"])
 def test_the_pieces_never_wait_for_the_device(combiner: str, options: dict[str, Any], memory_limit: int) -> None:

@@ -4,7 +4,9 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from torch.nn import functional
 
-from agents.networks import Actor, TwinCritic, with_task_id
+from agents.networks import Actor, ResidualBlock, TwinCritic, with_task_id
+from agents.values import CategoricalValues, ScalarValues
+from mtrl.gradients import TaskBatched
 
 
 def test_the_task_id_is_appended_to_every_sample() -> None:
@@ -40,7 +42,7 @@ def test_log_prob_stays_finite_where_the_squashing_saturates() -> None:
 
 def test_the_ensemble_is_two_independent_networks() -> None:
     torch.manual_seed(0)
-    critic = TwinCritic(5, 2, [8, 9], layer_norm=True)
+    critic = TwinCritic(5, 2, [8, 9], ScalarValues(pessimistic=True), layer_norm=True)
     observations, actions = torch.randn(3, 4, 5), torch.randn(3, 4, 2)
     values = critic(observations, actions)
     for member in range(2):
@@ -51,5 +53,40 @@ def test_the_ensemble_is_two_independent_networks() -> None:
             x = functional.layer_norm(x, x.shape[-1:]) * norm.weight[member] + norm.bias[member]
             x = x.relu()
         x = x @ layers[6].weight[member] + layers[6].bias[member]
-        torch.testing.assert_close(values[member], x.squeeze(-1))
+        torch.testing.assert_close(values[member], x)
     assert not torch.equal(values[0], values[1])
+
+
+def test_residual_blocks_add_to_what_they_get() -> None:
+    actor = Actor(5, 2, [8, 8, 8], layer_norm=True, block="residual")
+    linear, norm, _, *blocks, last = actor.layers
+    assert [type(block) for block in blocks] == [ResidualBlock, ResidualBlock]
+    observations = torch.randn(3, 4, 5)
+    x = norm(linear(observations)).relu()
+    for block in blocks:
+        inner = block.layers
+        x = x + inner[4](inner[3](inner[1](inner[0](x)).relu()))
+    assert last.weight.shape == (4, 8)
+    torch.testing.assert_close(actor.layers[:-1](observations), x)
+    weight = blocks[0].layers[0].weight  # orthogonal, scaled by sqrt(2)
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(8))
+
+
+@pytest.mark.parametrize("block", ["mlp", "residual"])
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_per_task_gradients_of_the_large_critic(block: str, memory_limit: int) -> None:
+    """All tasks' gradients from one backward pass, kept or streamed, against autograd task by task."""
+    torch.manual_seed(0)
+    values = CategoricalValues(10.0, 11, pessimistic=False)
+    critic = TwinCritic(5, 2, [8, 8, 8], values, num_tasks=3, layer_norm=True, block=block).double()
+    network = TaskBatched(critic, 3, memory_limit=memory_limit)
+    batch = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 4, 2, dtype=torch.float64)
+    target = torch.randn(3, 4, 11, dtype=torch.float64).softmax(-1)
+    with network.record():
+        losses = values.error(critic(*batch), target).mean(-1).sum(0)
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, network.parameters, retain_graph=True)])
+        for loss in losses
+    ]
+    jacobian = torch.stack(rows)
+    torch.testing.assert_close(network.source(losses).gramian(), jacobian @ jacobian.T)

@@ -1,5 +1,6 @@
 """The agent against the equations of soft actor-critic, written out sample by sample in float64."""
 
+import copy
 import io
 import math
 from types import SimpleNamespace
@@ -13,7 +14,16 @@ from torch import Tensor
 from agents import sac
 from agents.networks import Actor, TwinCritic
 from agents.replay import Batch
-from agents.sac import MultiTaskSAC, SACConfig, actor_losses, critic_losses, critic_targets, temperature_loss
+from agents.sac import (
+    MultiTaskSAC,
+    NetworkConfig,
+    SACConfig,
+    actor_losses,
+    critic_losses,
+    critic_targets,
+    temperature_loss,
+)
+from agents.values import ScalarValues
 from mtrl import combiners
 from mtrl.errors import InputError, RunError
 
@@ -50,6 +60,7 @@ def transition(random: np.random.Generator, unstable: tuple[bool, ...] = (False,
         rewards=random.normal(size=n) * [1, 10, 100],
         next_observations=random.normal(size=(n, OBSERVATION)).astype(np.float32),
         terminated=random.random(n) < 0.1,
+        truncated=np.zeros(n, bool),
         unstable=np.array(unstable),
     )
     observations = random.normal(size=(n, OBSERVATION)).astype(np.float32)
@@ -82,8 +93,8 @@ def setting() -> SimpleNamespace:
     shape = (len(TASKS), SAMPLES)
     return SimpleNamespace(
         actor=Actor(OBSERVATION, ACTION, [16]).double(),
-        critic=TwinCritic(OBSERVATION, ACTION, [16]).double(),
-        target_critic=TwinCritic(OBSERVATION, ACTION, [16]).double(),
+        critic=TwinCritic(OBSERVATION, ACTION, [16], ScalarValues(pessimistic=True)).double(),
+        target_critic=TwinCritic(OBSERVATION, ACTION, [16], ScalarValues(pessimistic=True)).double(),
         alpha=torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64),
         noise=torch.randn(*shape, ACTION, generator=torch.Generator().manual_seed(5), dtype=torch.float64),
         batch=Batch(
@@ -131,13 +142,26 @@ def test_the_temperature_rises_where_entropy_is_below_its_target(size: int) -> N
     torch.testing.assert_close(log_alpha.grad, expected if size == 3 else expected.sum(0, keepdim=True))
 
 
-def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses() -> None:
-    agent, reference = make_agent(), make_agent()
+LARGE: dict[str, Any] = {
+    "critic": NetworkConfig(hidden_sizes=[16, 16, 16], block="residual", layer_norm=True, weight_decay=0.1),
+    "critic_loss": "categorical",
+    "twins": "mean",
+    "reward_scale": "return",
+    "temperature_learning_rate": 1e-2,
+}
+
+
+@pytest.mark.parametrize("options", [{}, LARGE, {**LARGE, "twins": "min", "critics": 3}])
+def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses(options: dict[str, Any]) -> None:
+    agent, reference = make_agent(**options), make_agent(**options)
     fill(agent)
     fill(reference)
     agent.update()
     r = reference
     batch = r.replay.sample(r.batch_size, r.generator)
+    divisor = r.reward_scale.divisor(r.replay, r.log_alpha.detach().exp())
+    assert divisor is not None
+    batch = batch._replace(rewards=batch.rewards / divisor.unsqueeze(1).float())
     alpha = r.log_alpha.detach().exp().unsqueeze(-1)
     targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.config.discount, r.generator)
     critic_losses(r.critic, batch, targets).mean().backward()
@@ -148,9 +172,9 @@ def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses() -> None:
         parameter.grad = gradient
     temperature_loss(r.log_alpha, log_prob, -ACTION).backward()
     rate = r.config.learning_rate
-    torch.optim.Adam(r.critic.parameters(), rate).step()
-    torch.optim.Adam(r.actor.parameters(), rate, weight_decay=r.config.actor_weight_decay).step()
-    torch.optim.Adam([r.log_alpha], rate).step()
+    torch.optim.Adam(r.critic.parameters(), rate, weight_decay=r.config.critic.weight_decay).step()
+    torch.optim.Adam(r.actor.parameters(), rate, weight_decay=r.config.actor.weight_decay).step()
+    torch.optim.Adam([r.log_alpha], r.config.temperature_learning_rate or rate).step()
     before = [p.clone() for p in r.target_critic.parameters()]
     for name in ("actor", "critic"):
         for ours, theirs in zip(getattr(agent, name).parameters(), getattr(r, name).parameters(), strict=True):
@@ -161,24 +185,24 @@ def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses() -> None:
         torch.testing.assert_close(ours, (1 - tau) * old + tau * new, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("temperature", [False, True])
-def test_state_restores_learning_bit_for_bit(temperature: bool) -> None:
-    agent = make_agent("rlw_normal", per_task_temperature=temperature)
+@pytest.mark.parametrize("options", [{}, {"per_task_temperature": True}, LARGE])
+def test_state_restores_learning_bit_for_bit(options: dict[str, Any]) -> None:
+    agent = make_agent("rlw_normal", **options)
     fill(agent)
     for _ in range(3):
         agent.update()
-    copy = make_agent("rlw_normal", seed=9, per_task_temperature=temperature)
-    copy.replay.restore(0, agent.replay.slice(0, agent.replay.added))
+    twin = make_agent("rlw_normal", seed=9, **options)
+    twin.replay.restore(0, agent.replay.slice(0, agent.replay.added))
     file = io.BytesIO()
     torch.save(agent.state_dict(), file)
     file.seek(0)
-    copy.load_state_dict(torch.load(file, weights_only=True))
+    twin.load_state_dict(torch.load(file, weights_only=True))
     for _ in range(3):
         agent.update(insight=True)  # looking changes nothing
-        copy.update()
+        twin.update()
     observations = np.ones((3, OBSERVATION), np.float32)
-    assert np.array_equal(agent.act(observations), copy.act(observations))
-    for ours, theirs in zip(agent.target_critic.parameters(), copy.target_critic.parameters(), strict=True):
+    assert np.array_equal(agent.act(observations), twin.act(observations))
+    for ours, theirs in zip(agent.target_critic.parameters(), twin.target_critic.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -222,6 +246,30 @@ def test_a_non_finite_update_is_named_and_not_applied(objective: str, monkeypatc
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+@pytest.mark.parametrize("factors", [(1.0, 0.0, 1.0), (1.0, -1.0, 1.0)])
+def test_a_critic_loss_of_0_goes_on_and_a_negative_one_is_named(
+    factors: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent()
+    agent.objectives.combiners["critic"] = combiners.make("scale_invariant", 3)  # type: ignore[index]
+    fill(agent)
+    monkeypatch.setattr(sac, "critic_losses", lambda *args: critic_losses(*args) * torch.tensor(factors))
+    if min(factors) == 0:
+        agent.update()
+        return
+    message = r"^scale_invariant needs positive losses, but task 'push-v3' has -\S+ in the critic objective$"
+    with pytest.raises(InputError, match=message):
+        agent.update()
+
+
+def test_what_has_arrived_is_counted() -> None:
+    agent = make_agent()
+    fill(agent)
+    assert not agent.objectives.counts()
+    agent.objectives.combiners["actor"].stationary = True
+    assert agent.update()["count/actor_stationary"] == 1
+
+
 def test_gradient_clipping_bounds_the_norm() -> None:
     agent = make_agent(max_gradient_norm=1e-6)
     fill(agent)
@@ -252,3 +300,101 @@ def test_objectives_cannot_share_a_combiner() -> None:
         MultiTaskSAC(
             TASKS, 5, 2, shared, shared, SACConfig(), batch_size=1, capacity=1, seed=0, device=torch.device("cpu")
         )
+
+
+def test_a_reset_begins_anew_but_for_what_was_seen() -> None:
+    agent, fresh = make_agent("uncertainty"), make_agent("uncertainty")
+    fill(agent)
+    for _ in range(3):
+        agent.update()
+    scale = agent.replay.reward_std().clone()
+    before = copy.deepcopy(agent.state_dict())
+    agent.reset()
+    again = make_agent("uncertainty", seed=9)
+    again.replay.restore(0, agent.replay.slice(0, agent.replay.added))
+    again.load_state_dict(before)
+    again.reset()
+    for name, parameter in agent.critic.named_parameters():
+        assert torch.equal(parameter, agent.target_critic.get_parameter(name))
+        assert torch.equal(parameter, again.critic.get_parameter(name)), "the new weights are drawn from its own stream"
+        if "weight" in name:
+            assert not torch.equal(parameter, before["critic"][name])
+            assert not torch.equal(parameter, fresh.critic.get_parameter(name))
+            one, other = (float(own.detach().std()) for own in (parameter, fresh.critic.get_parameter(name)))
+            assert one == pytest.approx(other, rel=0.3)
+    assert torch.equal(agent.log_alpha, fresh.log_alpha)
+    assert all(not optimizer.state for optimizer in agent.optimizers.values())
+    for ours, new in zip(agent.objectives.combiners.values(), fresh.objectives.combiners.values(), strict=True):
+        assert_same(ours.state_dict(), new.state_dict())
+    assert torch.equal(agent.replay.reward_std(), scale)
+    for _ in range(2):
+        agent.update()
+        again.update()
+    for mine, theirs in zip(agent.critic.parameters(), again.critic.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.items() if isinstance(value, Tensor))
+
+
+def test_an_agent_of_a_gpu_goes_on_here_and_draws_anew_but_the_same_every_time() -> None:
+    agent = make_agent("moco")
+    fill(agent)
+    for _ in range(3):
+        agent.update()
+    state = agent.state_dict() | {"generator": torch.arange(16, dtype=torch.uint8)}
+    copies = [make_agent("moco", seed=seed) for seed in (1, 2)]
+    for twin in copies:
+        twin.replay.restore(0, agent.replay.slice(0, agent.replay.added))
+        twin.load_state_dict(copy.deepcopy(state))
+        for name, part in twin._parts().items():
+            if name != "replay":
+                torch.testing.assert_close(part.state_dict(), agent._parts()[name].state_dict(), rtol=0, atol=0)
+        twin.update()
+    one, other = (torch.nn.utils.parameters_to_vector(twin.actor.parameters()) for twin in copies)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("temperature", [False, True])
+def test_an_agent_that_starts_from_another_takes_over_what_that_had_learned(temperature: bool) -> None:
+    source = make_agent("moco", per_task_temperature=temperature)
+    fill(source)
+    for _ in range(3):
+        source.update()
+    agent = make_agent("moco", seed=7, per_task_temperature=temperature, learning_rate=1e-2)
+    new = make_agent("moco", seed=7, per_task_temperature=temperature, learning_rate=1e-2)
+    agent.start_from(source.state_dict())
+    for name in ("actor", "critic", "target_critic"):
+        torch.testing.assert_close(
+            getattr(agent, name).state_dict(), getattr(source, name).state_dict(), rtol=0, atol=0
+        )
+    assert torch.equal(agent.log_alpha, source.log_alpha)
+    assert len(agent.replay) == 0
+    assert torch.equal(agent.generator.get_state(), new.generator.get_state())
+    assert all(not optimizer.state for optimizer in agent.optimizers.values())
+    assert all(group["lr"] == 1e-2 for o in agent.optimizers.values() for group in o.param_groups)
+    for objective, combiner in agent.objectives.combiners.items():
+        assert combiner.state_dict().keys() == new.objectives.combiners[objective].state_dict().keys()
+    fill(agent)
+    agent.update()  # and it learns
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"actor": NetworkConfig(layer_norm=True)}, "init_from: actor '"),
+        ({"task_encoding": "none"}, r"has shape \[16, 8\] here, but there it is of shape \[16, 5\]|shape \[32, 8\]"),
+        ({"per_task_temperature": True}, r"temperature 'log_alpha' has shape \[1\] here, .* of shape \[3\]"),
+    ],
+)
+def test_an_agent_of_another_shape_is_refused_by_name_and_nothing_is_taken(
+    options: dict[str, Any], message: str
+) -> None:
+    agent = make_agent()
+    before = {name: tensor.clone() for name, tensor in agent.actor.state_dict().items()}
+    with pytest.raises(InputError, match=message) as caught:
+        agent.start_from(make_agent(seed=3, **options).state_dict())
+    assert "\n" not in str(caught.value)
+    torch.testing.assert_close(agent.actor.state_dict(), before, rtol=0, atol=0)

@@ -45,6 +45,9 @@ def test_benchmarks_are_in_their_own_order() -> None:
     assert len(mt10) == 10
     assert mt10[:3] == ["reach-v3", "push-v3", "pick-place-v3"]
     assert len(set(mt50)) == 50
+    mt25 = benchmark_tasks("mt25")
+    assert mt10 == mt25[:10]
+    assert len(set(mt25) & set(mt50)) == 25
     assert mt50.index("hand-insert-v3") < mt50.index("drawer-close-v3")
     with pytest.raises(InputError, match="unknown benchmark 'mt11': did you mean 'mt10'"):
         benchmark_tasks("mt11")
@@ -113,7 +116,7 @@ def test_goals_are_those_of_the_package(name: str) -> None:
 def test_evaluation_visits_every_goal_once_and_restarts() -> None:
     with TaskVector(TASKS[:2], seed=0, num_workers=1, horizon=1, goals="evaluation") as vector:
         first = [vector.reset()] + [result.current_observations for result in play(vector, np.zeros((60, 2, 4)))]
-        again = [vector.reset(restart_goals=True)]
+        again = [vector.reset(seed=0)]
         again += [result.current_observations for result in play(vector, np.zeros((20, 2, 4)))]
     for task in range(2):
         starts = np.array(first)[:, task]
@@ -187,7 +190,7 @@ def test_inactive_tasks_stay_where_they_are() -> None:
     with TaskVector(TASKS, seed=0, num_workers=2, horizon=4) as vector:
         start = vector.reset()
         full = play(vector, actions)
-        vector.reset(restart_goals=True)
+        vector.reset(seed=0)
         partial = [vector.step(action, active) for action in actions]
         resumed = play(vector, actions)
     assert rows(partial, 0) == rows(full, 0)

@@ -28,7 +28,7 @@ def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
     assert "over 6 paired seeds, p = 0.031." in words
     assert "mt10 at step 4,000: eval/success_mean" in words
     assert "last 2" in words
-    assert "1 of 13 runs are not finished and not scored: killed" in words
+    assert "1 of 13 runs is not finished and not scored: killed" in words
     assert done.stdout.rstrip().endswith(str(out / "index.html"))
     page = (out / "index.html").read_text()
     assert "Seed of the bootstrap: 3." in page

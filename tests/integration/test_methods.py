@@ -16,7 +16,7 @@ from mtrl.errors import InputError
 from mtrl.run.directory import read_config
 from scripts import configuration, entry, supervised, train
 from scripts.entry import CONFIGS
-from scripts.methods import plugins_in, read_methods
+from scripts.methods import COMBINER_DEFAULTS, plugins_in, read_methods
 
 ROOT = Path(__file__).parents[2]
 MINE = """
@@ -71,7 +71,7 @@ def test_every_method_is_a_choice_with_its_defaults(script: str, schema: type) -
         for name in combiners.names():
             own = {option: found.default for option, found in combiners.get(name).options().items()}
             composed = OmegaConf.to_container(compose(script, [f"combiner={name}"]).combiner)
-            assert composed == {"name": name} | own
+            assert composed == {"name": name} | own | COMBINER_DEFAULTS
         assert compose(script, ["combiner=cagrad", "combiner.c=0.7"]).combiner.c == 0.7
 
 

@@ -7,11 +7,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from agents.networks import Actor
 from mtrl import combiners
 from mtrl.run.directory import read_config
 from scripts.build import make_combiners, task_names
@@ -23,14 +26,28 @@ OWN = README[README.index("### Your own") :]
 TRAINING = re.findall(r"^python scripts/train.py (?!.*plugins=)(.*)$", README, re.MULTILINE)
 
 
+def example(word: str) -> str:
+    """The README's Python code with a word in it."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in code]
+    return str(code)
+
+
 def test_the_library_example_fills_gradients() -> None:
-    code = re.search(r"```python\n(import torch.*?)```", README, re.DOTALL)
-    assert code is not None
     names: dict[str, object] = {}
-    exec(code[1], names)
+    exec(example("combiners.make("), names)
     encoder = names["encoder"]
     assert isinstance(encoder, torch.nn.Module)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+def test_an_exported_policy_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network: dict[str, Any] = {"observation_size": 39, "action_size": 4, "hidden_sizes": [8], "num_tasks": 2}
+    weights = Actor(**network).state_dict()
+    torch.save({"network": network, "weights": weights, "tasks": ["a", "b"]}, tmp_path / "policy.pt")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example("policy.pt"), names)
+    assert names["act"](np.ones((2, 39), np.float32)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("line", TRAINING)

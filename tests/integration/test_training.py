@@ -11,12 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from agents.networks import Actor
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.metrics import read_metrics
+from scripts.build import make_agent
+from scripts.configuration import load_config
+from scripts.evaluate import stored_policy
+from scripts.export import ExportConfig, export
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -150,7 +156,21 @@ def test_a_run_can_be_evaluated_again(finished: Path) -> None:
     assert result.returncode == 0, result.stderr
     evaluation = json.loads((finished / "evaluation-90.json").read_text())
     summary = json.loads((finished / "summary.json").read_text())
-    assert evaluation["success"] == summary["final"]["success"]
+    assert evaluation["training"]["success"] == summary["final"]["success"]
+    assert evaluation["held_out"] == summary["final"]["held_out"]
+
+
+def test_a_policy_acts_without_simulator_and_run(finished: Path, tmp_path: Path) -> None:
+    export(ExportConfig(run=str(finished), out=str(tmp_path / "policy.pt")))
+    saved = torch.load(tmp_path / "policy.pt", weights_only=True)
+    assert saved["step"] == 90
+    actor = Actor(**saved["network"])
+    actor.load_state_dict(saved["weights"])
+    trained = load_config(finished)
+    agent = make_agent(trained, saved["tasks"], torch.device("cpu"), capacity=1)
+    observations = np.random.default_rng(0).normal(size=(len(saved["tasks"]), 39)).astype(np.float32)
+    theirs = agent.policy(stored_policy(finished, "last")[1])(observations)
+    assert (actor.policy()(observations) == theirs).all()
 
 
 def test_a_non_finite_update_stops_the_run_at_a_checkpoint_from_before_it(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def test_weights_of_critic_and_actor_serve_critic_and_actor(tmp_path: Path, monk
     train(small(*fixed))
     weights = {objective: logged(source, objective)[-1] for objective in ("critic", "actor")}
     assert weights["critic"] != weights["actor"]
-    assert read_config(tmp_path / "fixed")["combiner"] == {"name": "fixed", "weights": weights}
+    sides = {objective: {"name": "fixed", "weights": own} for objective, own in weights.items()}
+    assert read_config(tmp_path / "fixed")["combiner"] == {"name": "fixed", "weights": None, **sides}
     for objective in weights:
         used = logged(tmp_path / "fixed", objective)
         assert used
@@ -66,8 +67,8 @@ def test_a_method_of_the_critic_alone_leaves_the_actor_unweighted(
     train(small("combiner=stch", f"run_dir={tmp_path / 'source'}"))
     config = small("combiner=fixed", f"weights_from={tmp_path / 'source'}", f"run_dir={tmp_path / 'fixed'}")
     train(config)
-    assert config.combiner["weights"]["actor"] == [1.0, 1.0]
-    assert config.combiner["weights"]["critic"] != [1.0, 1.0]
+    assert config.combiner["actor"]["weights"] == [1.0, 1.0]
+    assert config.combiner["critic"]["weights"] != [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_an_unstable_simulation_is_counted_and_its_transition_not_stored(tmp_pat
     critic, actor = (combiners.make("unitary", 2) for _ in range(2))
     config = SACConfig(hidden_sizes=[16])
     agent = MultiTaskSAC(TASKS, 39, 4, critic, actor, config, batch_size=8, capacity=20, seed=0, device=device)
-    schedule = Schedule(20, 5, 5, 20, 20, 20, 0, 1, eval_beside=False)
+    schedule = Schedule(20, 5, 5, 20, 20, 20, 0, 1, {"training": 1}, eval_beside=False)
     run_directory = RunDirectory(tmp_path / "run", {"seed": 0})
     with Unstable(TASKS, seed=0, num_workers=1) as environments:
         trainer = Trainer(

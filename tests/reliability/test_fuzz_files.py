@@ -125,6 +125,9 @@ class Ring:
         values = entries["values"]
         self.values[torch.arange(start, start + len(values)) % 8] = values
 
+    def clear(self) -> None:
+        self.added = 0
+
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> dict[str, bytes]:

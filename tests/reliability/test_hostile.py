@@ -115,7 +115,7 @@ def make_trainer(directory: RunDirectory, environments: TaskVector) -> Trainer:
     device = torch.device("cpu")
     config = SACConfig(hidden_sizes=[8])
     agent = MultiTaskSAC(TASK, 39, 4, critic, actor, config, batch_size=4, capacity=20, seed=0, device=device)
-    schedule = Schedule(8, 4, 2, 8, 4, 8, 0, 1, eval_beside=False)
+    schedule = Schedule(8, 4, 2, 8, 4, 8, 0, 1, {"training": 1}, eval_beside=False)
     return Trainer(agent, environments, lambda: environments, directory, schedule, show_progress=False)
 
 
@@ -134,6 +134,7 @@ def test_a_checkpoint_of_something_else_is_one_line(tmp_path: Path) -> None:
         {"environments": {"options": {}, "tasks": {}}},
         {"agent": state["agent"] | {"actor": {}}},
         {"agent": state["agent"] | {"generator": torch.zeros(3)}},
+        {"agent": state["agent"] | {"generator": torch.zeros(17, dtype=torch.uint8)}},
     ]
     with TaskVector(TASK, seed=0, horizon=4, num_workers=1) as environments:
         for change in changes:

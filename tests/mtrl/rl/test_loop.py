@@ -2,9 +2,10 @@
 
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtrl.errors import Interrupted, RunError
+from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.rl.loop import Schedule, Trainer
 from mtrl.run.checkpoints import Checkpoints
-from mtrl.run.directory import RunDirectory
+from mtrl.run.directory import RunDirectory, read_config
 from mtrl.run.metrics import read_metrics
 
 TASKS = ["a", "b"]
 LENGTHS = [4, 5]
 """Steps of each task's episodes: those of b never end when those of a do, but for every 20th step."""
 EPISODES = 13
+HARDER = 9
+"""The seed of environments in which every task succeeds once less."""
 SCHEDULE: dict[str, Any] = {
     "steps": 43,
     "warmup_steps": 10,
@@ -32,6 +36,7 @@ SCHEDULE: dict[str, Any] = {
     "log_every": 10,
     "insight_every": 6,
     "eval_episodes": EPISODES,
+    "eval_seeds": {"training": 5, "held_out": HARDER},
     "eval_beside": False,
 }
 Calls = Callable[[str], None]
@@ -59,7 +64,7 @@ class Counting:
     def _shown(self) -> Any:
         return np.stack([np.arange(2), self.episode, self.clock], 1).astype(np.float32)
 
-    def reset(self, *, restart_goals: bool = False) -> Any:
+    def reset(self, *, seed: int | None = None) -> Any:
         self.episode, self.clock, self.total = np.zeros(2, int), np.zeros(2, int), np.zeros(2)
         return self._shown()
 
@@ -105,11 +110,17 @@ class Counting:
 class Examining(Counting):
     """Episodes of one step; so many of the first ones succeed as the action says, and two fewer of task b."""
 
+    seed: int | None = None
+
+    def reset(self, *, seed: int | None = None) -> Any:
+        self.seed = seed
+        return super().reset()
+
     def __init__(self, called: Calls = lambda what: None) -> None:
         super().__init__([1, 1], lambda what: called(f"evaluation's {what}"))
 
     def _succeeds(self) -> Any:
-        return self.episode < self.sent[-1][:, 0] - [0, 2]
+        return self.episode < self.sent[-1][:, 0] - [0, 2] - (self.seed == HARDER)
 
 
 class Notes:
@@ -120,6 +131,7 @@ class Notes:
         self.updates = 0
         self.acted_on: list[Any] = []
         self.insights: list[int] = []  # the updates that were asked for it
+        self.resets: list[int] = []  # the updates before each
         self.stored: list[Any] = []
         self.replay = self
         self.added, self.capacity = 0, 1000
@@ -147,6 +159,10 @@ class Notes:
         self.stored.append(np.concatenate([observations, actions, *reached], 1))
         self.added += 1
 
+    def reset(self) -> None:
+        self._called("reset")
+        self.resets.append(self.updates)
+
     def update(self, *, insight: bool = False) -> dict[str, Any]:
         self._called("update")
         self.updates += 1
@@ -163,20 +179,25 @@ class Notes:
         self.stored += list(entries["transitions"].numpy())
         self.added = len(self.stored)
 
+    def clear(self) -> None:
+        self.stored, self.added = [], 0
+
     def state_dict(self) -> dict[str, Any]:
         self._called("state")
-        return {"updates": self.updates, "added": self.added, "insights": self.insights}
+        return {"updates": self.updates, "added": self.added, "insights": self.insights, "resets": self.resets}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates, self.insights = state["updates"], state["insights"]
-        assert len(self.stored) == state["added"]
+        self.updates, self.insights, self.resets = state["updates"], state["insights"], state["resets"]
+        assert len(self.stored) in (0, state["added"])
 
 
 class Setting:
     """A trainer in a directory, with all that it works on."""
 
     def __init__(self, directory: Path, called: Calls = lambda what: None, **schedule: Any) -> None:
-        self.directory, self.run = directory, RunDirectory(directory, {"seed": 0})
+        self.schedule = Schedule(**(SCHEDULE | schedule))
+        config = {"seed": 0, "steps": self.schedule.steps}
+        self.directory, self.run = directory, RunDirectory(directory, config)
         self.agent, self.environments = Notes(called), Counting(LENGTHS, called)
         self.examinations: list[Examining] = []
         self.saved: list[int] = []
@@ -193,7 +214,7 @@ class Setting:
             self.environments,
             self._examination(called),
             self.run,
-            Schedule(**(SCHEDULE | schedule)),
+            self.schedule,
             show_progress=False,
         )
 
@@ -204,9 +225,11 @@ class Setting:
 
         return make
 
-    def train(self) -> "Setting":
+    def train(self, *, finish: bool = False) -> "Setting":
         try:
             self.trainer.train()
+            if finish:
+                self.run.finish(self.trainer.summary())
         finally:
             self.run.close()
         return self
@@ -227,9 +250,19 @@ class Setting:
             "entries": entries,
             "stored": np.stack(self.agent.stored).tolist(),
             "insights": self.agent.insights,
+            "resets": self.agent.resets,
             "summary": {key: value for key, value in summary.items() if key not in ("seconds", "counters")},
             "unstable": summary["counters"]["unstable_steps"],
+            "policies": self.policies(),
         }
+
+    def policies(self) -> dict[int, Any]:
+        """What is on the disk of them, by step; no other file of a policy is left."""
+        store = Checkpoints(self.directory / "checkpoints")
+        named = store.newest_policies()
+        kept = {entry["file"] for step in store.steps() for entry in store._manifest(step)["policies"]}
+        assert {path.name for path in store.directory.glob("policy-*")} == kept
+        return {step: store.policy_of(entry) for step, entry in named.items()}
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +383,26 @@ def test_what_was_unstable_is_counted(whole: Setting) -> None:
     }
 
 
+def test_what_an_update_counts_is_in_the_summary(tmp_path: Path) -> None:
+    setting = Setting(tmp_path / "run")
+    told = setting.agent.update
+    setting.agent.update = lambda **how: told(**how) | {"count/actor_stationary": 1}  # type: ignore[method-assign]
+    setting.train()
+    assert setting.trainer.summary()["counters"]["actor_stationary"] == setting.trainer.updates > 0
+    assert not any("count" in key for entry in setting.logged("") for key in entry)
+
+
+def test_an_unusable_loss_ends_the_run_where_it_is(tmp_path: Path) -> None:
+    setting = Setting(tmp_path / "run")
+
+    def fail(**how: Any) -> dict[str, Any]:
+        raise InputError("famo needs positive losses, but task 'b' has -1")
+
+    setting.agent.update = fail  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"^famo needs positive losses, but task 'b' has -1 at step \d+; a checkpoint"):
+        setting.train()
+
+
 def test_a_warning_is_said_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setting = Setting(tmp_path / "run")
     told = setting.agent.update
@@ -357,6 +410,29 @@ def test_a_warning_is_said_and_counted(tmp_path: Path, capsys: pytest.CaptureFix
     setting.train()
     assert capsys.readouterr().err.count("warning: the action values explode: their mean target is 1e+09") == 1
     assert setting.trainer.summary()["counters"]["warnings"]["value_explosion"] == 1
+
+
+@pytest.mark.parametrize(("rate", "made"), [(0.5, 16), (0.25, 8), (0.3, 9), (1.0, 33), (2.0, 66), (1.5, 49)])
+def test_so_many_updates_are_made_a_step(tmp_path: Path, rate: float, made: int) -> None:
+    setting = Setting(tmp_path / "run", updates_per_step=rate, insight_every=0).train()
+    assert setting.agent.updates == setting.trainer.summary()["updates"] == 5 + made  # in 33 steps, and 5 at once
+    after = [setting.schedule.updates_at(step) for step in range(43)]
+    assert after[:10] == [0] * 10
+    assert max(after[10:]) - min(after[10:]) <= 1  # evenly
+
+
+def test_an_insight_is_the_last_update_of_its_step(tmp_path: Path) -> None:
+    setting = Setting(tmp_path / "run", updates_per_step=2.0).train()
+    assert setting.agent.insights == [5 + 2 * (step - 10) for step in (12, 18, 24, 30, 36, 42)]
+
+
+def test_the_agent_begins_anew_and_catches_up(tmp_path: Path) -> None:
+    resets: dict[str, Any] = {"resets": (20, 35), "reset_updates": 7}
+    setting = Setting(tmp_path / "run", **resets).train()
+    assert setting.agent.resets == [5 + 10, 5 + 10 + 7 + 15]
+    assert setting.agent.updates == 5 + 33 + 2 * 7
+    sent = [float(actions[0, 0]) for actions in setting.environments.sent]
+    assert sent[19:22] == [14, 15, 15 + 7 + 1]  # acted before it caught up, as after the warm-up
 
 
 # ------------------------------------------------------------------------------------------------- evaluation
@@ -373,6 +449,9 @@ def test_the_policy_of_each_step_is_evaluated(whole: Setting, whole_beside: Sett
         assert entry["eval/success/a"] == pytest.approx(rates[0])
         assert entry["eval/success/b"] == pytest.approx(rates[1])
         assert entry["eval/success_mean"] == pytest.approx(sum(rates) / 2)
+        harder = [max(0, rate - 1 / EPISODES) for rate in rates]
+        assert [entry[f"eval/held_out/success/{task}"] for task in TASKS] == pytest.approx(harder)
+        assert entry["eval/held_out/success_mean"] == pytest.approx(sum(harder) / 2)
     assert len(setting.examinations) == 1  # made once
     assert setting.examinations[0].closed
     assert not setting.environments.closed  # whoever made them closes them
@@ -397,7 +476,10 @@ def test_the_summary_tells_the_best_and_the_last_evaluation(whole: Setting) -> N
     known = {step: quality(updates_after(step)) for step in (15, 30, 43)}
     assert known == {15: 10, 30: 4, 43: 10}
     mean = (10 + 8) / 2 / EPISODES
-    assert summary["final"] == {"step": 43, "success_mean": mean, "success": {"a": 10 / 13, "b": 8 / 13}}
+    harder = {"success_mean": mean - 1 / EPISODES, "success": {"a": 9 / 13, "b": 7 / 13}}
+    own = {"step": 43, "success_mean": mean, "success": {"a": 10 / 13, "b": 8 / 13}}
+    assert summary["final"] == own | {"held_out": harder}
+    assert summary["evaluated_on"] == ["training", "held_out"]
     assert summary["best"] == {"step": 15, "success_mean": mean, "of_evaluations": 3}  # the first of equals
     assert (summary["steps"], summary["transitions"], summary["updates"]) == (43, 86, 38)
     assert summary["tasks"] == TASKS
@@ -458,6 +540,20 @@ MOMENTS = [
     *[("remember", 10), ("remember", 11), ("remember", 40), ("save", 1), ("save", 2), ("save", 3)],
     *[("state", 1), ("state", 2), ("policy", 1), ("policy", 2), ("policy", 3)],
 ]
+
+
+@pytest.mark.parametrize("how", [ask, crash])
+@pytest.mark.parametrize(
+    ("what", "number"), [("reset", 1), ("reset", 2), ("update", 16), ("update", 19), ("update", 50), ("act", 11)]
+)
+def test_resets_and_their_updates_are_made_once(
+    what: str, number: int, how: Callable[[], None], tmp_path: Path
+) -> None:
+    changed: dict[str, Any] = {"resets": (20, 35), "reset_updates": 7, "updates_per_step": 1.5}
+    alone = Setting(tmp_path / "alone", **changed).train()
+    with ends(how):
+        Setting(tmp_path / "run", At(what, number, how), **changed).train()
+    assert Setting(tmp_path / "run", **changed).train().outcome() == alone.outcome()
 
 
 @pytest.mark.parametrize("how", [ask, crash])
@@ -529,3 +625,178 @@ def test_a_failed_update_leaves_a_checkpoint_from_before_it(
     assert loaded[0] == step
     assert loaded[1]["updates"] == loaded[1]["agent"]["updates"] == updates
     assert loaded[1]["agent"]["added"] == step
+
+
+# ------------------------------------------------------------------------------------------------- life after a run
+
+
+def longer(directory: Path, first: int, called: Calls = lambda what: None, **schedule: Any) -> Setting:
+    """A finished run of so many steps that goes on to the usual end."""
+    if not directory.exists():
+        Setting(directory, steps=first, **schedule).train(finish=True)
+    return Setting(directory, called, **schedule)
+
+
+def curves(directory: Path) -> dict[str, Any]:
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("first", [1, 9, 10, 11, 15, 17, 20, 29, 30, 37, 40, 42])
+def test_a_finished_run_that_becomes_longer_is_as_if_it_had_always_been(
+    whole: Setting, whole_beside: Setting, tmp_path: Path, first: int, beside: bool
+) -> None:
+    resumed = longer(tmp_path / "run", first, eval_beside=beside)
+    assert (tmp_path / "run" / "summary.json").exists()  # until there is something to go on from
+    resumed.train(finish=True)
+    expected = whole_beside if beside else whole
+    assert resumed.outcome() == expected.outcome()
+    assert curves(tmp_path / "run") == curves(expected.directory)
+    counters = resumed.trainer.summary()["counters"]
+    assert (counters["resumes"], counters["metrics_dropped"], counters["metrics_missing"]) == (1, 0, 0)
+    assert read_config(tmp_path / "run")["steps"] == 43
+    with closing(RunDirectory(tmp_path / "run", {"seed": 0, "steps": 43})) as again:
+        assert again.finished
+
+
+@pytest.mark.parametrize("how", [ask, crash])
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [("update", 1), ("step", 1), ("step", 6), ("save", 1), ("save", 2), ("save", 3), ("state", 1), ("policy", 1)],
+)
+def test_a_longer_run_can_end_at_any_moment(
+    whole: Setting, tmp_path: Path, what: str, number: int, how: Callable[[], None]
+) -> None:
+    with ends(how):
+        longer(tmp_path / "run", 37, At(what, number, how)).train(finish=True)
+    with closing(RunDirectory(tmp_path / "run", {"seed": 0, "steps": 43})) as again:
+        assert not again.finished
+    assert Setting(tmp_path / "run").train(finish=True).outcome() == whole.outcome()
+
+
+def test_a_longer_run_that_is_killed_as_it_is_opened_is_either_of_both(whole: Setting, tmp_path: Path) -> None:
+    """Without its summary, and with the old length still: both commands go on."""
+    for name, steps in (("shorter", 37), ("longer", 43)):
+        directory = tmp_path / name
+        Setting(directory, steps=37).train(finish=True)
+        (directory / "summary.json").unlink()
+        found = Setting(directory, steps=steps).train(finish=True)
+        expected = whole if steps == 43 else Setting(tmp_path / "alone", steps=37).train(finish=True)
+        assert found.outcome() == expected.outcome()
+
+
+def test_an_unfinished_run_can_become_longer_too(whole: Setting, tmp_path: Path) -> None:
+    with ends(ask):
+        Setting(tmp_path / "run", At("step", 33, ask), steps=37).train()
+    assert Setting(tmp_path / "run").train().outcome() == whole.outcome()
+
+
+def test_a_run_becomes_no_shorter_and_nothing_else(tmp_path: Path) -> None:
+    Setting(tmp_path / "run", steps=20).train(finish=True)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.[jy]*")}
+    with pytest.raises(InputError, match="holds a run with steps=20, not 19: it can become longer, not shorter"):
+        Setting(tmp_path / "run", steps=19)
+    for config in ({"seed": 1, "steps": 30}, {"seed": 1, "steps": 10}):
+        with pytest.raises(InputError, match="holds a run with seed=0, not 1"):
+            RunDirectory(tmp_path / "run", config)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.[jy]*")} == before
+
+
+def test_a_finished_run_without_an_intact_checkpoint_stays_finished(tmp_path: Path) -> None:
+    Setting(tmp_path / "run", steps=20).train(finish=True)
+    states = list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    for state in states:
+        state.write_bytes(b"")
+    with pytest.raises(RunError, match="no intact checkpoint"):
+        Setting(tmp_path / "run").train()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(RunError, match="has no checkpoint to go on from"):
+        Setting(tmp_path / "run").train()
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert read_config(tmp_path / "run")["steps"] == 20
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_so_many_checkpoints_are_kept(tmp_path: Path, keep: int) -> None:
+    setting = Setting(tmp_path / "run", checkpoint_every=10)
+    setting.run.checkpoints.keep = keep
+    setting.train()
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [10, 20, 30, 40, 43][-keep:]
+    states = {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt")}
+    assert states == {f"step-{step}.pt" for step in [10, 20, 30, 40, 43][-keep:]}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("eval_every", [7, 9, 10, 15, 43])
+def test_the_best_policy_is_kept_and_is_the_summarys(tmp_path: Path, beside: bool, eval_every: int) -> None:
+    setting = Setting(tmp_path / "run", eval_every=eval_every, eval_beside=beside).train()
+    best = setting.trainer.summary()["best"]["step"]  # the first of equals
+    *_, step = found = setting.policies()
+    assert step == best
+    assert found[step] == {"updates": updates_after(best)}
+    assert len(found) <= 2  # the other is what a longer run would have as its best
+    assert not list((tmp_path / "run" / "checkpoints").glob("policy-*.pt.tmp"))
+
+
+def test_the_best_policy_goes_back_with_a_damaged_checkpoint(whole: Setting, tmp_path: Path) -> None:
+    every: dict[str, Any] = {"eval_every": 5, "checkpoint_every": 10}
+    Setting(tmp_path / "alone", **every).train()
+    with ends(crash):
+        Setting(tmp_path / "run", At("step", 35, crash), **every).train()
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-30*.pt"))
+    newest.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged checkpoint passed over"):
+        resumed = Setting(tmp_path / "run", **every).train()
+    expected = Setting(tmp_path / "alone", **every)
+    expected.run.close()
+    assert resumed.policies() == expected.policies()
+
+
+def test_a_dropped_buffer_is_filled_again_before_updates_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Setting(tmp_path / "run", steps=30).train(finish=True)
+    first.run.checkpoints.drop_stream()
+    files = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert not [name for name in files if name.startswith("replay")]
+    with ends(ask):
+        Setting(tmp_path / "run", At("step", 3, ask)).train()
+    assert "the replay buffer of this run was dropped: up to step 40 it is filled again" in capsys.readouterr().err
+    resumed = Setting(tmp_path / "run").train()
+    assert "dropped" not in capsys.readouterr().err
+    assert len(resumed.agent.stored) == 13
+    actions = [float(row[0, 3]) for row in resumed.agent.stored]
+    assert actions == [25] * 11 + [26, 27]  # 25 updates by step 30; the policy's own, not at random
+    assert resumed.agent.updates == 25 + 3
+    assert resumed.policies()
+
+
+def test_a_buffer_that_was_dropped_before_the_warm_up_had_ended(tmp_path: Path) -> None:
+    first = Setting(tmp_path / "run", steps=6).train(finish=True)
+    first.run.checkpoints.drop_stream()
+    resumed = Setting(tmp_path / "run", steps=20).train()
+    assert resumed.agent.updates == 5 + 4  # the warm-up takes ten steps from step 6 on, then the updates at once
+
+
+@pytest.mark.parametrize(("before", "after"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+def test_a_change_of_device_is_said_once(
+    whole: Setting, tmp_path: Path, before: str, after: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here nothing draws random numbers, so that the run is the same."""
+
+    def on(device: str, called: Calls = lambda what: None) -> Setting:
+        setting = Setting(tmp_path / "run", called)
+        setting.trainer.session._device = device
+        return setting
+
+    for device, step in ((before, 5), (before, 9), (after, 9)):
+        with ends(ask):
+            on(device, At("step", step, ask)).train()
+    said = capsys.readouterr().err
+    line = f"device: this run was on {before} up to step 14 and goes on on {after}: "
+    assert said.count("device:") == said.count(line) == (before != after)
+    assert on(after).train().outcome() == whole.outcome()
+    assert "device:" not in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""Writes a run's policy as one small file: ``python scripts/export.py run=runs/x out=policy.pt``.
+
+It holds ``network``, the arguments of `agents.networks.Actor`; ``weights``, its state; and ``tasks``, in the order of
+the first dimension of what it acts on. ``torch.load(file, weights_only=True)`` reads it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import MISSING
+
+from mtrl.run.files import write_atomically
+from scripts.build import make_agent
+from scripts.configuration import load_config
+from scripts.entry import hydra_main, run
+from scripts.evaluate import stored_policy
+
+
+@dataclass
+class ExportConfig:
+    """The configuration of this script."""
+
+    run: str = MISSING
+    which: str = "last"
+    out: str = "policy.pt"
+    debug: bool = False
+
+
+def export(options: ExportConfig) -> None:
+    """Writes one of the policies that a run has kept."""
+    trained = load_config(Path(options.run))
+    step, weights = stored_policy(Path(options.run), options.which)
+    tasks = trained.tasks or []
+    agent = make_agent(trained, tasks, torch.device("cpu"), capacity=1)
+    agent.actor.load_state_dict(weights)
+    policy = {"network": agent.actor_arguments, "weights": agent.policy_state(), "tasks": tasks, "step": step}
+    write_atomically(Path(options.out), lambda file: torch.save(policy, file))
+    print(f"the policy of step {step:,} of {options.run} is in {options.out}")
+
+
+main = hydra_main(ExportConfig, "export", export, run="name the run whose policy to write: run=DIRECTORY")
+
+if __name__ == "__main__":
+    run(main)
