@@ -79,7 +79,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     load_plugins(getattr(arguments, "plugins", []))
-    about = machine()
+    about = machine(device)
     about |= {"device": str(device), "threads": torch.get_num_threads(), "repeats": arguments.repeats}
     command, _ = COMMANDS[arguments.command]
     rows = command.measure(arguments, device)

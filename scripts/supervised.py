@@ -113,7 +113,7 @@ def train(config: SupervisedConfig) -> None:
             say(line)
         trainer.train()
         summary = trainer.summary(test=config.test)
-        directory.finish(summary | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
+        directory.finish(summary | {"memory": peak_memory(device), "machine": machine(device), "command": sys.argv})
         report(summary, path)
 
 

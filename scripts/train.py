@@ -82,7 +82,9 @@ def train(config: TrainConfig) -> None:
                 show_progress=config.progress,
             )
             trainer.train()
-        directory.finish(trainer.summary() | {"memory": peak_memory(), "machine": machine(), "command": sys.argv})
+        directory.finish(
+            trainer.summary() | {"memory": peak_memory(device), "machine": machine(device), "command": sys.argv}
+        )
         if not config.checkpoint.keep_replay:
             directory.checkpoints.drop_stream()
         print_outcome(path, Console())

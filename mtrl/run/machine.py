@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import sys
+import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,11 +81,17 @@ def gpus() -> list[str]:
 
 
 def device_of(name: str) -> "torch.device":
-    """The device of a name, `InputError` if there is none here; ``auto`` is CUDA where there is one."""
+    """The device of a name, `InputError` if there is none here; ``auto`` is CUDA where it can be used.
+
+    Where there is a GPU that cannot be, that is said in a warning with the reason.
+    """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        obstacle = _cuda_obstacle() if gpus() else None
+        if obstacle is not None:
+            warnings.warn(f"device=auto: there is a GPU, but PyTorch cannot use it: {obstacle}", stacklevel=2)
+        return torch.device("cuda" if obstacle is None and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -93,8 +100,26 @@ def device_of(name: str) -> "torch.device":
     return device
 
 
-def machine() -> dict[str, Any]:
-    """Versions and hardware, for ``summary.json``."""
+def _cuda_obstacle() -> str | None:
+    """Why PyTorch computes nothing on the GPU, in one line; None where it does."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if not torch.cuda.is_available():
+            reason = str(said[-1].message) if said else "no driver answers"
+            return " ".join(reason.split())
+        try:
+            torch.zeros(1, device="cuda").add_(1).item()  # an architecture that it was not built for is found out here
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+    return None
+
+
+def machine(device: "torch.device | None" = None) -> dict[str, Any]:
+    """Versions and hardware, for ``summary.json``; the GPU is the device, where that is one."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -105,7 +130,7 @@ def machine() -> dict[str, Any]:
         "versions": versions,
         "processor": _processor(),
         "cores": cores(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
     }
 
 
@@ -117,14 +142,14 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def peak_memory() -> dict[str, float]:
-    """The largest memory so far, in GiB, of this process and on the GPU, as far as the system tells."""
+def peak_memory(device: "torch.device | None" = None) -> dict[str, float]:
+    """The largest memory so far, in GiB, of this process and on the device if that is a GPU, as the system tells."""
     import torch
 
     peak = {}
     with suppress(OSError):
         unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, others KiB
         peak["process_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    if torch.cuda.is_available():
-        peak["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    if device is not None and device.type == "cuda":
+        peak["gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     return peak

@@ -72,7 +72,7 @@ def test_the_last_the_best_or_the_policy_of_a_step_is_played(whole: Path) -> Non
     assert played(whole, "24")["step"] == 24
     best = played(whole, "best")
     assert best["step"] == summary["best"]["step"]
-    assert best["success_mean"] == summary["best"]["success_mean"]
+    assert best["training"]["success_mean"] == summary["best"]["success_mean"]
     with pytest.raises(InputError, match=r"which=bset: expected last, best or a step that run '.*' has kept: .*24, 30"):
         played(whole, "bset")
 

@@ -69,7 +69,7 @@ losses = torch.stack([head(z).square().mean() for head in heads])
 for name in combiners.names():
     options = {"weights": [1.0, 2.0]} if name == "fixed" else {}
     combiner = combiners.make(name, num_tasks=2, seed=0, **options)
-    gradients.backward(losses, combiner, shared=encoder.parameters(), specific=heads)
+    gradients.backward(losses, combiner, shared=encoder.parameters(), specific=heads, retain_graph=True)
 assert encoder.weight.grad.isfinite().all()
 """
     python = tmp_path / "venv" / "bin" / "python"

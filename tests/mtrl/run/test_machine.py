@@ -13,12 +13,13 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
+import torch
 
 from mtrl.errors import RunError
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory
 from mtrl.run.files import write_json
-from mtrl.run.machine import cores, machine, peak_memory
+from mtrl.run.machine import cores, device_of, machine, peak_memory
 from mtrl.run.metrics import MetricsWriter, read_metrics
 
 MISSING = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL]
@@ -119,3 +120,59 @@ def test_nothing_is_said_where_nothing_is_missing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RunDirectory(tmp_path, {"seed": 1}).close()
+
+
+def build_without_cuda(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.version, "cuda", None)
+
+
+def old_driver(patch: pytest.MonkeyPatch) -> None:
+    def unavailable() -> bool:
+        warnings.warn("The NVIDIA driver on your system\nis too old (found version 11040).", stacklevel=2)
+        return False
+
+    patch.setattr(torch.version, "cuda", "13.0")
+    patch.setattr(torch.cuda, "is_available", unavailable)
+
+
+def another_architecture(patch: pytest.MonkeyPatch) -> None:
+    def zeros(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nand more")
+
+    patch.setattr(torch.version, "cuda", "13.0")
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setattr(torch, "zeros", zeros)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        (build_without_cuda, r"torch [\w.+]+ was built without CUDA"),
+        (old_driver, r"The NVIDIA driver on your system is too old \(found version 11040\)."),
+        (another_architecture, "CUDA error: no kernel image is available for execution on the device"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_said_with_the_reason(
+    obstacle: Callable[[pytest.MonkeyPatch], None], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    obstacle(monkeypatch)
+    with pytest.warns(UserWarning, match=f"^device=auto: there is a GPU, but PyTorch cannot use it: {reason}$") as said:
+        assert device_of("auto") == torch.device("cpu")
+    assert len(said) == 1
+
+
+def test_a_machine_without_a_gpu_is_not_asked_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == torch.device("cpu")
+
+
+def test_memory_and_name_are_those_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {second: 3 * 2**30}[device])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {second: "the second"}[device])
+    assert peak_memory(second)["gpu_gib"] == 3
+    assert machine(second)["gpu"] == "the second"
+    assert "gpu_gib" not in peak_memory(torch.device("cpu"))
+    assert machine(torch.device("cpu"))["gpu"] is None
