@@ -147,6 +147,8 @@ class MultiTaskSAC:
         capacity: transitions per task that the replay buffer holds.
         seed: of initial weights, exploration and sampling.
         device: where networks and buffer live.
+        precision: of the networks' products and activations in updates: ``fp32``, or ``bf16`` by autocast. Weights,
+            optimizers, targets, losses, Gramians and the policy that acts are in float32.
 
     Raises:
         InputError: if both objectives share a combiner, or the buffer does not fit.

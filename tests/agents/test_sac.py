@@ -32,7 +32,7 @@ OBSERVATION, ACTION, SAMPLES = 5, 2, 6
 DISCOUNT = 0.9
 
 
-def make_agent(combiner: str = "unitary", seed: int = 0, **options: object) -> MultiTaskSAC:
+def make_agent(combiner: str = "unitary", seed: int = 0, precision: str = "fp32", **options: object) -> MultiTaskSAC:
     config = SACConfig(hidden_sizes=[16, 16], **options)  # type: ignore[arg-type]
     return MultiTaskSAC(
         TASKS,
@@ -45,6 +45,7 @@ def make_agent(combiner: str = "unitary", seed: int = 0, **options: object) -> M
         capacity=100,
         seed=seed,
         device=torch.device("cpu"),
+        precision=precision,
     )
 
 
@@ -398,3 +399,19 @@ def test_an_agent_of_another_shape_is_refused_by_name_and_nothing_is_taken(
         agent.start_from(make_agent(seed=3, **options).state_dict())
     assert "\n" not in str(caught.value)
     torch.testing.assert_close(agent.actor.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, LARGE])
+@pytest.mark.parametrize("combiner", ["unitary", "pcgrad", "graddrop"])
+def test_products_in_bfloat16_change_an_update_by_rounding_alone(combiner: str, options: dict[str, Any]) -> None:
+    exact, rounded = make_agent(combiner, **options), make_agent(combiner, precision="bf16", **options)
+    for agent in (exact, rounded):
+        fill(agent)
+    metrics = [agent.update(insight=True) for agent in (exact, rounded)]
+    for key in ("train/critic_loss", "train/entropy", "train/critic_gradient_norm", "conflict/critic/cosine_mean"):
+        assert float(metrics[1][key]) == pytest.approx(float(metrics[0][key]), rel=0.03, abs=0.02), key
+    assert float(metrics[1]["train/critic_loss"]) != float(metrics[0]["train/critic_loss"])
+    for network in (rounded.actor, rounded.critic):
+        assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    observations = np.ones((3, OBSERVATION), np.float32)
+    assert exact.policy()(observations) == pytest.approx(rounded.policy()(observations), abs=1e-2)
