@@ -1,0 +1,32 @@
+"""The agents that are choices of ``agent=NAME``."""
+
+import dataclasses
+
+import pytest
+
+from agents.sac import SACConfig
+from tests.configured import configured
+
+
+def test_the_default_is_that_of_kurin() -> None:
+    assert configured("benchmark=mt10").agent == configured("benchmark=mt10", "agent=kurin").agent == SACConfig()
+
+
+@pytest.mark.parametrize("name", ["large", "cpu"])
+def test_the_newer_ones_balance_tasks_by_construction(name: str) -> None:
+    config = configured("benchmark=mt10", f"agent={name}")
+    agent = config.agent
+    assert (agent.critic_loss, agent.reward_scale, agent.critic.block) == ("categorical", "return", "residual")
+    assert agent.critic.layer_norm
+    assert config.updates_per_step > 1
+
+
+def test_every_part_is_a_key_of_its_own() -> None:
+    changed = ["agent.critic.hidden_sizes=[64,64]", "agent.critics=3", "agent.twins=min", "updates_per_step=0.5"]
+    config = configured("benchmark=mt10", "agent=large", *changed)
+    assert dataclasses.asdict(config.agent)["critic"]["hidden_sizes"] == [64, 64]
+    assert (config.agent.critics, config.agent.twins, config.updates_per_step) == (3, "min", 0.5)
+
+
+def test_a_benchmark_says_more_of_its_batch_than_an_agent() -> None:
+    assert configured("benchmark=mt50", "agent=cpu").batch_size == 26
