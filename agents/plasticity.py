@@ -23,10 +23,12 @@ def effective_rank(features: Tensor) -> Tensor:
     Args:
         features: ``[samples, units]``.
     """
-    values: Tensor = torch.linalg.svdvals(features.double())
+    features = features.double()
+    squares = torch.linalg.eigvalsh((features.T @ features).cpu()).clamp_min(0)
+    # Rounding leaves directions without features a square of about 1e-16 of the largest.
+    values = squares.where(squares > 1e-14 * squares.amax(), 0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    rank = torch.special.entr(shares).sum().exp()
-    return torch.where((values > 0).any(), rank, 0)
+    return torch.where((values > 0).any(), torch.special.entr(shares).sum().exp(), 0)
 
 
 @torch.no_grad()

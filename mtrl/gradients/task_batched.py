@@ -386,8 +386,8 @@ class TaskBatched:
         while POWERS**passes < self.num_tasks:
             passes += 1
         for digit in range(passes):
-            powers = torch.arange(self.num_tasks, device=losses.device) // POWERS**digit % POWERS - (POWERS - 1)
-            factors = torch.exp2(powers.to(self._type))
+            powers = [task // POWERS**digit % POWERS - (POWERS - 1) for task in range(self.num_tasks)]
+            factors = torch.tensor([2.0**power for power in powers], dtype=self._type, device=losses.device)
             keep = self._keep or digit < passes - 1
             inputs = [*outputs, *self.parameters]
             scaled = differentiate([losses], inputs, [factors.to(losses)], retain_graph=keep)
