@@ -138,9 +138,14 @@ class Objectives:
     def obstacle(self) -> str | None:
         """Why the pieces cannot be captured as graphs, if so."""
         for combiner in self.combiners.values():
-            if combiner.needs == "jacobian" or combiner.needs_losses_after_step:
-                what = "combines the gradients' entries" if combiner.needs == "jacobian" else "looks after the step"
-                return f"combiner '{combiner.name}' {what}"
+            obstacles = {
+                "combines the gradients' entries": combiner.needs == "jacobian",
+                "looks after the step": combiner.needs_losses_after_step,
+                "does not look at the same in every update": combiner.needs_change,
+            }
+            for what, there in obstacles.items():
+                if there:
+                    return f"combiner '{combiner.name}' {what}"
         return None
 
     def forget(self) -> None:

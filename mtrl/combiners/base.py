@@ -65,6 +65,8 @@ class Combiner(torch.nn.Module):
 
     needs: ClassVar[Needs]
     """The cheapest thing that the driver has to compute: per-task losses, their Gramian, or the Jacobian."""
+    needs_change: ClassVar[bool] = False
+    """Whether `needs` is not the same at every step; it is that of the step that comes next."""
     positive_losses: bool = False
     """Whether the method is for positive losses: a negative one is refused. A loss of 0, as of a task learnt perfectly
     or without a label in the batch, takes no part in that call, unless the class says otherwise."""

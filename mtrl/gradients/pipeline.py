@@ -114,7 +114,7 @@ def combine(
         NonFiniteError: if a loss, gradient or weight is not finite; ``.grad`` is left as it was.
         InputError: if the losses do not fit the combiner, or the source cannot give what it needs.
     """
-    losses = losses.detach().to(wide_type([losses]))
+    losses, needs = losses.detach().to(wide_type([losses])), combiner.needs  # which weighing may change
     if scaler is None:
         check_finite("loss", losses)
     else:
@@ -133,9 +133,9 @@ def combine(
         accumulate(source.parameters, combined)
         if overflow:
             return Combination(losses, None, None, None, norm)
-        if insight or combiner.needs == "gramian":
+        if insight or needs == "gramian":
             return describe(losses, combiner, source, found, norm, seen)
-    return Combination(losses, None if combiner.needs == "jacobian" else found, None, None, norm)
+    return Combination(losses, None if needs == "jacobian" else found, None, None, norm)
 
 
 def look(combiner: Combiner, source: Source) -> Tensor | None:

@@ -16,8 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from agents.graphs import WARM_UP, Graphs
+from agents.objectives import Objectives
 from agents.sac import MultiTaskSAC, NetworkConfig
+from mtrl import combiners
 from mtrl.errors import RunError
+from mtrl.gradients import TaskBatched
 from tests.agents.test_sac import break_loss, fill, make_agent, transition
 
 UPDATES = 20
@@ -323,3 +326,15 @@ def test_methods_that_cannot_be_split_are_told(combiner: str, reason: str | None
         assert found is not None
         assert reason in found
         assert combiner in found
+
+
+def test_no_graph_of_the_gpu_can_hold_it() -> None:
+    networks = {side: TaskBatched(torch.nn.Linear(2, 2), 3) for side in ("critic", "actor")}
+
+    def obstacle(**options: int) -> str | None:
+        made = {side: combiners.make("mgda", 3, **options) for side in networks}
+        device = torch.device("cpu")
+        return Objectives(["a", "b", "c"], networks, made, max_norm=None, device=device).obstacle()
+
+    assert obstacle() is None
+    assert obstacle(every=2) == "combiner 'mgda' does not look at the same in every update"

@@ -17,6 +17,7 @@ class Every(Wrapper):
         period: R; the first step solves.
     """
 
+    needs_change = True
     found: Tensor
     count: Tensor
 
