@@ -72,7 +72,7 @@ class SACConfig:
         """Refuses values out of range."""
         check_fields(self, "agent.")
         for side in (self.actor, self.critic):
-            sizes = side.hidden_sizes or self.hidden_sizes
+            sizes = self.network(side)["hidden_sizes"]
             if side.block == "residual" and len(set(sizes)) > 1:
                 raise InputError(f"agent: residual blocks need hidden layers of one size, got {sizes}")
         if self.reward_scale == "return" and self.discount == 1:
@@ -377,11 +377,10 @@ class MultiTaskSAC:
 
         Optimizers, methods, random numbers and the buffer stay new. Raises `InputError` if a shape differs (named).
         """
-        learned = {"actor": self.actor, "critic": self.critic, "target_critic": self.target_critic}
-        for name, network in learned.items():
+        for name, network in self._networks().items():
             check_weights(network.state_dict(), state[name], name)
         check_weights({"log_alpha": self.log_alpha}, {"log_alpha": state["log_alpha"]}, "temperature")
-        for name, network in learned.items():
+        for name, network in self._networks().items():
             network.load_state_dict(state[name])
         self.log_alpha.data.copy_(state["log_alpha"])
 
@@ -393,8 +392,10 @@ class MultiTaskSAC:
         random_state.restore(self.generator, state["generator"])
         self.pieces = self.make_pieces()  # the optimizers' state is in other memory now
 
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor, "critic": self.critic, "target_critic": self.target_critic}
+
     def _parts(self) -> dict[str, Any]:
-        networks = {"actor": self.actor, "critic": self.critic, "target_critic": self.target_critic}
         optimizers = {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
         combiners = {f"{name}_combiner": combiner for name, combiner in self.objectives.combiners.items()}
-        return {**networks, **optimizers, **combiners, "replay": self.replay, "reward_scale": self.reward_scale}
+        return {**self._networks(), **optimizers, **combiners, "replay": self.replay, "reward_scale": self.reward_scale}
