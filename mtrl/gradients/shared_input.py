@@ -128,8 +128,8 @@ def backward(
     else:
         maps = _Maps.of(representation, len(scalars))
         source = ByRepresentation(scaled, shared_, specific_, weigh, maps, keep=keep, starts=starts)
-    seen = *map(id, source.parameters), *map(id, measured_ or ())
-    if combiner.checked not in ((True, seen), (maps is not None, seen)):  # with a representation, more is checked
+    seen = representation is None, *map(id, source.parameters), *map(id, measured_ or ())
+    if combiner.checked not in ((True, seen), (maps is not None, seen)):  # where it is looked at, more is checked
         promises.check_trained(starts, measured_ or shared_, "shared" if measured_ is None else "measured")
         if maps is not None:
             maps.check(starts, shared_, specific_, alone=combiner.needs == "jacobian")

@@ -39,7 +39,7 @@ class Schedule:
         insight_every: steps between measurements of gradient conflict; 0 is never.
         eval_episodes: episodes per task, goals and evaluation.
         eval_seeds: of the environments that policies are evaluated in, by the goals that are played there (see
-            `mtrl.rl.evaluation.PREFIXES`). The first are those that policies are chosen by.
+            `mtrl.run.record.PREFIXES`). The first are those that policies are chosen by.
         eval_beside: play an evaluation while training goes on, not before it goes on; the curves are the same.
     """
 
@@ -98,6 +98,7 @@ class Trainer:
         self._actions: Floats | None = None  # chosen, but not sent yet
         self._updates_from = schedule.warmup_steps
         self._owed = 0  # updates that are to be made at once
+        self._insight = False  # whether the next update is to look at conflict: its step may have had none
         self._meter = _Meter()
 
     def train(self) -> None:
@@ -156,8 +157,10 @@ class Trainer:
         if learns:
             try:
                 every = self.schedule.insight_every
+                self._insight |= every > 0 and (self.session.step + 1) % every == 0
                 for remaining in reversed(range(self.schedule.updates_at(self.session.step))):
-                    self._update(insight=every > 0 and not remaining and (self.session.step + 1) % every == 0)
+                    self._update(insight=self._insight and not remaining)
+                    self._insight &= remaining > 0
             except (RunError, InputError) as error:
                 failure = error
         step = self.environments.step_wait()
@@ -287,6 +290,7 @@ class Trainer:
             "updates": self.updates,
             "updates_from": self._updates_from,
             "owed": self._owed,
+            "insight": self._insight,
             "evaluations": self.evaluations,
             "to_evaluate": self._to_evaluate.waiting,
             "watchdog": self.watchdog.state_dict(),
@@ -301,7 +305,7 @@ class Trainer:
         """Restores what `state_dict` gave."""
         self.updates, self.evaluations = state["updates"], state["evaluations"]
         self._updates_from = state.get("updates_from", self._updates_from)
-        self._owed = state["owed"]
+        self._owed, self._insight = state["owed"], state["insight"]
         own = [evaluation["step"] for evaluation in self.evaluations]
         checkpoints = self.session.run.checkpoints
         checkpoints.policies = [entry for entry in checkpoints.policies if entry["step"] in own]

@@ -426,6 +426,11 @@ def test_an_insight_is_the_last_update_of_its_step(tmp_path: Path) -> None:
     assert setting.agent.insights == [5 + 2 * (step - 10) for step in (12, 18, 24, 30, 36, 42)]
 
 
+def test_an_insight_of_a_step_without_updates_is_that_of_the_next_one_with(tmp_path: Path) -> None:
+    setting = Setting(tmp_path / "run", updates_per_step=0.5, warmup_steps=11).train()
+    assert setting.agent.insights == [5 + count for count in (1, 4, 7, 10, 13, 16)]  # at steps 13, 19, 25 ... 43
+
+
 def test_the_agent_begins_anew_and_catches_up(tmp_path: Path) -> None:
     resets: dict[str, Any] = {"resets": (20, 35), "reset_updates": 7}
     setting = Setting(tmp_path / "run", **resets).train()
