@@ -10,6 +10,7 @@ Two situations, two ways in:
 Both are sources of one pipeline, `mtrl.gradients.pipeline`.
 """
 
+from mtrl.gradients.distributed import mean_losses
 from mtrl.gradients.layers import register_rule
 from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError, check_finite
 from mtrl.gradients.shared_input import Aliases, backward, fan_out
@@ -24,5 +25,6 @@ __all__ = [
     "backward",
     "check_finite",
     "fan_out",
+    "mean_losses",
     "register_rule",
 ]

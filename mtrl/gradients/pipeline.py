@@ -123,7 +123,7 @@ def combine(
     with torch.no_grad():
         seen = look(combiner, source)
         overflow = scaler is not None and not _all_finite(losses, seen)
-        shown = losses, seen, source.activations
+        shown = losses, seen, source.activations if needs == "jacobian" else ()
         found = _infinite(combiner, losses, seen) if overflow else weigh(combiner, *shown)
         combined = gradients(combiner, source, found, scale)
         if scaler is None:

@@ -1,33 +1,17 @@
-"""What callers of this package promise, checked: losses that train something, one process, precision in use."""
+"""What callers of this package promise, checked: losses that train something, precision in use."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
 from mtrl.errors import InputError
 
 Edge = tuple[Node | None, int]
 """Where a tensor hangs in autograd's graph: what made it (None for a constant), and which of its outputs it is."""
-
-
-def refuse_replicas(*modules: nn.Module) -> None:
-    """Raises `InputError` under data-parallel training: combined gradients are not averaged over processes."""
-    if not distributed.is_available():
-        return
-    if any(isinstance(part, nn.parallel.DistributedDataParallel) for module in modules for part in module.modules()):
-        raise InputError(
-            "a module is wrapped in DistributedDataParallel, which does not see combined gradients: give the module "
-            "itself, in one process"
-        )
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise InputError(
-            f"torch.distributed runs {distributed.get_world_size()} processes, whose replicas would drift apart: "
-            "combined gradients are not averaged over processes, use one"
-        )
 
 
 def edges_of(losses: Tensor | Sequence[Tensor]) -> list[Edge]:

@@ -3,20 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.amp import GradScaler
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import promises
+from mtrl.gradients.distributed import Replicas, refuse_wrapped
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
     Gradients,
-    Source,
     check_memory,
     combine,
     differentiate,
@@ -66,6 +66,7 @@ def backward(
     retain_graph: bool = False,
     scaler: GradScaler | None = None,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    group: "distributed.ProcessGroup | None" = None,
 ) -> Combination:
     """Adds the combined gradient of T losses on a shared input to ``.grad``: see `pipeline.combine`.
 
@@ -102,14 +103,19 @@ def backward(
         scaler: of automatic mixed precision.
         memory_limit: bytes that per-task parameter gradients may take. Below what the Jacobian needs, Gramian methods
             go through the parameters in blocks (of at least one), at T vector-Jacobian products each.
+        group: of processes that train one model, each on its own part of the batch; all of them make this call, with
+            equal parameters, combiners and numbers of samples, and get the gradient of the whole batch. Losses are
+            means over samples; a mean over fewer of them (missing labels) is to be scaled by their share.
 
     Raises:
         NonFiniteError: if a loss, gradient or weight is not finite; ``.grad`` is left as it was. The task is named
             where the graph still tells (``insight=True`` keeps it).
         InputError: if losses, combiner and representation do not fit together, options exclude each other, a loss
             depends on no shared parameter, a Jacobian that the method reads does not fit into ``memory_limit``, or
-            training is distributed over processes.
+            there are several processes and no group.
+        RunError: if parameters, combiners or sizes differ between the processes of the group.
     """
+    replicas = Replicas.of(group)
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
     shared_, specific_ = _trainable(shared), _trainable(specific)
     measured_ = None if measured is None else _trainable(measured)
@@ -121,21 +127,23 @@ def backward(
     weigh = combiner.weights_specific if weigh_specific is None else weigh_specific
     weigh = weigh and combiner.needs != "jacobian"
     keep = retain_graph or (insight and combiner.needs != "gramian")  # it looks once more
-    source: Source
+    source: _LossByLoss
+    common: dict[str, Any] = {"replicas": replicas, "keep": keep, "starts": starts}
     if representation is None or (combiner.needs == "losses" and not insight):
         maps = None
-        source = ByParameters(scaled, shared_, specific_, weigh, memory_limit, measured_, keep=keep, starts=starts)
+        source = ByParameters(scaled, shared_, specific_, weigh, memory_limit, measured_, **common)
     else:
         maps = _Maps.of(representation, len(scalars))
-        source = ByRepresentation(scaled, shared_, specific_, weigh, maps, keep=keep, starts=starts)
+        source = ByRepresentation(scaled, shared_, specific_, weigh, maps, **common)
     seen = representation is None, *map(id, source.parameters), *map(id, measured_ or ())
     if combiner.checked not in ((True, seen), (maps is not None, seen)):  # where it is looked at, more is checked
         promises.check_trained(starts, measured_ or shared_, "shared" if measured_ is None else "measured")
         if maps is not None:
             maps.check(starts, shared_, specific_, alone=combiner.needs == "jacobian")
         combiner.checked = maps is not None, seen
-    detached = torch.stack([loss.detach() for loss in scalars])
-    return combine(detached, combiner, source, scale=scale, insight=insight, scaler=scaler)
+    columns = 0 if maps is None else sum(map(_columns, maps.by_task[0]))
+    of_batch = replicas.losses(torch.stack([loss.detach() for loss in scalars]), source.parameters, columns)
+    return combine(of_batch, combiner, source, scale=scale, insight=insight, scaler=scaler)
 
 
 def _check_options(
@@ -237,6 +245,7 @@ class _LossByLoss:
         shared: the parameters that all tasks share.
         specific: those that get their own losses' gradients.
         weigh: whether task weights apply to the specific parameters too.
+        replicas: the processes whose gradients these are together.
         keep: whether the last pass leaves the graph.
         starts: where the losses hang in the graph, so that a task can be named without a pass.
         rows: the gradients of the specific parameters, one list per backward pass, where a pass took them along.
@@ -246,6 +255,7 @@ class _LossByLoss:
     shared: Sequence[Tensor]
     specific: Sequence[Tensor]
     weigh: bool
+    replicas: Replicas = field(default=Replicas(), kw_only=True)
     keep: bool = field(default=True, kw_only=True)
     starts: Sequence[promises.Edge] = field(default=(), kw_only=True)
     rows: Sequence[Gradients] = field(default=(), init=False)
@@ -267,16 +277,20 @@ class _LossByLoss:
 
     def weighted(self, weights: Tensor, scale: float) -> Gradients:
         """See `Source`: one more backward pass, of the weighted losses."""
-        coefficients = list(weights * scale)
+        coefficients = list(self.replicas.agreed(weights) * scale)
         if self.weigh:
-            return differentiate(self.losses, self.parameters, coefficients, retain_graph=self.keep)
-        own = self._unweighted(scale)
-        return differentiate(self.losses, self.shared, coefficients, retain_graph=self.keep) + own
+            found = differentiate(self.losses, self.parameters, coefficients, retain_graph=self.keep)
+        else:
+            own = self._unweighted(scale)
+            found = differentiate(self.losses, self.shared, coefficients, retain_graph=self.keep) + own
+        return self.replicas.averaged(found, self.parameters)
 
     def offender(self, combined: Gradients) -> int | None:
         """See `Source`: by one pass per task while the graph is there, and by what depends on what after that."""
-        if not self.keep:
-            return promises.offender(self.starts, self.parameters, combined)
+        task = self._offender() if self.keep else promises.offender(self.starts, self.parameters, combined)
+        return self.replicas.first(task, self.losses)
+
+    def _offender(self) -> int | None:
         for task, loss in enumerate(self.losses):
             row = differentiate([loss], self.parameters, [torch.ones_like(loss)], retain_graph=True)
             if not bool(norm_of(row).isfinite()):
@@ -289,6 +303,10 @@ class _LossByLoss:
         if self.rows:
             return self._from_rows(scales)
         return differentiate(self.losses, self.specific, scales, retain_graph=True)
+
+    def _averaged(self, own: Gradients) -> Gradients:
+        """The specific parameters' gradients, over all processes."""
+        return self.replicas.averaged(own, self.specific)
 
     def _from_rows(self, coefficients: Sequence[Tensor]) -> Gradients:
         """The specific parameters' gradients, those of each pass times its coefficient."""
@@ -320,8 +338,9 @@ class ByParameters(_LossByLoss):
         columns = sum(map(_columns, self.shared))
         instead = "give a representation, or choose a method that needs only the Gramian"
         check_memory(len(self.losses), columns, wide_type(self.shared).itemsize, self.memory_limit, instead)
-        self._jacobian, self._reached, self.rows = _rows(self.losses, self.shared, self.specific, self.keep)
-        return self._jacobian
+        self._jacobian, reached, self.rows = _rows(self.losses, self.shared, self.specific, self.keep)
+        self._reached = self.replicas.anywhere(reached, self.shared)
+        return self.replicas.mean_(self._jacobian)
 
     def gramian(self) -> Tensor:
         """See `Source`."""
@@ -336,6 +355,7 @@ class ByParameters(_LossByLoss):
             following = measured[position + 1 : position + 2]
             if not following or _bytes(len(self.losses), [*block, *following]) > self.memory_limit:
                 jacobian, *_ = _rows(self.losses, block, (), True)
+                self.replicas.mean_(jacobian)
                 product = jacobian @ jacobian.T
                 gramian = product if gramian is None else gramian + product
                 block = []
@@ -346,13 +366,13 @@ class ByParameters(_LossByLoss):
         """See `Source`: from the Jacobian where it is there already."""
         if self._jacobian is None:
             return super().weighted(weights, scale)
-        weights = weights * scale
+        weights = self.replicas.agreed(weights) * scale
         own = self._from_rows(list(weights)) if self.weigh else self._unweighted(scale)
-        return self._split(weights.to(self._jacobian) @ self._jacobian) + own
+        return self._split(weights.to(self._jacobian) @ self._jacobian) + self._averaged(own)
 
     def along(self, direction: Tensor, scale: float) -> Gradients:
         """See `Source`."""
-        return self._split(direction * scale) + self._unweighted(scale)
+        return self._split(self.replicas.agreed(direction) * scale) + self._averaged(self._unweighted(scale))
 
     def _split(self, direction: Tensor) -> Gradients:
         pieces = torch.split(direction, list(map(_columns, self.shared)))
@@ -371,24 +391,29 @@ class ByRepresentation(_LossByLoss):
     @property
     def activations(self) -> Sequence[Tensor]:
         """See `Source`: the aliases all have the value of one."""
-        return self.maps.by_task[0]
+        return self.replicas.activations(self.maps.by_task[0])
 
     def jacobian(self) -> Tensor:
         """See `Source`."""
-        return self._by_maps(self.keep)
+        return self.replicas.beside(self._by_maps(self.keep), self._sizes)
 
     def gramian(self) -> Tensor:
         """See `Source`."""
         jacobian = self._by_maps(True)
-        return jacobian @ jacobian.T
+        return self.replicas.gramian(jacobian @ jacobian.T)
 
     def along(self, direction: Tensor, scale: float) -> Gradients:
         """See `Source`: passed back through the encoder."""
-        own = self._unweighted(scale)
+        own = self._averaged(self._unweighted(scale))
         maps = self.maps.by_task[0]
-        pieces = torch.split(direction * scale, list(map(_columns, maps)))
+        pieces = self.replicas.own(self.replicas.agreed(direction) * scale, self._sizes)
         shaped = [_shaped(piece, z) for piece, z in zip(pieces, maps, strict=True)]
-        return differentiate(maps, self.shared, shaped, retain_graph=self.keep) + own
+        found = differentiate(maps, self.shared, shaped, retain_graph=self.keep)
+        return self.replicas.added(found, self.shared) + own
+
+    @property
+    def _sizes(self) -> list[int]:
+        return list(map(_columns, self.maps.by_task[0]))
 
     def _by_maps(self, keep: bool) -> Tensor:
         """The Jacobian; unless it is to `keep` the graph, the last pass through the heads frees them."""
@@ -411,10 +436,9 @@ class ByRepresentation(_LossByLoss):
             by_z, self.rows = [row[:size] for row in passes], [row[size:] for row in passes]
         if not along:
             self.rows = ()
-        jacobian = by_task[0][0].new_zeros(len(by_z), sum(map(_columns, by_task[0])), dtype=wide_type(by_task[0]))
-        sizes = list(map(_columns, by_task[0]))
+        jacobian = by_task[0][0].new_zeros(len(by_z), sum(self._sizes), dtype=wide_type(by_task[0]))
         for entries_, found in zip(jacobian, by_z, strict=True):
-            for piece, gradient in zip(entries_.split(sizes), found, strict=True):
+            for piece, gradient in zip(entries_.split(self._sizes), found, strict=True):
                 if gradient is not None:
                     piece.copy_(promises.entries(gradient).flatten())
         return jacobian
@@ -490,7 +514,7 @@ def _scalars(losses: Tensor | Sequence[Tensor], combiner: Combiner) -> list[Tens
 def _trainable(given: nn.Module | Iterable[nn.Module | Tensor]) -> list[Tensor]:
     """The trainable parameters of modules and among parameters, each once."""
     items = [given] if isinstance(given, nn.Module | Tensor) else list(given)
-    promises.refuse_replicas(*(item for item in items if isinstance(item, nn.Module)))
+    refuse_wrapped(*(item for item in items if isinstance(item, nn.Module)))
     found: list[Tensor] = []
     for item in items:
         found += item.parameters() if isinstance(item, nn.Module) else [item]

@@ -19,6 +19,7 @@ from torch.amp import GradScaler
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import promises
+from mtrl.gradients.distributed import refuse_several, refuse_wrapped
 from mtrl.gradients.layers import Rule, grouped_by_task, rule_for, supported
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
@@ -36,6 +37,8 @@ POWERS = 8
 """How many different powers of two the check of promises multiplies losses by, in one pass."""
 COARSE = 4
 """How many roundings of products the check of promises allows."""
+
+_ONE_PROCESS = "TaskBatched takes one, whose batch holds all tasks"
 
 
 @dataclass
@@ -124,7 +127,8 @@ class TaskBatched:
         self._memory = torch.empty(0)
         self._keep = True
         self._trains = self._checked = False
-        promises.refuse_replicas(network)
+        refuse_wrapped(network)
+        refuse_several(_ONE_PROCESS)
         if not self.parameters:
             raise InputError("the network has no trainable parameters")
         problem = self._find_layers()
@@ -225,7 +229,7 @@ class TaskBatched:
             scaler: take the gradients of the scaled losses.
             keep: leave autograd's graph after the last pass.
         """
-        promises.refuse_replicas()
+        refuse_several(_ONE_PROCESS)
         if losses.shape != (self.num_tasks,):
             raise InputError(f"expected one loss for each of {self.num_tasks} tasks, got {tuple(losses.shape)}")
         starts = promises.edges_of(losses)
