@@ -2,12 +2,13 @@
 # make test         lint, type check and the whole test suite
 # make soak         hours of breaking things: long runs, hundreds of kills, tens of thousands of odd inputs
 # make digits       every method on the supervised benchmark, five seeds: the table of docs/supervised.md
+# make docs         the documentation site, into site/
 # make install      only create .venv and install, everything; make quickstart installs what training needs
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint soak digits install
+.PHONY: quickstart test lint docs soak digits install
 install: $(INSTALLED)-dev
 
 # Each mark is written last: what was interrupted is done again, and so is what the requirements changed for.
@@ -30,7 +31,10 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-test: lint
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: install

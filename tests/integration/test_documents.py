@@ -1,0 +1,184 @@
+"""What README and documentation show works as written."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from agents.networks import Actor
+from mtrl import combiners
+from mtrl.ranges import check_fields
+from mtrl.run.directory import read_config
+from mtrl.supervised import benchmarks, methods
+from scripts import compare, documentation, export, grid, linear_mtl, supervised  # noqa: F401  # their configurations' schemas
+from scripts import evaluate as evaluation  # noqa: F401
+from scripts.build import make_combiners, task_names
+from scripts.configuration import TrainConfig
+from scripts.entry import CONFIGS, SUPERVISED_CONFIGS
+from tests.configured import configured
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = {path.relative_to(ROOT): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
+METHODS, OWN = DOCUMENTS[Path("docs/methods.md")], DOCUMENTS[Path("docs/own_method.md")]
+BLOCKS = {path: re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) for path, text in DOCUMENTS.items()}
+EXAMPLES = [(str(path), code) for path, blocks in BLOCKS.items() for language, code in blocks if language == "python"]
+COMMANDS = sorted(
+    {
+        line
+        for blocks in BLOCKS.values()
+        for language, block in blocks
+        for line in re.findall(r"^python scripts/(.*)$", block.replace("\\\n", " "), re.MULTILINE)
+        if not language and "..." not in line and not line.startswith("benchmark.py")
+    }
+)
+CONFIGURATIONS = {
+    "train.py": (CONFIGS, "train"),
+    "evaluate.py": (CONFIGS, "evaluate"),
+    "export.py": (CONFIGS, "export"),
+    "compare.py": (CONFIGS, "compare"),
+    "linear_mtl.py": (CONFIGS, "linear_mtl"),
+    "supervised.py": (SUPERVISED_CONFIGS, "supervised"),
+    "grid.py": (SUPERVISED_CONFIGS, "supervised"),
+}
+
+
+@pytest.mark.parametrize(("document", "code"), EXAMPLES)
+def test_code_runs(document: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network: dict[str, Any] = {"observation_size": 39, "action_size": 4, "hidden_sizes": [8], "num_tasks": 2}
+    saved = {"network": network, "weights": Actor(**network).state_dict(), "tasks": ["a", "b"]}
+    torch.save(saved, tmp_path / "policy.pt")
+    monkeypatch.chdir(tmp_path)
+    for registry in (combiners.register, benchmarks.benchmark, methods.method):  # what a page adds stays in this test
+        monkeypatch.setattr(registry, "_entries", {name: registry.get(name) for name in registry.names()})
+    names: dict[str, Any] = {}
+    exec(compile(code, document, "exec"), names)
+    for trained in (names[name] for name in ("encoder", "network") if "backward" in code and name in names):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
+    if "act" in names:
+        assert names["act"](np.ones((2, 39), np.float32)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_valid(line: str) -> None:
+    script, *words = shlex.split(line, comments=True)
+    words = [word for word in words if word != "-m" and not word.startswith("plugins=")]
+    if any(word == "combiner=softmax" for word in words):  # that of the page
+        words = [word for word in words if not word.startswith("combiner")]
+    overrides = OverridesParser.create().parse_overrides(words)
+    first = [
+        f"{one.key_or_group}={next(one.sweep_string_iterator())}" if one.is_sweep_override() else str(one.input_line)
+        for one in overrides
+    ]
+    folder, name = CONFIGURATIONS[script]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(folder, version_base="1.3"):
+        if script == "grid.py":
+            first = grid.configured(first)[1]
+        config = OmegaConf.to_object(compose(name, first))
+    check_fields(config)
+    if isinstance(config, TrainConfig) and not config.weights_from:
+        make_combiners(config, len(task_names(config)))
+
+
+@pytest.mark.parametrize(("benchmark", "key", "value"), [("quickstart", "steps", 20_000), ("mt50", "batch_size", 26)])
+def test_a_benchmark_sets_its_own_defaults(benchmark: str, key: str, value: int) -> None:
+    assert getattr(configured(f"benchmark={benchmark}"), key) == value
+    assert getattr(configured(f"benchmark={benchmark}", f"{key}=7"), key) == 7
+
+
+def test_the_table_of_methods_is_the_registry() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (\w+) \|", METHODS, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == combiners.names()
+    assert {name: needs.lower() for name, needs in rows} == {n: combiners.get(n).needs for n in combiners.names()}
+
+
+def test_the_site_describes_every_method() -> None:
+    page = documentation.on_page_markdown(METHODS)
+    for name in combiners.names():
+        described = page[page.index(f"### {name}\n") :].split("###")[1]
+        assert all(f"`{option}=" in described for option in combiners.get(name).options())
+        assert "Needs: " in described
+
+
+def test_the_methods_that_need_positive_losses_are_named() -> None:
+    named = re.search(r"^Methods that need positive losses \(([^)]*)\)", METHODS, re.MULTILINE)
+    assert named is not None
+    positive = [name for name in combiners.names() if combiners.get(name).positive_losses]
+    assert re.findall(r"`(\w+)`", named[1]) == positive
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_every_file_it_names_exists(document: Path) -> None:
+    for path in re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]*)?\)", DOCUMENTS[document]):
+        assert (ROOT / document.parent / path).exists(), path
+    for path in re.findall(r"(?<![\w/])(?:mtrl|agents|envs|configs|scripts)/[\w/.]+\w", DOCUMENTS[document]):
+        assert "mine" in path or (ROOT / path).exists(), path
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with the method of one's own that the page shows."""
+    code = re.search(r"```python\n(.*?)```", OWN, re.DOTALL)
+    assert code is not None
+    assert len(code[1].splitlines()) < 30
+    (tmp_path / "mine.py").write_text(code[1])
+    return tmp_path
+
+
+def run(folder: Path, *words: str, **environment: str) -> str:
+    """Runs Python in a folder; what it prints."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def line_of_own(program: str) -> list[str]:
+    """The arguments of the line of that page that runs a program, its path made absolute."""
+    line = re.search(rf"^(\w+=\S+ )?python (-m )?{program} .*$", OWN, re.MULTILINE)
+    assert line is not None
+    words = shlex.split(line[0])
+    words = words[words.index("python") + 1 :]
+    return [str(ROOT / word) if (ROOT / word).exists() else word for word in words]
+
+
+def test_a_method_of_ones_own_trains_and_is_evaluated(own: Path) -> None:
+    small = ("tasks=[reach-v3]", "benchmark.horizon=10", "agent.hidden_sizes=[8,8]", "batch_size=4", "steps=30")
+    quick = ("warmup_steps=10", "eval.episodes=1", "device=cpu", "threads=1", "num_workers=1", "run_dir=run")
+    run(own, *line_of_own("scripts/train.py"), *small, *quick)
+    config = read_config(own / "run")
+    assert config["combiner"] == {"name": "softmax", "temperature": 2}
+    assert config["plugins"] == [str(own / "mine.py")]
+    evaluate = str(ROOT / "scripts" / "evaluate.py")
+    run(own.parent, evaluate, f"run={own / 'run'}", "episodes=1", "device=cpu", "num_workers=1")
+
+
+def test_a_method_of_ones_own_is_measured(own: Path) -> None:
+    run(own, *line_of_own("scripts/benchmark.py"), "--cases", "2x4", "--hidden-sizes", "8", "--repeats", "1")
+    rows = json.loads((own / "runs" / "benchmark" / "overhead.json").read_text())["rows"]
+    assert "softmax" in {row["method"] for row in rows}
+
+
+def test_a_method_of_ones_own_has_every_property(own: Path) -> None:
+    printed = run(own, *line_of_own("pytest"), "-p", "no:cacheprovider", MTRL_PLUGINS="mine.py")
+    passed = re.search(r"^(\d+) passed", printed, re.MULTILINE)
+    assert passed is not None, printed
+    assert int(passed[1]) > 50
