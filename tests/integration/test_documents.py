@@ -30,7 +30,7 @@ from scripts.entry import CONFIGS, SUPERVISED_CONFIGS
 from tests.configured import configured
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = {path.relative_to(ROOT): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
+DOCUMENTS = {path.relative_to(ROOT): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
 METHODS, OWN = DOCUMENTS[Path("docs/methods.md")], DOCUMENTS[Path("docs/own_method.md")]
 BLOCKS = {path: re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) for path, text in DOCUMENTS.items()}
 EXAMPLES = [(str(path), code) for path, blocks in BLOCKS.items() for language, code in blocks if language == "python"]
