@@ -1,4 +1,4 @@
-"""Functions of tensors as CUDA graphs: one launch each, however many operations they are."""
+"""Functions of tensors as CUDA graphs: one launch each, however many operations they are; what goes to and from them."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,8 +15,9 @@ WARM_UP = 3
 class Graphs:
     """Functions that are called in turn, as CUDA graphs from their fourth call on; all share one pool of memory.
 
-    A function takes trees of tensors, always of the same shapes, and reads nothing back from the device. What it
-    returns is overwritten by its next call. Where one cannot be captured, all stay as they are, said in one warning.
+    A function takes trees of tensors, always of the same shapes, on the device or `pinned`, and reads nothing back
+    from the device. What it returns is overwritten by its next call. Where one cannot be captured, all stay as they
+    are, said in one warning.
 
     Args:
         functions: what to capture.
@@ -54,7 +55,7 @@ class _Graphed:
             return self._beside(arguments)
         if self.graph is not None:
             if self.inputs:
-                torch._foreach_copy_(self.inputs, tree_flatten(arguments)[0])
+                torch._foreach_copy_(self.inputs, tree_flatten(arguments)[0], non_blocking=True)
         elif not self._capture(arguments):
             return self.function(*arguments)
         assert self.graph is not None
@@ -74,7 +75,7 @@ class _Graphed:
     def _capture(self, arguments: Any) -> bool:
         """Captures the function for these arguments, without effect; whether that went well."""
         leaves, shape = tree_flatten(arguments)
-        inputs, graph = [leaf.clone() for leaf in leaves], torch.cuda.CUDAGraph()
+        inputs, graph = [leaf.to(self.graphs.device, copy=True) for leaf in leaves], torch.cuda.CUDAGraph()
         graph.register_generator_state(self.graphs.generator)
         parameters = [p for o in self.graphs.optimizers for group in o.param_groups for p in group["params"]]
         filled = [parameter.grad for parameter in parameters]
@@ -99,7 +100,28 @@ class _Graphed:
 
 def warn(reason: str) -> None:
     """Says that functions are launched operation by operation."""
-    warnings.warn(f"updates are not captured as CUDA graphs: {reason}", stacklevel=3)
+    warnings.warn(f"not captured as a CUDA graph: {reason}", stacklevel=3)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's in memory from which a GPU fetches it while the host goes on; others as they are."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+
+
+class OnItsWay:
+    """A tensor that a GPU sends to the host while both go on."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.arrival = tensor, None
+        if tensor.is_cuda:
+            self.tensor, self.arrival = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+            self.arrival.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> Tensor:
+        """The tensor on the host."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.tensor.cpu()
 
 
 def _set_capturable(optimizers: Sequence[torch.optim.Optimizer], value: bool) -> None:

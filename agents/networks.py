@@ -134,13 +134,6 @@ class Actor(nn.Module):
         mean: Tensor = self(observations)[0]
         return mean.tanh()
 
-    def act(self, observations: Floats, generator: torch.Generator) -> Floats:
-        """Samples one action per task: ``[T, O]`` to ``[T, A]``."""
-        with torch.no_grad():
-            inputs = torch.as_tensor(observations, device=generator.device)
-            actions: Floats = self.sample(inputs, generator)[0].cpu().numpy()
-            return actions
-
     def act_randomly(self, num_tasks: int, generator: torch.Generator) -> Floats:
         """One uniform action in ``[-1, 1]`` per task, ``[T, A]``."""
         uniform = torch.rand((num_tasks, self.action_size), generator=generator, device=generator.device)

@@ -1,23 +1,34 @@
-"""The objectives of one update, each with its own network and method: combined together, with one wait for all."""
+"""The objectives of one update, each with its own network and method, and one wait for each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from agents.graphs import pinned
 from mtrl.combiners import Combiner, NegativeLossError
 from mtrl.errors import InputError, RunError
 from mtrl.gradients import NonFiniteError, TaskBatched
 from mtrl.gradients.conflict import conflict_metrics
-from mtrl.gradients.pipeline import Source, accumulate, describe, gradients, look, norm_of, weigh
+from mtrl.gradients.pipeline import Source, describe, gradients, look, norm_of, weigh
+
+
+class Looked(NamedTuple):
+    """What is known of an objective in this update."""
+
+    losses: Tensor
+    source: Source
+    seen: Tensor | None
+    """The Gramian, or the Jacobian."""
 
 
 class Objectives:
     """Fills ``.grad`` of several networks with the combined gradients of their mean losses over tasks, in three pieces.
 
-    `look` and `apply` read nothing back from the device, `weigh` is for the host.
+    `look` and `combine` read nothing back from the device, `weigh` is for the host: it finds one objective's weights
+    while the device is busy with another.
 
     Args:
         tasks: their names.
@@ -50,61 +61,56 @@ class Objectives:
             # Weights are found on the CPU; what combines whole gradients works, and remembers, where these are.
             combiner.to(device if combiner.needs == "jacobian" else "cpu")
         self.norms = torch.zeros(len(networks), device=device)
-        self._losses: Sequence[Tensor] = ()
-        self._sources: list[Source] = []
-        self._seen: list[Tensor | None] = []
+        self._looked: dict[str, Looked] = {}
 
-    def look(self, losses: Sequence[Tensor]) -> Tensor:
-        """What combiners look at, from losses ``[T]`` that each objective's `TaskBatched` has recorded.
+    def look(self, name: str, losses: Tensor) -> Tensor:
+        """What an objective's combiner looks at, from losses ``[T]`` that its `TaskBatched` has recorded.
 
         Returns:
-            All that the host has to know: the last update's norms, then each objective's losses and Gramian.
+            All that the host has to know: the last update's norms, the losses and, where it is needed, the Gramian.
         """
-        self._losses, told = losses, [self.norms]
-        self._sources = [network.source(own) for network, own in zip(self.networks.values(), losses, strict=True)]
+        combiner, source = self.combiners[name], self.networks[name].source(losses)
         with torch.no_grad():
-            self._seen = [look(c, source) for c, source in zip(self.combiners.values(), self._sources, strict=True)]
-            for combiner, own, seen in zip(self.combiners.values(), losses, self._seen, strict=True):
-                told.append(own.detach())
-                if combiner.needs == "gramian" and seen is not None:
-                    told.append(seen.flatten())
-        return torch.cat(told)
+            seen = look(combiner, source)
+        self._looked[name] = Looked(losses.detach(), source, seen)
+        told = [self.norms, losses.detach()]
+        return torch.cat(told if combiner.needs != "gramian" or seen is None else [*told, seen.flatten()])
 
-    def weigh(self, told: Tensor) -> list[Tensor]:
-        """Each objective's task weights ``[T]``; a direction ``[P]`` where the method combines the Jacobian's entries.
+    def weigh(self, name: str, told: Tensor) -> Tensor:
+        """An objective's task weights ``[T]``; a direction ``[P]`` where the method combines the Jacobian's entries.
+
+        Args:
+            name: of the objective.
+            told: what `look` returned, on the host. The weights are `pinned` there, a direction is on the device.
 
         Raises:
             RunError: if a loss, gradient or weight is not finite, or the last update's combined gradient was not.
         """
-        told, t = told.cpu(), len(self.tasks)  # the one wait of an update
-        if not bool(told[: len(self.norms)].isfinite().all()):
+        combiner, t = self.combiners[name], len(self.tasks)
+        norms, losses, gramian = told.split([len(self.norms), t, len(told) - len(self.norms) - t])
+        if not bool(norms.isfinite().all()):
             self.check()
-        rest, found = told[len(self.norms) :], list[Tensor]()
-        for row, (name, combiner) in enumerate(self.combiners.items()):
-            losses, rest, seen = rest[:t], rest[t:], None
-            if combiner.needs == "jacobian":
-                losses, seen = losses.to(self.device), self._seen[row]
-            elif combiner.needs == "gramian":
-                seen, rest = rest[: t * t].view(t, t), rest[t * t :]
-            with self.named_errors(name):
-                found.append(weigh(combiner, losses, seen).to(self.device, non_blocking=True))
-        return found
+        seen = gramian.view(t, t) if combiner.needs == "gramian" else None
+        if combiner.needs == "jacobian":
+            losses, seen = losses.to(self.device), self._looked[name].seen
+        with self.named_errors(name):
+            return pinned(weigh(combiner, losses, seen), self.device)
 
-    def apply(self, found: list[Tensor]) -> None:
-        """Fills ``.grad`` from what `weigh` found."""
+    def combine(self, name: str, found: Tensor) -> None:
+        """Fills ``.grad`` of an objective's network, which has none yet, from what `weigh` found."""
+        source, row = self._looked[name].source, list(self.networks).index(name)
         with torch.no_grad():
-            for row, (combiner, source) in enumerate(zip(self.combiners.values(), self._sources, strict=True)):
-                combined = gradients(combiner, source, found[row], 1 / len(self.tasks))
-                self.norms[row] = norm_of(combined)
-                accumulate(source.parameters, combined)
-                if self.max_norm is not None:
-                    factor = (self.max_norm / (self.norms[row] + 1e-12)).clamp(max=1)
-                    for parameter in source.parameters:
-                        assert parameter.grad is not None
-                        parameter.grad.mul_(factor)
+            found = found.to(self.device, non_blocking=True)
+            combined = gradients(self.combiners[name], source, found, 1 / len(self.tasks))
+            self.norms[row] = norm = norm_of(combined)
+            factor = None if self.max_norm is None else (self.max_norm / (norm + 1e-12)).clamp(max=1)
+            for parameter, gradient in zip(source.parameters, combined, strict=True):
+                if gradient is not None:
+                    # As a fused optimizer reads it; nothing else is done to it before it is dropped.
+                    parameter.grad = (gradient if factor is None else gradient * factor).contiguous()
 
     def check(self) -> None:
-        """Waits for `apply`.
+        """Waits for `combine`.
 
         Raises:
             RunError: if a combined gradient is not finite; its task is named until `forget`.
@@ -113,19 +119,18 @@ class Objectives:
             if not finite:
                 self.norms.zero_()
                 with self.named_errors(name):
-                    task = None
-                    for source in self._sources[row : row + 1]:
-                        task = source.offender([parameter.grad for parameter in source.parameters])
+                    source = self._looked[name].source if name in self._looked else None
+                    task = source.offender([p.grad for p in source.parameters]) if source is not None else None
                     raise NonFiniteError("gradient", task)
 
-    def describe(self, found: list[Tensor]) -> dict[str, Any]:
+    def describe(self, found: Mapping[str, Tensor]) -> dict[str, Any]:
         """Measures of gradient conflict by ``conflict/<objective>/...``; before a step changes the parameters."""
         metrics: dict[str, Any] = {}
         with torch.no_grad():
             for row, (name, combiner) in enumerate(self.combiners.items()):
-                seen = self._seen[row] if combiner.needs == "gramian" else None
-                losses, source = self._losses[row].detach(), self._sources[row]
-                done = describe(losses, combiner, source, found[row], self.norms[row], seen)
+                losses, source, seen = self._looked[name]
+                seen = seen if combiner.needs == "gramian" else None
+                done = describe(losses, combiner, source, found[name].to(self.device), self.norms[row], seen)
                 metrics |= {
                     f"conflict/{name}/{key}": value for key, value in conflict_metrics(done, self.tasks).items()
                 }
@@ -150,7 +155,7 @@ class Objectives:
 
     def forget(self) -> None:
         """Lets go of the graphs and records of this update."""
-        self._losses, self._sources, self._seen = (), [], []
+        self._looked.clear()
         for network in self.networks.values():
             network.forget()
 

@@ -1,12 +1,15 @@
 """The replay buffer: transitions as the environments gave them."""
 
+import math
 import warnings
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import psutil
 import torch
 from torch import Tensor
 
+from agents.graphs import pinned
 from mtrl.errors import InputError
 
 
@@ -36,6 +39,10 @@ def free_memory(device: torch.device) -> int:
 def storage_device(needed: int, device: torch.device) -> torch.device:
     """Where to put so many bytes: on the training device if they fit there, or else in the host's memory."""
     return device if needed <= free_memory(device) else HOST
+
+
+def _side_by_side(transition: Iterable[Tensor]) -> Tensor:
+    return torch.cat([field.double().reshape(len(field), -1) for field in transition], 1)
 
 
 class ReplayBuffer:
@@ -69,22 +76,25 @@ class ReplayBuffer:
                 f"the replay buffer of {needed / 2**30:.2f} GiB does not fit on {device}: it lives in host memory",
                 stacklevel=2,
             )
-        device, shape = self.storage, (num_tasks, capacity)
+        storage, shape = self.storage, (num_tasks, capacity)
         self.fields = Batch(
-            observations=torch.empty(*shape, observation_size, device=device),
-            actions=torch.empty(*shape, action_size, device=device),
-            rewards=torch.empty(*shape, device=device),
-            next_observations=torch.empty(*shape, observation_size, device=device),
-            terminated=torch.empty(*shape, dtype=torch.bool, device=device),
+            observations=torch.empty(*shape, observation_size, device=storage),
+            actions=torch.empty(*shape, action_size, device=storage),
+            rewards=torch.empty(*shape, device=storage),
+            next_observations=torch.empty(*shape, observation_size, device=storage),
+            terminated=torch.empty(*shape, dtype=torch.bool, device=storage),
         )
         """Everything stored, ``[T, capacity, ...]``; raw rewards."""
         self.added = 0
         """Transitions added so far, per task; the buffer holds the last ``min(added, capacity)``."""
+        # Where the next ones go, and how many there are where the moments are: graphs read no number of the host's.
+        self._slot = torch.zeros((), dtype=torch.int64, device=storage)
+        self._held = torch.zeros((), dtype=torch.float64, device=device)
         # Moments of the stored rewards, kept up to date in float64 as transitions come and go.
         self._mean = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self._squares = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         # First flat index of each task's ring
-        self._offset = torch.arange(num_tasks, device=device).unsqueeze(1) * capacity
+        self._offset = torch.arange(num_tasks, device=storage) * capacity
 
     @staticmethod
     def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
@@ -109,30 +119,39 @@ class ReplayBuffer:
         """Transitions held per task."""
         return min(self.added, self.capacity)
 
-    def add(self, *transition: Tensor, broken: Tensor | None = None) -> None:
-        """Adds one raw transition of every task, ``[T, ...]`` as in `Batch`; of a ``broken`` one, its last again."""
-        slot = self.added % self.capacity
-        new = [value.to(field) for value, field in zip(transition, self.fields, strict=True)]
+    def add(
+        self, *transition: Tensor, broken: Tensor | None = None, write: Callable[[Tensor], None] | None = None
+    ) -> None:
+        """Adds one raw transition of every task, ``[T, ...]`` as in `Batch`; of a ``broken`` one, its last again.
+
+        ``write`` is `write` or a graph of it.
+        """
+        rows = pinned(_side_by_side(transition), self.storage)
         if broken is not None and bool(broken.any()):
-            again = broken.to(self.storage)
-            pairs = zip(new, self.last(), strict=True)
-            new = [torch.where(again if n.dim() == 1 else again[:, None], before, n) for n, before in pairs]
-        self._count(Batch(*new).rewards.double(), slot)
-        for field, value in zip(self.fields, new, strict=True):
-            field[:, slot] = value
+            rows, again = (tensor.to(self.storage) for tensor in (rows, broken.unsqueeze(1)))
+            rows = torch.where(again, _side_by_side(self.last()), rows)
+        (write or self.write)(rows)
         self.added += 1
 
-    def _count(self, new: Tensor, slot: int) -> None:
-        """Brings the moments up to date: ``new`` (``[T]``) comes, and what is in the slot goes."""
-        if self.added < self.capacity:
-            shift = new - self._mean
-            self._mean += shift / (self.added + 1)
-            self._squares += shift * (new - self._mean)
-        else:
-            old = self.fields.rewards[:, slot].double()
-            before = self._mean.clone()
-            self._mean += (new - old) / self.capacity
-            self._squares += (new - old) * (new - self._mean + old - before)
+    def write(self, rows: Tensor) -> None:
+        """The part of `add` that reads nothing back from the device: a transition's fields side by side, in float64."""
+        rows, at, start = rows.to(self.storage, non_blocking=True), self._offset + self._slot, 0
+        flat = [field.view(-1, *field.shape[2:]) for field in self.fields]
+        old = flat[2][at]
+        for field in flat:
+            size = math.prod(field.shape[1:])
+            field.index_copy_(0, at, rows[:, start : start + size].to(field.dtype).view(len(rows), *field.shape[1:]))
+            start += size
+        self._count(*(self._send(rewards.double()) for rewards in (flat[2][at], old)))
+        self._slot.add_(1).remainder_(self.capacity)
+
+    def _count(self, new: Tensor, old: Tensor) -> None:
+        """Brings the moments up to date: ``new`` (``[T]``) comes, and where the ring is full, ``old`` goes."""
+        full, before = self._held >= self.capacity, self._mean.clone()
+        self._held.add_(1).clamp_(max=self.capacity)
+        shift = torch.where(full, new - old, new - before)
+        self._mean += shift / self._held
+        self._squares += shift * torch.where(full, new - self._mean + old - before, new - self._mean)
 
     def last(self) -> Batch:
         """The transition added last, ``[T, ...]``."""
@@ -140,7 +159,7 @@ class ReplayBuffer:
 
     def reward_std(self) -> Tensor:
         """``[T]``, the standard deviation of each task's stored rewards; 1 where they do not vary."""
-        std = (self._squares.clamp_min(0) / max(len(self), 1)).sqrt()
+        std = (self._squares.clamp_min(0) / self._held.clamp_min(1)).sqrt()
         # Rounding leaves a constant reward a spread of about 1e-8 of its size.
         constant = std <= 1e-6 * self._mean.abs()
         return torch.where(constant, 1.0, std)
@@ -149,8 +168,15 @@ class ReplayBuffer:
         """``[T]``, the mean of each task's stored rewards."""
         return self._mean
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """Draws ``batch_size`` transitions per task, uniformly with replacement.
+    def draw(self, batch_size: int, generator: torch.Generator) -> Tensor | Batch:
+        """Draws ``batch_size`` transitions per task, uniformly with replacement: what `batch` makes a mini-batch.
+
+        Args:
+            batch_size: B.
+            generator: of the device that the fields are on.
+
+        Returns:
+            Which they are, ``[T, B]``; the transitions themselves where they have to be sent to the training device.
 
         Raises:
             InputError: if the buffer is empty.
@@ -158,16 +184,26 @@ class ReplayBuffer:
         if not len(self):
             raise InputError("the replay buffer is empty: collect at least one step before the first update")
         shape = (self.num_tasks, batch_size)
-        index = torch.randint(len(self), shape, generator=generator, device=generator.device).to(self.storage)
-        index += self._offset
-        drawn = Batch(*(field.flatten(0, 1)[index] for field in self.fields))
-        return Batch(*map(self._send, drawn._replace(terminated=drawn.terminated.to(drawn.rewards))))
+        drawn = torch.randint(len(self), shape, generator=generator, device=self.storage)
+        if self.storage == self.device:
+            return drawn
+        return Batch(*map(self._send, self._rows(drawn)))
 
-    def _send(self, rows: Tensor) -> Tensor:
-        """Brings a mini-batch's field to the training device; to a GPU it travels while the host goes on."""
-        if self.device.type == "cuda" and self.storage == HOST:
-            rows = rows.pin_memory()
-        return rows.to(self.device, non_blocking=True)
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """A mini-batch of what `draw` draws."""
+        return self.batch(self.draw(batch_size, generator))
+
+    def batch(self, drawn: Tensor | Batch) -> Batch:
+        """The transitions that `draw` drew, on the training device; raw rewards."""
+        batch = drawn if isinstance(drawn, Batch) else self._rows(drawn)
+        return batch._replace(terminated=batch.terminated.to(batch.rewards))
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        return pinned(tensor, self.device).to(self.device, non_blocking=True)
+
+    def _rows(self, drawn: Tensor) -> Batch:
+        index = drawn + self._offset.unsqueeze(1)
+        return Batch(*(field.flatten(0, 1)[index] for field in self.fields))
 
     # ------------------------------------------------------------------------------- incremental checkpoints
 
@@ -189,7 +225,7 @@ class ReplayBuffer:
 
     def clear(self) -> None:
         """Forgets all transitions."""
-        self.added = 0
+        self._set_added(0)
         self._mean.zero_()
         self._squares.zero_()
 
@@ -199,6 +235,11 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """Restores what `state_dict` gave."""
-        self.added = int(state["added"])
+        self._set_added(int(state["added"]))
         self._mean.copy_(torch.as_tensor(state["mean"]))
         self._squares.copy_(torch.as_tensor(state["squares"]))
+
+    def _set_added(self, added: int) -> None:
+        self.added = added
+        self._slot.fill_(added % self.capacity)
+        self._held.fill_(len(self))

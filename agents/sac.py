@@ -8,12 +8,13 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from agents.graphs import Graphs, warn
+from agents.graphs import Graphs, OnItsWay, pinned, warn
 from agents.networks import Actor, TwinCritic
 from agents.objectives import Objectives
 from agents.plasticity import plasticity
@@ -121,16 +122,42 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
     return -(log_alpha.exp().unsqueeze(-1) * (log_prob + target_entropy)).mean()
 
 
-class Losses(NamedTuple):
-    """What one mini-batch says: each task's losses ``[T]``, temperatures ``[T or 1, 1]``, the rest ``[T, B, ...]``."""
+METRICS = (
+    "train/critic_loss",
+    "train/actor_loss",
+    "train/critic_gradient_norm",
+    "train/actor_gradient_norm",
+    "train/temperature",
+    "train/entropy",
+    "train/target_value",
+)
 
-    critic: Tensor
-    actor: Tensor
+
+class Pieces(NamedTuple):
+    """What the agent does on the device; none reads anything back from it, so that each can be a CUDA graph.
+
+    An update is the third to last, in this order: differentiate, combine what the host has weighed meanwhile, step.
+    """
+
+    explore: Callable[[Tensor], Tensor]
+    write: Callable[[Tensor], None]
+    critic: Callable[[Tensor | Batch], Tensor]
+    actor: Callable[[], Tensor]
+    combine_critic: Callable[[Tensor], None]
+    combine_actor: Callable[[Tensor], None]
+    step: Callable[[], Tensor]
+
+
+class Seen(NamedTuple):
+    """What the critics' part of an update leaves for the others."""
+
+    batch: Batch
     alpha: Tensor
+    """Temperatures, ``[T or 1, 1]``."""
     targets: Tensor
-    """The critics' targets."""
-    log_prob: Tensor
-    """Of the actions that the actor draws."""
+    """The critics', ``[T, B, ...]``."""
+    losses: Tensor
+    """``[T]``."""
 
 
 class MultiTaskSAC:
@@ -198,8 +225,12 @@ class MultiTaskSAC:
             "temperature": torch.optim.Adam([self.log_alpha], config.temperature_learning_rate or rate, fused=True),
         }
         self.replay = ReplayBuffer(num_tasks, capacity, observation_size, action_size, device)
+        self.drawing = self.generator  # or one of the host, where a buffer in its memory would wait for numbers
+        if self.replay.storage != device:
+            self.drawing = torch.Generator(self.replay.storage).manual_seed(seed)
         self.reward_scale = self._make_reward_scale()
-        self._losses: Losses | None = None
+        self._seen: Seen | None = None
+        self._actor_losses: tuple[Tensor, Tensor] | None = None  # [T], and log-probabilities [T, B]
         self._unused_combiners = copy.deepcopy([c.state_dict() for c in self.objectives.combiners.values()])
         self.pieces = self.make_pieces()
 
@@ -228,7 +259,12 @@ class MultiTaskSAC:
 
     def act(self, observations: Floats) -> Floats:
         """Samples one exploring action per task: ``[T, O]`` to ``[T, A]``."""
-        return self.actor.act(observations, self.generator)
+        return self.pieces.explore(pinned(torch.as_tensor(observations), self.device)).cpu().numpy()
+
+    @torch.no_grad()
+    def explore(self, observations: Tensor) -> Tensor:
+        """`act` on the device."""
+        return self.actor.sample(observations.to(self.device, non_blocking=True), self.generator)[0]
 
     def act_randomly(self) -> Floats:
         """One uniform action in ``[-1, 1]`` per task, ``[T, A]``, for the warm-up."""
@@ -252,7 +288,8 @@ class MultiTaskSAC:
         broken = [task for task, bad in zip(self.tasks, step.unstable, strict=True) if bad]
         if broken and not len(self.replay):
             raise RunError(f"the simulation was unstable at the first step of {', '.join(broken)}")
-        self.replay.add(*map(torch.as_tensor, fields), broken=torch.as_tensor(step.unstable))
+        tensors, broken = map(torch.as_tensor, fields), torch.as_tensor(step.unstable)
+        self.replay.add(*tensors, broken=broken, write=self.pieces.write)
         self.reward_scale.observe(step)
 
     def update(self, *, insight: bool = False) -> dict[str, Any]:
@@ -269,30 +306,28 @@ class MultiTaskSAC:
             RunError: if a loss, gradient or weight is not finite (objective, task and method named). A captured
                 update finds a combined gradient that is not with the next update or `state_dict`, its task unnamed.
         """
-        batch = self._sample()
-        plain = self.differentiate, self.objectives.apply, self.step
-        differentiate, apply, step = pieces = plain if insight else self.pieces
+        pieces, plain = self.pieces, self.plain_pieces()
+        if insight:
+            pieces = plain
+        drawn = self.replay.draw(self.batch_size, self.drawing)
         try:
-            found = self.objectives.weigh(differentiate(batch))
-            apply(found)
-            if pieces == plain:  # else it is found out later: nothing waits for a graph
+            told = {"critic": OnItsWay(pieces.critic(drawn)), "actor": OnItsWay(pieces.actor())}
+            found = {"critic": self.objectives.weigh("critic", told["critic"].wait())}
+            pieces.combine_critic(found["critic"])
+            found["actor"] = self.objectives.weigh("actor", told["actor"].wait())
+            pieces.combine_actor(found["actor"])
+            if pieces.step == plain.step:  # else it is found out later: nothing waits for a graph
                 self.objectives.check()
-            seen = self.objectives.describe(found) | self._plasticity(batch) if insight else {}
-            metrics = step()
-            self._after_step(batch)
+            seen = self.objectives.describe(found) | self._plasticity() if insight else {}
+            scalars = pieces.step().clone()  # what a graph returns, its next replay overwrites
+            self._after_step()
+        except Exception:
+            self.pieces = self.make_pieces()  # graphs of one update are captured in one update
+            raise
         finally:
-            self._losses = None
+            self._seen = self._actor_losses = None
             self.objectives.forget()
-        # Copied: what a graph returns, its next replay overwrites.
-        scalars = dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
-        return scalars | seen | self.objectives.counts()
-
-    def _sample(self) -> Batch:
-        batch = self.replay.sample(self.batch_size, self.generator)
-        divisor = self.reward_scale.divisor(self.replay, self.log_alpha.detach().exp())
-        if divisor is None:
-            return batch
-        return batch._replace(rewards=batch.rewards / divisor.unsqueeze(1).to(batch.rewards))
+        return dict(zip(METRICS, scalars.unbind(), strict=True)) | seen | self.objectives.counts()
 
     def _make_reward_scale(self) -> RewardScale:
         config = self.config
@@ -301,24 +336,39 @@ class MultiTaskSAC:
             return ReturnScale(len(self.tasks), *limits, self.device)
         return {"sigma": DeviationScale, "mean": MeanScale, "none": RewardScale}[config.reward_scale]()
 
-    def differentiate(self, batch: Batch) -> Tensor:
-        """Both objectives' losses at the same parameters, and what combiners look at beside: see `Objectives.look`."""
-        alpha, discount = self.log_alpha.detach().exp().unsqueeze(-1), self.config.discount
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+    def differentiate_critic(self, drawn: Tensor | Batch) -> Tensor:
+        """The critics' losses, and what their combiner looks at: see `Objectives.look`."""
+        batch, alpha = self.replay.batch(drawn), self.log_alpha.detach().exp()
+        divisor = self.reward_scale.divisor(self.replay, alpha)
+        if divisor is not None:
+            batch = batch._replace(rewards=batch.rewards / divisor.unsqueeze(1).to(batch.rewards))
+        alpha, discount = alpha.unsqueeze(-1), self.config.discount
+        with self._autocast():
             targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator)
             with self.objectives.networks["critic"].record():
-                critic = critic_losses(self.critic, batch, targets)
-            with self.objectives.networks["actor"].record():
-                actor, log_prob = actor_losses(self.actor, self.critic, batch, alpha, self.generator)
-        self._losses = Losses(critic, actor, alpha, targets, log_prob)
-        return self.objectives.look([critic, actor])
+                losses = critic_losses(self.critic, batch, targets)
+        self._seen = Seen(batch, alpha, targets, losses)
+        return self.objectives.look("critic", losses)
 
-    def step(self) -> dict[str, Tensor]:
-        """Moves all networks and the temperature, unless a combined gradient is not finite; gives scalars to log."""
-        assert self._losses is not None
-        losses, (critic_norm, actor_norm) = self._losses, self.objectives.norms
+    def differentiate_actor(self) -> Tensor:
+        """The actor's losses at the same parameters, and what its combiner looks at."""
+        assert self._seen is not None
+        with self._autocast(), self.objectives.networks["actor"].record():
+            self._actor_losses = actor_losses(
+                self.actor, self.critic, self._seen.batch, self._seen.alpha, self.generator
+            )
+        return self.objectives.look("actor", self._actor_losses[0])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def step(self) -> Tensor:
+        """Moves all networks and the temperature, unless a combined gradient is not finite; gives `METRICS` to log."""
+        assert self._seen is not None
+        assert self._actor_losses is not None
+        actor_loss, log_prob = self._actor_losses
         skip = 1 - self.objectives.norms.isfinite().all().float()
-        temperature = temperature_loss(self.log_alpha, losses.log_prob, self.target_entropy)
+        temperature = temperature_loss(self.log_alpha, log_prob, self.target_entropy)
         self.log_alpha.grad = torch.autograd.grad(temperature, self.log_alpha)[0]
         for optimizer in self.optimizers.values():
             # Fused optimizers look at this on the device, and do nothing where it is 1.
@@ -329,48 +379,67 @@ class MultiTaskSAC:
         with torch.no_grad():
             rate = self.config.target_update_rate * (1 - skip)
             torch._foreach_lerp_(list(self.target_critic.parameters()), critic, [rate] * len(critic))
-            return {
-                "train/critic_loss": losses.critic.mean(),
-                "train/actor_loss": losses.actor.mean(),
-                "train/critic_gradient_norm": critic_norm,
-                "train/actor_gradient_norm": actor_norm,
-                "train/temperature": losses.alpha.mean(),
-                "train/entropy": -losses.log_prob.mean(),
-                "train/target_value": self.critic.values.mean_target(losses.targets),
-            }
+            found = (
+                self._seen.losses.mean(),
+                actor_loss.mean(),
+                *self.objectives.norms.unbind(),
+                self._seen.alpha.mean(),
+                -log_prob.mean(),
+                self.critic.values.mean_target(self._seen.targets),
+            )
+            return torch.stack(found)
 
-    def _plasticity(self, batch: Batch) -> dict[str, float]:
-        observations, actions, critics = batch.observations, batch.actions, self.config.critics
+    def _plasticity(self) -> dict[str, float]:
+        assert self._seen is not None
+        observations, actions, critics = self._seen.batch.observations, self._seen.batch.actions, self.config.critics
         of_actor = plasticity(self.actor, lambda: self.actor(observations))
         of_critic = plasticity(self.critic, lambda: self.critic(observations, actions), critics)
         named = {"actor": of_actor, "critic": of_critic}
         return {f"network/{name}/{key}": value for name, found in named.items() for key, value in found.items()}
 
-    def make_pieces(self) -> Sequence[Callable[..., Any]]:
-        """The update without its part on the host, in three; on CUDA, as graphs where the combiners allow it."""
-        pieces = self.differentiate, self.objectives.apply, self.step
-        if self.config.compile == "off" or self.device.type != "cuda":
-            return pieces
-        if (obstacle := self.objectives.obstacle()) is None:
-            return Graphs(pieces, self.device, self.generator, list(self.optimizers.values())).functions
-        warn(obstacle)
-        return pieces
+    def plain_pieces(self) -> Pieces:
+        """The pieces, operation by operation."""
+        combine = (partial(self.objectives.combine, name) for name in ("critic", "actor"))
+        of_update = self.differentiate_critic, self.differentiate_actor, *combine, self.step
+        return Pieces(self.explore, self.replay.write, *of_update)
+
+    def make_pieces(self) -> Pieces:
+        """The pieces; on CUDA as graphs."""
+        eager = self.config.compile == "off" or self.device.type != "cuda"
+        return self.plain_pieces() if eager else self.graphed_pieces()
+
+    def graphed_pieces(self) -> Pieces:
+        """The pieces as graphs, where the combiners and the memory of the replay buffer allow it."""
+        explore, write, *update = self.plain_pieces()
+        (explore,) = self._graphs(explore)
+        if self.replay.storage == self.device:
+            (write,) = self._graphs(write)
+        obstacle = self.objectives.obstacle()
+        if obstacle is not None:
+            warn(f"updates, for {obstacle}")
+            return Pieces(explore, write, *update)
+        return Pieces(explore, write, *self._graphs(*update))
+
+    def _graphs(self, *functions: Callable[..., Any]) -> Sequence[Callable[..., Any]]:
+        return Graphs(functions, self.device, self.generator, list(self.optimizers.values())).functions
 
     @torch.no_grad()
-    def _after_step(self, batch: Batch) -> None:
+    def _after_step(self) -> None:
         """Shows the losses on the same batch once more to the methods that ask for them (they have no graphs)."""
-        losses, (critic, actor) = self._losses, self.objectives.combiners.values()
-        if losses is not None and critic.needs_losses_after_step:
+        seen, (critic, actor) = self._seen, self.objectives.combiners.values()
+        if seen is not None and critic.needs_losses_after_step:
             with self.objectives.named_errors("critic"):
-                critic.after_step(critic_losses(self.critic, batch, losses.targets))
-        if losses is not None and actor.needs_losses_after_step:
-            actor.after_step(actor_losses(self.actor, self.critic, batch, losses.alpha, self.generator)[0])
+                critic.after_step(critic_losses(self.critic, seen.batch, seen.targets))
+        if seen is not None and actor.needs_losses_after_step:
+            actor.after_step(actor_losses(self.actor, self.critic, seen.batch, seen.alpha, self.generator)[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`)."""
         self.objectives.check()
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return parts | {"log_alpha": self.log_alpha.detach(), "generator": self.generator.get_state()}
+        drawing = {} if self.drawing is self.generator else {"drawing": self.drawing.get_state()}
+        own = {"log_alpha": self.log_alpha.detach(), "generator": self.generator.get_state()}
+        return parts | own | drawing
 
     def start_from(self, state: Mapping[str, Any]) -> None:
         """Takes over what another agent had learned, from its `state_dict`: all networks and the temperature.
@@ -390,6 +459,8 @@ class MultiTaskSAC:
             part.load_state_dict(state[name])
         self.log_alpha.data.copy_(state["log_alpha"])
         random_state.restore(self.generator, state["generator"])
+        if self.drawing is not self.generator:
+            random_state.restore(self.drawing, state.get("drawing", state["generator"]))
         self.pieces = self.make_pieces()  # the optimizers' state is in other memory now
 
     def _networks(self) -> dict[str, nn.Module]:

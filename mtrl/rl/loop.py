@@ -327,9 +327,11 @@ class _Meter:
     ended: dict[str, list[float]] = field(default_factory=dict)  # episodes by task: how many, returns, successes
 
     def add_update(self, metrics: dict[str, Any]) -> None:
-        for key, value in metrics.items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else torch.as_tensor(value)
-        self.updates += 1
+        values = {key: torch.as_tensor(value) for key, value in metrics.items()}
+        if self.sums:  # one launch for all of them
+            sums = [self.sums[key].to(value) for key, value in values.items()]
+            values = dict(zip(values, torch._foreach_add(sums, list(values.values())), strict=True))
+        self.sums, self.updates = values, self.updates + 1
 
     def add_episodes(self, tasks: Sequence[str], step: Step) -> None:
         for i in np.flatnonzero(step.terminated | step.truncated).tolist():

@@ -15,13 +15,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agents.graphs import WARM_UP, Graphs
+from agents.graphs import WARM_UP
 from agents.objectives import Objectives
-from agents.sac import MultiTaskSAC, NetworkConfig
+from agents.sac import MultiTaskSAC, NetworkConfig, Pieces
 from mtrl import combiners
 from mtrl.errors import RunError
 from mtrl.gradients import TaskBatched
-from tests.agents.test_sac import break_loss, fill, make_agent, transition
+from tests.agents.test_sac import ACTION, OBSERVATION, break_loss, fill, make_agent, transition
 
 UPDATES = 20
 METHODS = [
@@ -56,21 +56,22 @@ def make(combiner: str, **options: Any) -> MultiTaskSAC:
     return agent
 
 
-def graphed(agent: MultiTaskSAC) -> Graphs:
-    """Has the agent capture its update, as it does on CUDA."""
-    optimizers = list(agent.optimizers.values())
-    graphs = Graphs(agent.make_pieces(), agent.device, agent.generator, optimizers)
-    agent.pieces = tuple(graphs.functions)  # type: ignore[assignment]
-    return graphs
+def graphed(agent: MultiTaskSAC) -> MultiTaskSAC:
+    """Has the agent capture what it does, as on CUDA."""
+    agent.make_pieces = agent.graphed_pieces  # type: ignore[method-assign]
+    agent.pieces = agent.make_pieces()
+    return agent
 
 
-def captured(graphs: Graphs) -> list[bool]:
-    return [function.graph is not None for function in graphs.functions]
+def captured(agent: MultiTaskSAC) -> list[bool]:
+    """Which pieces are graphs by now."""
+    return [getattr(piece, "graph", None) is not None for piece in agent.pieces]
 
 
 def unchecked(agent: MultiTaskSAC) -> MultiTaskSAC:
     """Has the agent find out about its gradients as a captured update does: with the next one."""
-    agent.pieces = tuple(lambda *a, f=function: f(*a) for function in agent.pieces)  # type: ignore[assignment]
+    step = agent.step
+    agent.pieces = agent.pieces._replace(step=lambda: step())
     return agent
 
 
@@ -191,14 +192,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     [*((method, OPTIONS[0]) for method in METHODS), *product(["uncertainty", "mgda"], OPTIONS[1:])],
 )
 def test_the_captured_update_is_the_update(combiner: str, options: dict[str, Any]) -> None:
-    eager, agent = make(combiner, **options), make(combiner, **options)
-    graphs = graphed(agent)
+    eager, agent = make(combiner, **options), graphed(make(combiner, **options))
     for update in range(UPDATES):
         insight = update == 7  # as it is, in between
-        assert captured(graphs) == [update > WARM_UP] * 3
+        assert captured(agent) == [update > WARM_UP] * len(agent.pieces)
         assert agent.update(insight=insight) == eager.update(insight=insight)
         for one in (eager, agent):
             one.remember(*transition(np.random.default_rng(update)))
+        seen = transition(np.random.default_rng(update))[0]
+        assert np.array_equal(agent.act(seen), eager.act(seen))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(eager), strict=True))
 
 
@@ -210,38 +212,63 @@ def test_restored_state_is_captured_anew() -> None:
         agent.update()
     other.load_state_dict(copy.deepcopy(agent.state_dict()))
     agent.load_state_dict(copy.deepcopy(agent.state_dict()))
-    graphs = graphed(agent)
     for _ in range(WARM_UP + 2):
         agent.update()
         other.update()
-    assert captured(graphs) == [True] * 3
+    assert captured(agent)[2:] == [True] * len(agent.pieces[2:])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(other), strict=True))
 
 
 @pytest.mark.usefixtures("graphs")
-@pytest.mark.parametrize("piece", range(3))
-def test_a_failed_capture_is_said_in_one_line_and_changes_nothing(piece: int) -> None:
-    eager, agent = make("mgda"), make("mgda")
-    graphs = graphed(agent)
-    function = graphs.functions[piece].function
+@pytest.mark.parametrize("name", Pieces._fields)
+def test_a_failed_capture_is_said_in_one_line_and_changes_nothing(name: str) -> None:
+    eager, agent = make("mgda"), graphed(make("mgda"))
+    piece: Any = getattr(agent.pieces, name)
+    function = piece.function
 
     def wait(*args: Any) -> Any:
         result = function(*args)
         agent.log_alpha.item()
         return result
 
-    graphs.functions[piece].function = wait
-    for _ in range(WARM_UP):
-        agent.update()
-    message = r"^updates are not captured as CUDA graphs: the capture failed \(.*waits for the device\)$"
+    def live(one: MultiTaskSAC, steps: int) -> None:
+        for step in range(steps):
+            one.update()
+            seen = transition(np.random.default_rng(step))
+            one.act(seen[0])
+            one.remember(*seen)
+
+    piece.function = wait
+    live(agent, WARM_UP)
+    message = r"^not captured as a CUDA graph: the capture failed \(.*waits for the device\)$"
     with pytest.warns(UserWarning, match=message) as said:
-        agent.update()
-    agent.update()
+        live(agent, 1)
+    live(agent, 1)
     assert len(said) == 1
-    for _ in range(WARM_UP + 2):
-        eager.update()
+    assert not getattr(agent.pieces, name).graph
+    live(eager, WARM_UP)
+    live(eager, 1)
+    live(eager, 1)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(eager), strict=True))
     assert not any(group["capturable"] for o in agent.optimizers.values() for group in o.param_groups)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("updates", range(WARM_UP + 2))
+def test_after_an_update_that_failed_all_is_captured_anew(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    agents = make("mgda"), graphed(make("mgda"))
+    for agent in agents:
+        for _ in range(updates):
+            agent.update()
+        with monkeypatch.context() as patch:
+            weigh = agent.objectives.weigh
+            patch.setattr(agent.objectives, "weigh", lambda name, told, w=weigh: w(name, told * math.nan))
+            with pytest.raises(RunError, match="non-finite loss of task"):
+                agent.update()
+        for _ in range(WARM_UP + 2):
+            agent.update()
+    assert captured(agents[1])[2:] == [True] * len(agents[1].pieces[2:])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*map(state, agents), strict=True))
 
 
 @pytest.mark.usefixtures("graphs")
@@ -265,12 +292,17 @@ def test_the_pieces_never_wait_for_the_device(combiner: str, options: dict[str, 
         network.memory_limit = memory_limit
     agent.update()
     critic = agent.objectives.networks["critic"]
-    memory, (differentiate, apply, step) = critic._memory.data_ptr(), agent.pieces
-    weights = [torch.ones(len(agent.tasks)) for _ in agent.objectives.networks]
+    memory, pieces = critic._memory.data_ptr(), agent.pieces
+    weights, observations = torch.ones(len(agent.tasks)), torch.ones(len(agent.tasks), OBSERVATION)
+    rows = torch.zeros(len(agent.tasks), 2 * OBSERVATION + ACTION + 2, dtype=torch.float64)
     with NoHostReads(), NoHostCopies():
-        differentiate(agent.replay.sample(agent.batch_size, agent.generator))
-        apply(weights)
-        step()
+        pieces.explore(observations)
+        pieces.critic(agent.replay.draw(agent.batch_size, agent.generator))
+        pieces.actor()
+        pieces.combine_critic(weights)
+        pieces.combine_actor(weights)
+        pieces.step()
+        pieces.write(rows)
     assert critic._memory.data_ptr() == memory
 
 
