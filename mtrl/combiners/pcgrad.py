@@ -29,13 +29,15 @@ class PCGrad(GramianCombiner):
         self.reduction = reduction
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        tasks = np.arange(self.num_tasks)
         # Row i holds g_i' / |g_i| in terms of the unit gradients, and its products with them.
         coefficients, products = np.eye(self.num_tasks), cosines.copy()
-        for others in orders_of_others(self.num_tasks, self.generator):
-            added = np.maximum(-products[tasks, others], 0.0)
-            coefficients[tasks, others] += added
-            products += added[:, None] * cosines[others]
+        orders = orders_of_others(self.num_tasks, self.generator)
+        entries = orders + self.num_tasks * np.arange(self.num_tasks)  # of whom each row meets, in a flat matrix
+        added = np.empty(orders.shape)
+        for others, met, new in zip(orders, entries, added, strict=True):
+            np.maximum(-products.take(met), 0.0, out=new)
+            products += new[:, None] * cosines.take(others, 0)
+        coefficients.put(entries, added)  # every row meets every other task once
         weights = sum_of_rows(norms, coefficients)
         return weights / self.num_tasks if self.reduction == "mean" else weights
 

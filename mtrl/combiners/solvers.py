@@ -34,11 +34,11 @@ class NoSolutionError(RunError):
 def to_host(*tensors: Tensor) -> list[Array]:
     """Tensors as float64 arrays, copied in one transfer (one host synchronisation); `RunError` if not finite."""
     device = tensors[0].device
-    flat = torch.cat([tensor.to(device, torch.float64).flatten() for tensor in tensors]).cpu()
-    if not flat.isfinite().all():
+    flat = torch.cat([tensor.to(device, torch.float64).flatten() for tensor in tensors]).cpu().numpy()
+    if not np.isfinite(flat).all():
         raise RunError("the Gramian of the task gradients or a loss is not finite")
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]
+    parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors[:-1]]))
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def gramian_of(jacobian: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def unit_gramian(gramian: Array) -> tuple[Array, Array]:
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     cosines = np.clip(inverse[:, None] * gramian * inverse, -1.0, 1.0)
     cosines = (cosines + cosines.T) / 2
-    cosines[np.diag_indices_from(cosines)] = norms > 0
+    np.fill_diagonal(cosines, norms > 0)
     return norms, cosines
 
 

@@ -33,6 +33,9 @@ from mtrl.gradients.pipeline import (
 )
 from mtrl.gradients.shared_input import ByParameters
 
+CHUNK = 4096
+"""How many columns of a Jacobian a GPU multiplies at once for the Gramian."""
+
 POWERS = 8
 """How many different powers of two the check of promises multiplies losses by, in one pass."""
 COARSE = 4
@@ -273,14 +276,13 @@ class TaskBatched:
     def gramian(self) -> Tensor:
         """See `Source`."""
         if self._fits:
-            jacobian = self.jacobian()
-            return jacobian @ jacobian.T
+            return inner_products(self.jacobian())
         self._differentiate()
         gramian = self.parameters[0].new_zeros(self.num_tasks, self.num_tasks, dtype=self._type)
         for layer in self._layers:
             rows = self._rows(layer.columns.stop - layer.columns.start)
             self._fill(layer, rows)
-            gramian.addmm_(rows, rows.T)
+            gramian = inner_products(rows, gramian)
         return gramian
 
     def weighted(self, weights: Tensor, scale: float) -> Gradients:
@@ -440,7 +442,24 @@ class TaskBatched:
         return finite
 
 
-def _differ(found: Tensor, expected: Tensor, magnitude: float, allowed: float) -> bool:
+def inner_products(rows: Tensor, before: Tensor | None = None) -> Tensor:
+    """``rows rows^T``, ``[T, T]``, plus what came ``before``; on a GPU as the sum of products of `CHUNK` columns.
+
+    There, one product of few rows and a million columns may be left to a single processor.
+    """
+    if rows.device.type == "cpu":
+        return rows @ rows.T if before is None else torch.addmm(before, rows, rows.T)
+    return in_chunks(rows, 0.0 if before is None else before)
+
+
+def in_chunks(rows: Tensor, before: Tensor | float) -> Tensor:
+    """``before + rows rows^T``, ``[T, T]``, as the sum of products of `CHUNK` columns."""
+    whole = rows.shape[1] // CHUNK * CHUNK
+    chunks = rows[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)
+    return torch.addmm(before + torch.bmm(chunks, chunks.mT).sum(0), rows[:, whole:], rows[:, whole:].T)
+
+
+def _differ(founddef _differ(found: Tensor, expected: Tensor, magnitude: float, allowed: float) -> bool:
     """Whether two tensors differ by more than is allowed and the rounding of terms as large as ``magnitude``."""
     precision = torch.finfo(found.dtype).eps
     error = float((found - expected).norm())
