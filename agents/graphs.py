@@ -13,7 +13,7 @@ WARM_UP = 3
 
 
 class Graphs:
-    """Functions that are called in turn, as CUDA graphs from their fourth call on; all share one pool of memory.
+    """Functions as CUDA graphs from their fourth call on; they can use what others have left in memory.
 
     A function takes trees of tensors, always of the same shapes, on the device or `pinned`, and reads nothing back
     from the device. What it returns is overwritten by its next call. Where one cannot be captured, all stay as they
@@ -36,7 +36,7 @@ class Graphs:
         self.device, self.generator, self.optimizers = device, generator, optimizers
         self.failed = False
         with torch.cuda.device(device):
-            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+            self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.functions = [_Graphed(function, self) for function in functions]
 
 
@@ -83,12 +83,13 @@ class _Graphed:
             # A capture that fails leaves its stream the current one; the outer context puts the caller's back.
             with torch.cuda.device(self.graphs.device), torch.cuda.stream(self.graphs.stream):
                 _set_capturable(self.graphs.optimizers, True)
-                with torch.cuda.graph(graph, pool=self.graphs.pool, stream=self.graphs.stream):
+                with torch.cuda.graph(graph, stream=self.graphs.stream):
                     result = self.function(*tree_unflatten(inputs, shape))
         except RuntimeError as error:
             self.graphs.failed = True
             for parameter, gradient in zip(parameters, filled, strict=True):
                 parameter.grad = gradient
+            renew(self.graphs.generator)
             first = error.__context__ or error  # ending a capture that failed raises once more
             warn(f"the capture failed ({str(first).splitlines()[0]})")
             return False
@@ -101,6 +102,14 @@ class _Graphed:
 def warn(reason: str) -> None:
     """Says that functions are launched operation by operation."""
     warnings.warn(f"not captured as a CUDA graph: {reason}", stacklevel=3)
+
+
+def renew(generator: torch.Generator) -> None:
+    """Frees a GPU's generator of a capture that failed: torch before 2.13 leaves it refusing to draw outside of one."""
+    if generator.device.type == "cuda":
+        fresh = torch.Generator(generator.device)
+        fresh.set_state(generator.get_state())
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -176,7 +176,7 @@ class ReplayBuffer:
             generator: of the device that the fields are on.
 
         Returns:
-            Which they are, ``[T, B]``; the transitions themselves where they have to be sent to the training device.
+            Which they are, ``[T, B]``; the transitions themselves where they have yet to be sent to the training device.
 
         Raises:
             InputError: if the buffer is empty.
@@ -187,7 +187,7 @@ class ReplayBuffer:
         drawn = torch.randint(len(self), shape, generator=generator, device=self.storage)
         if self.storage == self.device:
             return drawn
-        return Batch(*map(self._send, self._rows(drawn)))
+        return Batch(*(pinned(rows, self.device) for rows in self._rows(drawn)))
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A mini-batch of what `draw` draws."""
@@ -195,7 +195,8 @@ class ReplayBuffer:
 
     def batch(self, drawn: Tensor | Batch) -> Batch:
         """The transitions that `draw` drew, on the training device; raw rewards."""
-        batch = drawn if isinstance(drawn, Batch) else self._rows(drawn)
+        rows = drawn if isinstance(drawn, Batch) else self._rows(drawn)
+        batch = Batch(*(field.to(self.device, non_blocking=True) for field in rows))
         return batch._replace(terminated=batch.terminated.to(batch.rewards))
 
     def _send(self, tensor: Tensor) -> Tensor:

@@ -410,18 +410,16 @@ class MultiTaskSAC:
 
     def graphed_pieces(self) -> Pieces:
         """The pieces as graphs, where the combiners and the memory of the replay buffer allow it."""
-        explore, write, *update = self.plain_pieces()
-        (explore,) = self._graphs(explore)
-        if self.replay.storage == self.device:
-            (write,) = self._graphs(write)
+        pieces = self.plain_pieces()._asdict()
         obstacle = self.objectives.obstacle()
         if obstacle is not None:
             warn(f"updates, for {obstacle}")
-            return Pieces(explore, write, *update)
-        return Pieces(explore, write, *self._graphs(*update))
-
-    def _graphs(self, *functions: Callable[..., Any]) -> Sequence[Callable[..., Any]]:
-        return Graphs(functions, self.device, self.generator, list(self.optimizers.values())).functions
+        names = [name for name in pieces if obstacle is None or name in ("explore", "write")]
+        if self.replay.storage != self.device:
+            names.remove("write")
+        optimizers = list(self.optimizers.values())
+        graphs = Graphs([pieces[name] for name in names], self.device, self.generator, optimizers)
+        return Pieces(**pieces | dict(zip(names, graphs.functions, strict=True)))
 
     @torch.no_grad()
     def _after_step(self) -> None:

@@ -36,6 +36,9 @@ from mtrl.gradients.shared_input import ByParameters
 CHUNK = 4096
 """How many columns of a Jacobian a GPU multiplies at once for the Gramian."""
 
+ALIGNED = 4
+"""At multiples of how many numbers a Jacobian's rows begin on a GPU, which loads them together."""
+
 POWERS = 8
 """How many different powers of two the check of promises multiplies losses by, in one pass."""
 COARSE = 4
@@ -339,10 +342,12 @@ class TaskBatched:
 
     def _rows(self, columns: int) -> Tensor:
         """``[T, columns]`` of memory that is allocated once and again only when it has to grow or move."""
-        device, size = self.parameters[0].device, self.num_tasks * columns
+        device = self.parameters[0].device
+        stride = columns if device.type == "cpu" else columns + -columns % ALIGNED
+        size = self.num_tasks * stride
         if self._memory.numel() < size or self._memory.dtype != self._type or self._memory.device != device:
             self._memory = torch.empty(size, dtype=self._type, device=device)
-        return self._memory[:size].view(self.num_tasks, columns)
+        return self._memory[:size].view(self.num_tasks, stride)[:, :columns]
 
     def _fill(self, layer: _Layer, rows: Tensor, weights: Tensor | None = None) -> None:
         """Writes a layer's per-task gradients (``[T, size]``), or with weights their weighted sum (``[1, size]``)."""
@@ -447,9 +452,9 @@ def inner_products(rows: Tensor, before: Tensor | None = None) -> Tensor:
 
     There, one product of few rows and a million columns may be left to a single processor.
     """
-    if rows.device.type == "cpu":
-        return rows @ rows.T if before is None else torch.addmm(before, rows, rows.T)
-    return in_chunks(rows, 0.0 if before is None else before)
+    if rows.device.type != "cpu" and rows.shape[1] > CHUNK:
+        return in_chunks(rows, 0.0 if before is None else before)
+    return rows @ rows.T if before is None else torch.addmm(before, rows, rows.T)
 
 
 def in_chunks(rows: Tensor, before: Tensor | float) -> Tensor:
@@ -459,7 +464,7 @@ def in_chunks(rows: Tensor, before: Tensor | float) -> Tensor:
     return torch.addmm(before + torch.bmm(chunks, chunks.mT).sum(0), rows[:, whole:], rows[:, whole:].T)
 
 
-def _differ(founddef _differ(found: Tensor, expected: Tensor, magnitude: float, allowed: float) -> bool:
+def _differ(found: Tensor, expected: Tensor, magnitude: float, allowed: float) -> bool:
     """Whether two tensors differ by more than is allowed and the rounding of terms as large as ``magnitude``."""
     precision = torch.finfo(found.dtype).eps
     error = float((found - expected).norm())
