@@ -1,4 +1,4 @@
-"""Functions of tensors as CUDA graphs: one launch each, however many operations they are; what goes to and from them."""
+"""Functions of tensors as CUDA graphs: one launch each, however many operations they are; what goes to and fro."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -121,9 +121,11 @@ class OnItsWay:
     """A tensor that a GPU sends to the host while both go on."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.arrival = tensor, None
+        self.tensor = tensor
+        self.arrival: torch.cuda.Event | None = None
         if tensor.is_cuda:
-            self.tensor, self.arrival = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+            self.tensor = tensor.to("cpu", non_blocking=True)
+            self.arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.arrival.record(torch.cuda.current_stream(tensor.device))
 
     def wait(self) -> Tensor:

@@ -87,7 +87,7 @@ class Objectives:
             RunError: if a loss, gradient or weight is not finite, or the last update's combined gradient was not.
         """
         combiner, t = self.combiners[name], len(self.tasks)
-        norms, losses, gramian = told.split([len(self.norms), t, len(told) - len(self.norms) - t])
+        norms, losses, gramian = told.tensor_split([len(self.norms), len(self.norms) + t])
         if not bool(norms.isfinite().all()):
             self.check()
         seen = gramian.view(t, t) if combiner.needs == "gramian" else None
@@ -115,7 +115,7 @@ class Objectives:
         Raises:
             RunError: if a combined gradient is not finite; its task is named until `forget`.
         """
-        for row, (name, finite) in enumerate(zip(self.networks, self.norms.isfinite().tolist(), strict=True)):
+        for name, finite in zip(self.networks, self.norms.isfinite().tolist(), strict=True):
             if not finite:
                 self.norms.zero_()
                 with self.named_errors(name):

@@ -54,6 +54,7 @@ class ReplayBuffer:
         num_tasks: T; observations are of size O, actions of size A.
         capacity: transitions per task.
         device: where mini-batches are used, and the fields live if they fit.
+        reserve: bytes that have to stay free there, for updates.
 
     Raises:
         InputError: if the fields fit neither into the device's free memory nor into the host's.
@@ -66,14 +67,17 @@ class ReplayBuffer:
         observation_size: int,
         action_size: int,
         device: torch.device,
+        *,
+        reserve: int = 0,
     ) -> None:
         self.num_tasks, self.capacity = num_tasks, capacity
         needed = self.check_memory(num_tasks, capacity, observation_size, action_size, device)
-        self.device, self.storage = device, storage_device(needed, device)
+        self.device, self.storage = device, storage_device(needed + reserve, device)
         """Where mini-batches go, and where the fields are."""
         if self.storage != device:
             warnings.warn(
-                f"the replay buffer of {needed / 2**30:.2f} GiB does not fit on {device}: it lives in host memory",
+                f"the replay buffer of {needed / 2**30:.2f} GiB does not fit on {device} beside updates of up to "
+                f"{reserve / 2**30:.2f} GiB: it lives in host memory",
                 stacklevel=2,
             )
         storage, shape = self.storage, (num_tasks, capacity)
@@ -176,7 +180,7 @@ class ReplayBuffer:
             generator: of the device that the fields are on.
 
         Returns:
-            Which they are, ``[T, B]``; the transitions themselves where they have yet to be sent to the training device.
+            Which they are, ``[T, B]``; the transitions themselves where they have yet to go to the training device.
 
         Raises:
             InputError: if the buffer is empty.

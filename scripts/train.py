@@ -41,9 +41,10 @@ def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
     say = partial(print, file=sys.stderr)
     tasks = build.task_names(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     device = device_of(config.device)
+    threads = 1 if config.threads is None and device.type == "cuda" else config.threads  # it only launches
+    if threads is not None:
+        torch.set_num_threads(threads)
     build.extract_weights(config, tasks)
     _, remark = build.make_combiners(config, len(tasks))
     capacity = build.replay_capacity(config, len(tasks))

@@ -5,7 +5,7 @@ Beside torch's own layers there are ensembles: E independent copies evaluated as
 
 import math
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,33 @@ def _embedding(module: nn.Module, index: Tensor, delta: Tensor, out: dict[str, T
 # ------------------------------------------------------------------------------------------------------- ensembles
 
 
+class _OneOutput(torch.autograd.Function):
+    """``torch.baddbmm`` for one output, whose gradient by the input it gives without a product over one dimension.
+
+    For such a product, torch's CUDA build compiles a kernel when first asked, which takes a C compiler.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.baddbmm(bias, x, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bias, x, weight = ctx.saved_tensors
+        x_of_product, weight_of_product = x.to(delta.dtype), weight.to(delta.dtype)  # which autocast may have chosen
+        return (
+            delta.sum(1, keepdim=True).to(bias.dtype),
+            (delta * weight_of_product.mT).to(x.dtype),
+            torch.bmm(x_of_product.mT, delta).to(weight.dtype),
+        )
+
+
 class EnsembleLinear(nn.Module):
     """E linear layers as one batched matrix product: ``y[e] = x[e] W[e] + b[e]``."""
 
@@ -136,7 +163,8 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[E, ..., in_features]`` to ``[E, ..., out_features]``."""
-        y = torch.baddbmm(self.bias.unsqueeze(1), x.flatten(1, -2), self.weight)
+        product = torch.baddbmm if self.weight.shape[-1] > 1 else _OneOutput.apply
+        y = product(self.bias.unsqueeze(1), x.flatten(1, -2), self.weight)
         return y.view(*x.shape[:-1], -1)
 
 

@@ -460,7 +460,7 @@ def inner_products(rows: Tensor, before: Tensor | None = None) -> Tensor:
 def in_chunks(rows: Tensor, before: Tensor | float) -> Tensor:
     """``before + rows rows^T``, ``[T, T]``, as the sum of products of `CHUNK` columns."""
     whole = rows.shape[1] // CHUNK * CHUNK
-    chunks = rows[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)
+    chunks = rows[:, :whole].view(len(rows), whole // CHUNK, CHUNK).transpose(0, 1)
     return torch.addmm(before + torch.bmm(chunks, chunks.mT).sum(0), rows[:, whole:], rows[:, whole:].T)
 
 

@@ -16,10 +16,14 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig
 
 from mtrl.errors import InputError
+from mtrl.run.machine import gpus
 from mtrl.sweep.member import PARENT, Member, run_member, stopping
 from mtrl.sweep.place import taking_place, workers
 from mtrl.sweep.supervision import FOLDER, QUIET, SIZE, sweep_directory
 from mtrl.text import quoted
+
+RUNS_PER_GPU = 2
+"""How many runs a GPU computes side by side where nobody says."""
 
 
 def launch(config_dir: str, config_name: str, named: Collection[str], cores_key: str | None = None) -> None:
@@ -32,7 +36,7 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
         cores_key: the key that gets the number of a member's cores where it is null; None is no such key.
 
     Raises:
-        InputError: if the members would share one run directory.
+        InputError: if the members would share one run directory, or are to use a GPU that they do not see.
     """
     folder, directory = Path(os.environ[FOLDER]), sweep_directory(sys.argv)
     arguments = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
@@ -79,8 +83,7 @@ def launch(config_dir: str, config_name: str, named: Collection[str], cores_key:
         f"hydra.sweep.dir={quoted(directory.absolute())}",
         "hydra.sweep.subdir=.",
         f"hydra.job.name={config_name}",
-        *_for_joblib(overrides, size),
-        *_for_ray(overrides),
+        *for_launcher(overrides, size),
     ]
     os.environ[PARENT] = str(os.getpid())  # for joblib's workers
     hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(member)()
@@ -110,19 +113,64 @@ def _clean(override: str) -> str:
     return f"{clean}_{hashlib.sha256(override.encode()).hexdigest()[:8]}"
 
 
+def _devices(overrides: Mapping[str, Override]) -> list[str]:
+    """The devices that a command line names; none where it leaves that to the configuration."""
+    override = overrides.get("device")
+    if override is None:
+        return []
+    return [str(one) for one in override.sweep_iterator()] if override.is_sweep_override() else [str(override.value())]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+")
 
 
+def for_launcher(overrides: Mapping[str, Override], size: int | None) -> list[str]:
+    """What a launcher is told beside the command line.
+
+    Args:
+        overrides: the command line, by key.
+        size: how many members there are; None where that is unknown.
+
+    Raises:
+        InputError: if a member is to use a GPU that it does not see.
+    """
+    return [*_for_joblib(overrides, size), *_for_ray(overrides)]
+
+
 def _for_joblib(overrides: Mapping[str, Override], size: int | None) -> list[str]:
-    """No worker that no member ever asks to end with the launcher."""
+    """No worker that no member ever asks to end with the launcher, and by default not more than GPUs bear."""
     launcher, n_jobs = (overrides.get(key) for key in ("hydra/launcher", "hydra.launcher.n_jobs"))
     if launcher is None or launcher.value() != "joblib":
         return []
-    return [f"hydra.launcher.n_jobs={workers(-1 if n_jobs is None else int(str(n_jobs.value())), size)}"]
+    devices, visible = _devices(overrides), gpus()
+    hidden = [device for device in devices if re.fullmatch("cuda:[1-9][0-9]*", device)]
+    if hidden and visible:
+        raise InputError(
+            f"device={hidden[0]} cannot be used: a run of a joblib sweep sees one GPU, which is cuda; "
+            "CUDA_VISIBLE_DEVICES says which GPUs the sweep has"
+        )
+    at_once = workers(-1 if n_jobs is None else int(str(n_jobs.value())), size)
+    if n_jobs is None and visible and devices != ["cpu"] and at_once > RUNS_PER_GPU * len(visible):
+        at_once = RUNS_PER_GPU * len(visible)
+        _say(
+            f"{at_once} runs at a time, {RUNS_PER_GPU} on each GPU; "
+            "hydra.launcher.n_jobs=N says otherwise, and device=cpu has one on each core"
+        )
+    return [f"hydra.launcher.n_jobs={at_once}"]
 
 
 def _for_ray(overrides: Mapping[str, Override]) -> list[str]:
+    launcher, asked = overrides.get("hydra/launcher"), any(key.endswith("ray.remote.num_gpus") for key in overrides)
+    if launcher is not None and launcher.value() == "ray" and not asked and gpus() and _devices(overrides) != ["cpu"]:
+        _say(
+            "Ray hides GPUs from runs that ask for none: +hydra.launcher.ray.remote.num_gpus=1 gives each run one, "
+            "0.5 half of one; device=cpu means none"
+        )
     if "hydra.launcher.ray.init.address" in overrides:
         # The launcher always sets it, and Ray refuses it for a cluster that is up.
         return ["+hydra.launcher.ray.init.object_store_memory=null"]

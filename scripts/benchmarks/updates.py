@@ -63,7 +63,7 @@ def make_update(agent: MultiTaskSAC, name: str, networks: Mapping[str, TaskBatch
     )
     agent.objectives = objectives
     # A rival has its own backward pass, which no graph can hold.
-    pieces = (agent.differentiate, objectives.apply, agent.step) if networks else agent.make_pieces()
+    pieces = agent.plain_pieces() if networks else agent.make_pieces()
 
     def update() -> None:
         agent.objectives, agent.pieces = objectives, pieces

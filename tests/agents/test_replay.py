@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -114,13 +116,25 @@ def test_what_does_not_fit_on_the_device_goes_to_the_host(
 def test_a_buffer_in_host_memory_says_so_and_sends_mini_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = torch.device("meta")  # a device that is not the host, and that any machine has
     monkeypatch.setattr(replay, "free_memory", lambda device: 10**6 if device == CPU else 0)
-    with pytest.warns(UserWarning, match=r"^the replay buffer of 0.00 GiB does not fit on meta: it lives in host"):
+    with pytest.warns(
+        UserWarning, match=r"^the replay buffer of 0.00 GiB does not fit on meta beside .* GiB: it lives in host"
+    ):
         buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, elsewhere)
     fill(buffer, 9)
     assert {field.device for field in buffer.fields} == {CPU}
     batch = buffer.sample(4, torch.Generator())
     assert {getattr(batch, name).device for name in Batch._fields} == {elsewhere}
     assert torch.equal(buffer.last()[2], transition(8)[2].float())
+
+
+@pytest.mark.parametrize(("spare", "where"), [(0, "meta"), (-1, "cpu")])
+def test_what_updates_take_stays_free(spare: int, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = ReplayBuffer.bytes_needed(TASKS, 7, OBSERVATION, ACTION) + 100 + spare
+    monkeypatch.setattr(replay, "free_memory", lambda device: 10**6 if device == CPU else free)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, torch.device("meta"), reserve=100)
+    assert buffer.storage.type == where
 
 
 def test_mt50_with_four_million_transitions_fits_into_two_gib() -> None:

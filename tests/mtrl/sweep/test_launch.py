@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mtrl.sweep.launch import run_dir_of, size_of
+from mtrl.errors import InputError
+from mtrl.sweep import launch, place
+from mtrl.sweep.launch import for_launcher, run_dir_of, size_of
 from mtrl.sweep.supervision import at_one_time, requested, sweep_directory
 from mtrl.text import quoted
 
@@ -63,3 +65,72 @@ def test_a_sweep_has_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["train.py", "-m", "hydra.sweep.dir='runs/${now:%Y-%m-%d}/${now:%H-%M-%S} ${combiner.name}'", "seed=1,2"]
     fixed = ["train.py", "-m", "hydra.sweep.dir='runs/2026-01-02/03-04-05 ${combiner.name}'", "seed=1,2"]
     assert at_one_time(given) == at_one_time(fixed) == fixed
+
+
+def told(*overrides: str, size: int | None = 40) -> list[str]:
+    """What a launcher is told beside a command line."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return for_launcher({override.key_or_group: override for override in parsed}, size)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(place, "cores", lambda: 16)
+
+
+JOBLIB, RAY = "hydra/launcher=joblib", "hydra/launcher=ray"
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("overrides", "at_once", "said"),
+    [
+        ([JOBLIB], 4, True),
+        ([JOBLIB, "device=cuda"], 4, True),
+        ([JOBLIB, "device=cpu"], 16, False),
+        ([JOBLIB, "hydra.launcher.n_jobs=9"], 9, False),
+        ([JOBLIB, "hydra.launcher.n_jobs=-1"], 16, False),
+        ([JOBLIB, "device=cpu,cuda"], 4, True),
+    ],
+)
+def test_by_default_joblib_computes_no_more_runs_than_gpus_bear(
+    overrides: list[str], at_once: int, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(*overrides) == [f"hydra.launcher.n_jobs={at_once}"]
+    line = (
+        "4 runs at a time, 2 on each GPU; hydra.launcher.n_jobs=N says otherwise, and device=cpu has one on each core\n"
+    )
+    assert capsys.readouterr().err == (line if said else "")
+    assert told(*overrides, size=3) == ["hydra.launcher.n_jobs=3"]
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_gpu_joblib_computes_a_run_on_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "gpus", list)
+    monkeypatch.setattr(place, "cores", lambda: 16)
+    assert told(JOBLIB) == ["hydra.launcher.n_jobs=16"]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("device", ["cuda:1", "cpu,cuda:1", "'cuda:12'"])
+def test_a_gpu_that_no_run_of_a_sweep_sees_is_refused_before_it_starts(device: str) -> None:
+    with pytest.raises(InputError, match=r"^device=cuda:\d+ cannot be used: a run of a joblib sweep sees one GPU"):
+        told(JOBLIB, f"device={device}")
+    assert told(JOBLIB, "device=cuda:0") == ["hydra.launcher.n_jobs=4"]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([RAY], True),
+        ([RAY, "device=cuda"], True),
+        ([RAY, "device=cpu"], False),
+        ([RAY, "+hydra.launcher.ray.remote.num_gpus=0.5"], False),
+        ([], False),
+    ],
+)
+def test_ray_that_hides_gpus_is_said(overrides: list[str], said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    told(*overrides)
+    assert capsys.readouterr().err.startswith("Ray hides GPUs from runs that ask for none") == said
