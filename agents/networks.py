@@ -1,4 +1,4 @@
-"""The fully shared networks of multi-task SAC: a tanh-Gaussian actor and twin critics.
+"""The fully shared networks of multi-task SAC: a tanh-Gaussian actor, and any number of critics.
 
 Inputs carry tasks in the first dimension, ``[T, ...]``; which task an observation is of, the networks append to it
 themselves, as a one-hot vector.
@@ -158,7 +158,7 @@ class Actor(nn.Module):
         return act
 
 
-class TwinCritic(nn.Module):
+class Critics(nn.Module):
     """E independent critics as one batched network; other arguments are as the `Actor`'s.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.graphs import Graphs, OnItsWay, pinned, warn
-from agents.networks import Actor, TwinCritic
+from agents.networks import Actor, Critics
 from agents.objectives import Objectives
 from agents.plasticity import plasticity
 from agents.replay import Batch, ReplayBuffer
@@ -53,7 +53,7 @@ class SACConfig:
     value_limit: Positive = 10.0  # of a categorical critic's atoms, and of returns under reward_scale=return
     atoms: Annotated[int, Within("[2, inf)")] = 101
     critics: Annotated[int, Within("[1, inf)")] = 2
-    twins: Annotated[str, Literal["min", "mean"]] = "min"  # what two critics say together
+    twins: Annotated[str, Literal["min", "mean"]] = "min"  # what several critics say together
     task_encoding: Annotated[str, Literal["one_hot", "none"]] = "one_hot"  # added to observations; Kurin et al.: none
     discount: Fraction = 0.99
     target_update_rate: Annotated[float, Within("(0, 1]")] = 0.005
@@ -92,7 +92,7 @@ class SACConfig:
 
 
 def critic_targets(
-    actor: Actor, target_critic: TwinCritic, batch: Batch, alpha: Tensor, discount: float, generator: torch.Generator
+    actor: Actor, target_critic: Critics, batch: Batch, alpha: Tensor, discount: float, generator: torch.Generator
 ) -> Tensor:
     """``r + gamma (1 - terminated) (Q'(s', a') - alpha log pi(a'|s'))`` as `Values.target` has it, ``[T, B, ...]``."""
     with torch.no_grad():
@@ -102,14 +102,14 @@ def critic_targets(
         return target_critic.values.target(batch.rewards, gamma, outputs, alpha * log_prob)
 
 
-def critic_losses(critic: TwinCritic, batch: Batch, targets: Tensor) -> Tensor:
-    """Each task's mean error, summed over both critics: ``[T]``."""
+def critic_losses(critic: Critics, batch: Batch, targets: Tensor) -> Tensor:
+    """Each task's mean error, summed over all critics: ``[T]``."""
     errors = critic.values.error(critic(batch.observations, batch.actions), targets)
     return errors.mean(-1).sum(0)
 
 
 def actor_losses(
-    actor: Actor, critic: TwinCritic, batch: Batch, alpha: Tensor, generator: torch.Generator
+    actor: Actor, critic: Critics, batch: Batch, alpha: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Each task's mean of ``alpha log pi(a|s) - Q(s, a)``, ``[T]``, and the log-probabilities ``[T, B]``."""
     actions, log_prob = actor.sample(batch.observations, generator)
@@ -235,11 +235,11 @@ class MultiTaskSAC:
         self._unused_combiners = copy.deepcopy([c.state_dict() for c in self.objectives.combiners.values()])
         self.pieces = self.make_pieces()
 
-    def _new_networks(self, seed: int) -> tuple[Actor, TwinCritic]:
+    def _new_networks(self, seed: int) -> tuple[Actor, Critics]:
         # Weights are drawn on the CPU whatever the device, so that a seed means the same networks everywhere.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Actor(**self.actor_arguments), TwinCritic(**self._critic_arguments, values=self.config.values())
+            return Actor(**self.actor_arguments), Critics(**self._critic_arguments, values=self.config.values())
 
     def memory_of_updates(self) -> int:
         """Bytes that updates take at most beside networks and buffer, whatever the method.

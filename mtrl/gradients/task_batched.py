@@ -337,7 +337,7 @@ class TaskBatched:
     def _fits(self) -> bool:
         # Only memory speaks for streaming: into memory that is already there, keeping J (a write and a read of it)
         # took 0.88 times the time of a second product with the output gradients at 50 tasks x 26 samples, 0.80 at
-        # 50 x 128 and 0.83 at 10 x 128 (forward and backward of 3x400 twin critics, one CPU core).
+        # 50 x 128 and 0.83 at 10 x 128 (forward and backward of two 3x400 critics, one CPU core).
         return self.num_tasks * self._num_columns * self._type.itemsize <= self.memory_limit
 
     def _rows(self, columns: int) -> Tensor:

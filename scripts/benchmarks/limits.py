@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from agents.networks import TwinCritic, mlp
+from agents.networks import Critics, mlp
 from agents.sac import MultiTaskSAC, actor_losses, critic_losses, critic_targets, temperature_loss
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from scripts.benchmarks.timing import Work
@@ -51,7 +51,7 @@ class _Members(nn.Sequential):
         return torch.stack([member(own) for member, own in zip(self, inputs, strict=True)])
 
 
-def linear_critics(agent: MultiTaskSAC) -> TwinCritic:
+def linear_critics(agent: MultiTaskSAC) -> Critics:
     """Critics like an agent's, of two networks of ordinary layers."""
     critics = copy.deepcopy(agent.critic)
     sizes = [OBSERVATION_SIZE + critics.num_tasks + ACTION_SIZE, *agent.config.hidden_sizes, 1]

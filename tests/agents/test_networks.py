@@ -4,7 +4,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from torch.nn import functional
 
-from agents.networks import Actor, ResidualBlock, TwinCritic, with_task_id
+from agents.networks import Actor, ResidualBlock, Critics, with_task_id
 from agents.values import CategoricalValues, ScalarValues
 from mtrl.gradients import TaskBatched
 
@@ -42,7 +42,7 @@ def test_log_prob_stays_finite_where_the_squashing_saturates() -> None:
 
 def test_the_ensemble_is_two_independent_networks() -> None:
     torch.manual_seed(0)
-    critic = TwinCritic(5, 2, [8, 9], ScalarValues(pessimistic=True), layer_norm=True)
+    critic = Critics(5, 2, [8, 9], ScalarValues(pessimistic=True), layer_norm=True)
     observations, actions = torch.randn(3, 4, 5), torch.randn(3, 4, 2)
     values = critic(observations, actions)
     for member in range(2):
@@ -78,7 +78,7 @@ def test_per_task_gradients_of_the_large_critic(block: str, memory_limit: int) -
     """All tasks' gradients from one backward pass, kept or streamed, against autograd task by task."""
     torch.manual_seed(0)
     values = CategoricalValues(10.0, 11, pessimistic=False)
-    critic = TwinCritic(5, 2, [8, 8, 8], values, num_tasks=3, layer_norm=True, block=block).double()
+    critic = Critics(5, 2, [8, 8, 8], values, num_tasks=3, layer_norm=True, block=block).double()
     network = TaskBatched(critic, 3, memory_limit=memory_limit)
     batch = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 4, 2, dtype=torch.float64)
     target = torch.randn(3, 4, 11, dtype=torch.float64).softmax(-1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.networks import TwinCritic
+from agents.networks import Critics
 from agents.plasticity import dormant_share, effective_rank, plasticity
 from agents.values import ScalarValues
 
@@ -38,7 +38,7 @@ def test_a_network_is_measured_by_its_hidden_layers() -> None:
 
 def test_the_members_of_an_ensemble_are_measured_each_and_averaged() -> None:
     torch.manual_seed(0)
-    critic = TwinCritic(5, 2, [8, 8], ScalarValues(pessimistic=True))
+    critic = Critics(5, 2, [8, 8], ScalarValues(pessimistic=True))
     critic.layers[2].weight.data[0] = 0
     critic.layers[2].bias.data[0] = 0  # the first member's last hidden layer is dead
     found = plasticity(critic, lambda: critic(torch.randn(3, 4, 5), torch.randn(3, 4, 2)), members=2)

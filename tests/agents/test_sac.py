@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents import sac
-from agents.networks import Actor, TwinCritic
+from agents.networks import Actor, Critics
 from agents.replay import Batch
 from agents.sac import (
     MultiTaskSAC,
@@ -94,8 +94,8 @@ def setting() -> SimpleNamespace:
     shape = (len(TASKS), SAMPLES)
     return SimpleNamespace(
         actor=Actor(OBSERVATION, ACTION, [16]).double(),
-        critic=TwinCritic(OBSERVATION, ACTION, [16], ScalarValues(pessimistic=True)).double(),
-        target_critic=TwinCritic(OBSERVATION, ACTION, [16], ScalarValues(pessimistic=True)).double(),
+        critic=Critics(OBSERVATION, ACTION, [16], ScalarValues(pessimistic=True)).double(),
+        target_critic=Critics(OBSERVATION, ACTION, [16], ScalarValues(pessimistic=True)).double(),
         alpha=torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64),
         noise=torch.randn(*shape, ACTION, generator=torch.Generator().manual_seed(5), dtype=torch.float64),
         batch=Batch(

@@ -71,7 +71,7 @@ def test_cross_entropy_by_hand_and_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("pessimistic", [True, False])
-def test_twins_say_the_least_or_the_mean(pessimistic: bool) -> None:
+def test_critics_say_the_least_or_the_mean(pessimistic: bool) -> None:
     values = CategoricalValues(10.0, 3, pessimistic=pessimistic)
     certain = torch.tensor([[-100.0, 0, -100], [-100, -100, 0]])  # 0 and 10
     outputs = certain.unsqueeze(1)

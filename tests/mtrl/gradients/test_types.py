@@ -442,7 +442,7 @@ def coarse(request: pytest.FixtureRequest) -> Iterator[TorchDispatchMode]:
 
 
 class Critics(nn.Module):
-    """Twin critics, as SAC's."""
+    """Two critics, as SAC's."""
 
     def __init__(self, norm: bool) -> None:
         super().__init__()
