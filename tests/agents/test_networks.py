@@ -4,7 +4,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from torch.nn import functional
 
-from agents.networks import Actor, ResidualBlock, Critics, with_task_id
+from agents.networks import Actor, Critics, ResidualBlock, with_task_id
 from agents.values import CategoricalValues, ScalarValues
 from mtrl.gradients import TaskBatched
 
