@@ -21,7 +21,10 @@ from mtrl.text import counted
 
 _SPEED_ONLY = ("device", "num_workers", "threads")
 _NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", "plugins", *_SPEED_ONLY)
-_METHOD_KEYS = ("combiner", "method", "agent", "optimizer", "wrt", "weights_from", "weights_how")
+_METHOD_KEYS = (
+    *("combiner", "method", "agent", "optimizer", "wrt", "weights_from", "weights_how"),
+    *("updates_per_step", "resets", "reset_updates", "batch_size", "precision"),
+)
 _LONGEST_NAME = 48
 _MOST_SENTENCES = 8
 
@@ -31,8 +34,9 @@ class Method:
     """The runs of one way of training.
 
     Attributes:
-        name: the combiner's (or the method's that does without one), with the options of combiner, method, agent and
-            optimizer in which runs of the same name differ.
+        name: the combiner's (or the method's that does without one), with the options of combiner, method, agent,
+            optimizer and updates in which runs of the same name differ; without those that most ways of training with
+            it have in common.
         every: all runs, unfinished ones too.
         seeds: ``[n]``, those of the compared runs, sorted, each once.
         scores: ``[n, T]``, what methods are compared by, higher is better; the mean over runs where a seed was run
@@ -96,6 +100,11 @@ class Comparison:
     def tasks(self) -> list[str]:
         """``[T]`` names."""
         return self.runs[0].tasks
+
+    @property
+    def parallel(self) -> int:
+        """How many environment steps one of `Metrics.steps` is, in all tasks together; 1 where it is none."""
+        return 1
 
     @property
     def scored(self) -> Sequence[Method]:
@@ -178,26 +187,42 @@ def runs_by_method(runs: Sequence[Run], baseline: str) -> dict[str, list[Run]]:
 def _method_names(runs: Sequence[Run]) -> list[str]:
     """Each run's method, with those of its options in which runs of the same method differ.
 
+    An option that most of the configurations share is not named: where one is switched at a time, names tell which.
     Long names (options that are lists) become a number; the table of configurations says what it stands for.
     """
     options = [_texts({key: run.config[key] for key in _METHOD_KEYS if key in run.config}) for run in runs]
-    labels: dict[str, dict[str, str]] = {}
+    told: dict[str, dict[str, tuple[str, str | None]]] = {}
     for name in {run.method for run in runs}:
         same = [own for run, own in zip(runs, options, strict=True) if run.method == name]
         keys = dict.fromkeys(key for own in same for key in sorted(own))
-        last_parts = Counter(key.rpartition(".")[2] for key in keys)
-        labels[name] = {
-            key: last if last_parts[last := key.rpartition(".")[2]] == 1 else key
-            for key in keys
-            if len({own.get(key, "absent") for own in same}) > 1
-        }
-    names = [
-        " ".join([run.method, *(f"{label}={own.get(key, 'absent')}" for key, label in labels[run.method].items())])
-        for run, own in zip(runs, options, strict=True)
-    ]
+        differing = [key for key in keys if len({own.get(key, "absent") for own in same}) > 1]
+        distinct = {tuple(own.get(key, "absent") for key in differing) for own in same}
+        usual = [_usual(Counter(column)) for column in zip(*distinct, strict=True)]
+        told[name] = dict(zip(differing, zip(_short(differing, keys), usual, strict=True), strict=True))
+    names = []
+    for run, own in zip(runs, options, strict=True):
+        values = [(label, own.get(key, "absent"), usual) for key, (label, usual) in told[run.method].items()]
+        names.append(" ".join([run.method, *(f"{label}={value}" for label, value, usual in values if value != usual)]))
     long = [name for name in dict.fromkeys(names) if len(name) > _LONGEST_NAME]
     short = {name: f"{name.split()[0][:_LONGEST_NAME]} #{number}" for number, name in enumerate(long, 1)}
     return [short.get(name, name) for name in names]
+
+
+def _usual(values: Counter[str]) -> str | None:
+    """The value of an option in more than half of the configurations, if there is one."""
+    value, count = values.most_common(1)[0]
+    return value if 2 * count > values.total() else None
+
+
+def _short(keys: Sequence[str], among: Iterable[str]) -> list[str]:
+    """As much of the end of each dotted key as tells it from all others."""
+    ends = Counter(end for key in among for end in _ends(key))
+    return [next((end for end in _ends(key) if ends[end] == 1), key) for key in keys]
+
+
+def _ends(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:

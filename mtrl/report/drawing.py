@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter
 from numpy.typing import NDArray
 
 from mtrl.report.comparison import Comparison, Method
@@ -22,6 +22,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E
 GREY = "#888888"
 MOST = len(COLOURS)
 """So many methods share a pair of axes."""
+VECTOR_STEPS = "vector steps (one environment step in every task)"
 READING = "Dotted: reached by only some of a method's runs."
 _STYLES = ("-", "-", "--", "-.", "-", "--", "-.")
 
@@ -132,11 +133,18 @@ def look(comparison: Comparison, name: str) -> tuple[str, str]:
     return COLOURS[place % MOST], _STYLES[place % MOST]
 
 
-def over_training(figure: Figure, comparison: Comparison) -> Figure:
-    """Labels the horizontal axes: how far training is."""
+def label_progress(figure: Figure, what: str, parallel: int) -> None:
+    """Labels the horizontal axes: how far training is; where one of that is several environment steps, these below."""
+    short = EngFormatter(sep="")
+    both = FuncFormatter(lambda step, _: f"{short(step)}\n{short(step * parallel)}")
     for axes in figure.axes:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    figure.supxlabel(comparison.progress, fontsize=10)
+        axes.xaxis.set_major_formatter(both if parallel > 1 else short)
+    figure.supxlabel(what + "; below, environment steps" * (parallel > 1), fontsize=10)
+
+
+def over_training(figure: Figure, comparison: Comparison) -> Figure:
+    """`label_progress` of a comparison's runs."""
+    label_progress(figure, comparison.progress, comparison.parallel)
     return figure
 
 

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 
+from mtrl.report import drawing
 from mtrl.run.metrics import read_metrics
-from mtrl.run.record import PREFIXES, RunRecord, read_record
+from mtrl.run.record import GOALS, PREFIXES, RunRecord, read_record
 from mtrl.text import argument
 
 _MAX_LABELLED = 10
@@ -34,18 +35,14 @@ def _draw(run: RunRecord, file: Path) -> None:
             mean = np.array([e.get(f"{PREFIXES[own]}success_mean") for e in entries], float)
             axes.plot(steps, mean, style, color="black", marker="o", lw=2.5, label=f"mean over tasks, {GOALS[own]}")
     axes.set(
-        xlabel="vector steps (one environment step in every task)",
         ylabel=f"success rate over {run.config['eval']['episodes']} episodes",
         ylim=(-0.03, 1.03),
         title=f"{run.benchmark}, {run.method}, seed {run.seed}",
     )
+    drawing.label_progress(figure, drawing.VECTOR_STEPS, len(run.tasks))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.savefig(file, dpi=120)
-
-
-GOALS = {"training": "goals of training", "held_out": "held-out goals"}
-"""What the goals that are played are called."""
 
 
 def print_success(found: Mapping[str, Mapping[str, Any]], episodes: int, console: Console) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtrl.errors import InputError
 from mtrl.report.statistics import Array, mean_of_present
-from mtrl.run.record import RunRecord, read_record
+from mtrl.run.record import PREFIXES, RunRecord, goals_of, read_record
 
 _THIRDS = 3
 _CONFLICT_ENTRIES = 100
@@ -43,7 +43,9 @@ class Metrics:
         cosines: by objective ``[3, T, T]``, the pairwise cosines of the tasks' gradients in the early, middle and late
             third of training, each the mean of at most five matrices.
         old_matrices: whether matrices stand among the numbers, as older versions wrote them; these are not read.
-        logged: ``[E]`` for each other key that supervised runs are compared by.
+        network: ``[M]`` for each measure of a network, without its ``network/``; none where the run is supervised.
+        logged: ``[E]`` for each other key that is shown: where the run is supervised, what it is compared by, and
+            otherwise success rates on the goals that ``scores`` are not of.
         missing: the keys of which a value is NaN in an evaluation or measurement that has others.
     """
 
@@ -56,6 +58,7 @@ class Metrics:
     conflict: dict[str, Array]
     cosines: dict[str, Array]
     old_matrices: bool
+    network: dict[str, Array]
     logged: dict[str, Array]
     missing: list[str]
 
@@ -167,9 +170,8 @@ def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
         durations = np.array([10_000 / float(speed[1]) for speed in speeds if speed and float(speed[1]) > 0])
     weights = {f"shared/weight/{task}": values for task, values in _columns(conflict, "train/weight/").items()}
     found = _columns(conflict, "conflict/") | weights
-    logged = {
-        start + key: values for start in ("val/", "distance/") for key, values in _columns(evaluations, start).items()
-    }
+    shown = ("val/", "distance/") if supervised else _other_goals(metric)
+    logged = {start + key: values for start in shown for key, values in _columns(evaluations, start).items()}
     compared = {key: _column(evaluations, key) for key in ([] if supervised else [metric, *tasks])} | logged
     compared |= {f"conflict/{key}": values for key, values in found.items()}
     return Metrics(
@@ -181,10 +183,17 @@ def _read_metrics(record: RunRecord, metric: str, task_metric: str) -> Metrics:
         conflict_steps=_column(conflict, step),
         conflict=found,
         cosines=_read_cosines(record),
+        network=_columns(conflict, "network/"),
         old_matrices=any(key.endswith(_MATRIX) for entry in (*evaluations, *conflict) for key in entry),
         logged=logged,
         missing=[key for key, values in compared.items() if np.isnan(values).any()],
     )
+
+
+def _other_goals(metric: str) -> list[str]:
+    """How the keys of success rates on goals begin that a metric is not of."""
+    own = goals_of(metric)
+    return [f"{prefix}success" for kind, prefix in PREFIXES.items() if own not in (None, kind)]
 
 
 def _check_keys(path: Path, evaluations: Sequence[dict[str, Any]], always: Sequence[str], once: Sequence[str]) -> None:

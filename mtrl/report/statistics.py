@@ -7,9 +7,10 @@ Values that are not finite are refused (`InputError`): every comparison with NaN
 
 Two ways of resampling are in use, and they answer different questions:
 
-* *Within each task* (`mean_over_tasks`): every task draws its own n seeds. This is the stratified bootstrap of
-  Agarwal et al. (2021, "Deep reinforcement learning at the edge of the statistical precipice", section 4.1), as in
-  their library rliable. It takes the scores of one run on different tasks as independent.
+* *Within each task* (`mean_over_tasks`, `interquartile_mean_over_tasks`): every task draws its own n seeds. This is
+  the stratified bootstrap of Agarwal et al. (2021, "Deep reinforcement learning at the edge of the statistical
+  precipice", section 4.1), as in their library rliable. It takes the scores of one run on different tasks as
+  independent.
 * *Whole seeds* (everything else): a draw takes all tasks of a run along. One multi-task run trains one network, so
   its tasks rise and fall together; this interval sees that, and is the wider one where they do.
 """
@@ -72,12 +73,21 @@ def interquartile_mean(values: Array) -> Array:
     """The mean of the middle half along the last axis (Agarwal et al., 2021): a quarter is cut off at either end.
 
     As in rliable, the cut is rounded down: with fewer than four values this is their mean. On single success or
-    failure scores it saturates (at a mean of 0.74 the middle half is all ones): give it means over tasks.
+    failure scores it saturates: at a mean of 0.74 the middle half can be all ones.
     """
     _check(values)
     cut = values.shape[-1] // 4
     middle: Array = np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1)
     return middle
+
+
+def interquartile_mean_over_tasks(scores: Array, generator: Generator) -> Estimate:
+    """The `interquartile_mean` of all scores ``[n, T]`` together, with seeds resampled within each task (rliable)."""
+    _check(scores)
+    resampled = np.stack([column[_draw(len(column), generator)] for column in scores.T], -1)
+    return _estimate(
+        interquartile_mean(scores.ravel()), interquartile_mean(resampled.reshape(RESAMPLES, -1)), len(scores)
+    )
 
 
 def interquartile_mean_over_seeds(values: Array, generator: Generator) -> Estimate:

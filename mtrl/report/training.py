@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,12 +12,20 @@ from matplotlib.figure import Figure
 from mtrl.errors import InputError
 from mtrl.report import drawing, figures
 from mtrl.report.comparison import Comparison, Method, named, runs_by_method, unscored_warnings
-from mtrl.report.conflict_figures import conflict_pictures
+from mtrl.report.conflict_figures import conflict_pictures, plasticity_picture
 from mtrl.report.drawing import Picture, Rows
 from mtrl.report.runs import Run
 from mtrl.report.section import Section
-from mtrl.report.statistics import Array, best_by_luck, interquartile_mean_over_seeds, mean_over_tasks
-from mtrl.report.tables import Table, configuration_table, cost_table, paired_table, runs_table
+from mtrl.report.statistics import (
+    Array,
+    Estimate,
+    best_by_luck,
+    interquartile_mean_over_seeds,
+    interquartile_mean_over_tasks,
+    mean_over_tasks,
+)
+from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
+from mtrl.run.record import GOALS, PREFIXES, goals_of
 
 _POINTS = 100
 _COLUMNS = 5
@@ -33,11 +42,28 @@ class TrainingComparison(Comparison):
             the ``final`` scores at this step, and the ``best``: at the evaluation with the highest mean over tasks.
     """
 
-    progress = "vector steps (one environment step in every task)"
+    progress = drawing.VECTOR_STEPS
     interval = "10,000 updates"
     metric: str
     step: int
     last_k: int
+
+    @property
+    def parallel(self) -> int:
+        """See `Comparison`."""
+        return len(self.tasks)
+
+    @property
+    def where(self) -> str:
+        """`step` in words."""
+        environment_steps = f" ({self.step * self.parallel:,} environment steps)" if self.parallel > 1 else ""
+        return f"at step {self.step:,}{environment_steps}"
+
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """The keys of success rates on other goals that compared runs logged, each with what its goals are called."""
+        logged = dict.fromkeys(key for run in self.compared for key in run.metrics.logged)
+        return {key: GOALS[goals_of(key) or ""] for key in logged if key.endswith("success_mean")}
 
 
 def compare_training(
@@ -61,7 +87,7 @@ def compare_training(
     if not compared:
         raise InputError(f"no run can be scored: values of '{metric}' or of its tasks are missing in all of them")
     return TrainingComparison(
-        score=f"{_label(metric)}, mean of the last {last_k} evaluations",
+        score=f"{_label(metric, runs)}, mean of the last {last_k} evaluations",
         seed=seed,
         baseline=baseline,
         methods=[_method(name, own, compared, step, last_k) for name, own in runs_by_method(runs, baseline).items()],
@@ -86,13 +112,21 @@ def _scorable(candidates: Sequence[Run], last_k: int) -> tuple[list[Run], int]:
     return compared, step
 
 
-def _label(metric: str) -> str:
-    """What an axis calls a metric."""
-    return "success rate" if metric == "eval/success_mean" else metric
+def _label(metric: str, runs: Sequence[Run]) -> str:
+    """What an axis calls a metric, with the goals that it is of.
+
+    Runs of older versions do not say which they played: held-out ones, under the keys that are now training's.
+    """
+    goals = goals_of(metric)
+    if goals == "training" and not any("goals" in run.config.get("eval", {}) for run in runs):
+        goals = "held_out"
+    name = "success rate" if metric == f"{PREFIXES.get(goals_of(metric) or '')}success_mean" else metric
+    return f"{name}, {GOALS[goals]}" if goals else name
 
 
 def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k: int) -> Method:
     rows: dict[int, list[Array]] = defaultdict(list)
+    others: dict[str, dict[int, list[Array]]] = defaultdict(lambda: defaultdict(list))
     directories = {run.directory for run in compared}
     for run in runs:
         if run.directory in directories:
@@ -100,10 +134,15 @@ def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k
             scores = run.metrics.task_scores[:until]
             means = np.where(run.metrics.whole[:until], run.metrics.scores[:until], -np.inf)
             rows[run.seed].append(np.stack([scores[-1], scores[-last_k:].mean(0), scores[means.argmax()]]))
+            for key, values in run.metrics.logged.items():
+                others[key][run.seed].append(values[:until][-last_k:].mean())
     seeds = sorted(rows)
     empty = np.zeros((3, 0, len(runs[0].tasks)))
     final, last, best = np.stack([np.mean(rows[seed], 0) for seed in seeds], 1) if seeds else empty
-    return Method(name, runs, seeds, last, {"final": final, "best": best})
+    elsewhere = {
+        key: np.array([np.mean(own[seed]) if seed in own else np.nan for seed in seeds]) for key, own in others.items()
+    }
+    return Method(name, runs, seeds, last, {"final": final, "best": best} | elsewhere)
 
 
 def _run_warnings(runs: Sequence[Run], candidates: Sequence[Run], compared: Sequence[Run], step: int) -> list[str]:
@@ -133,15 +172,16 @@ def _run_warnings(runs: Sequence[Run], candidates: Sequence[Run], compared: Sequ
 
 def training_section(comparison: TrainingComparison) -> Section:
     """What the report says of a comparison."""
-    at_step, benchmark = f"at step {comparison.step:,}", comparison.runs[0].benchmark
+    benchmark, label = comparison.runs[0].benchmark, _label(comparison.metric, comparison.runs)
     methods, *others = training_tables(comparison)
     return Section(
         comparison,
         subject=benchmark,
-        compared_by=f"{at_step} by {comparison.metric}, mean of the last {comparison.last_k} evaluations",
+        compared_by=f"{comparison.where} by {label}, mean of the last {comparison.last_k} evaluations",
         pictures=drawing.drawn(_pictures(comparison)),
         headline=methods.columns(
-            f"{benchmark} {at_step}: {comparison.metric}", ["method", "seeds", f"last {comparison.last_k}", "best"]
+            f"{benchmark} {comparison.where}: {label}",
+            [name for name in methods.header if not name.endswith(("whole seeds", "over seeds", "final"))],
         ),
         tables=[methods, *others],
     )
@@ -152,15 +192,27 @@ def _pictures(comparison: TrainingComparison) -> Iterator[Picture | None]:
         "learning_curves",
         "Learning curves",
         f"Mean over tasks and seeds, with the 95% bootstrap interval over seeds. {drawing.READING}",
-        drawing.over_training(_all_methods(comparison, _scores), comparison),
+        drawing.over_training(
+            _all_methods(comparison, _scores, _label(comparison.metric, comparison.runs)), comparison
+        ),
     )
-    yield figures.intervals(comparison, f"At step {comparison.step:,}.")
+    for key, goals in comparison.elsewhere.items():
+        yield Picture(
+            goals_of(key) or "",
+            f"Learning curves on the {goals}",
+            f"As above, on other goals. {drawing.READING}",
+            drawing.over_training(
+                _all_methods(comparison, partial(_logged, key=key), f"success rate, {goals}"), comparison
+            ),
+        )
+    yield figures.intervals(comparison, f"{comparison.where.capitalize()}.")
     yield _task_curves(comparison)
     yield _wall_clock(comparison)
     intervals = "the intervals between log entries, stepping the simulators included"
     yield figures.times(comparison, "update_time", intervals)
     yield figures.memory(comparison, " Training process: without the processes that step the simulators.")
     yield from conflict_pictures(comparison)
+    yield plasticity_picture(comparison)
 
 
 def bias_of_best(comparison: TrainingComparison) -> str | None:
@@ -187,7 +239,7 @@ def training_tables(comparison: TrainingComparison) -> list[Table]:
     return [
         _methods_table(comparison),
         paired_table(comparison),
-        _tasks_table(comparison),
+        *_tasks_tables(comparison),
         cost_table(
             comparison,
             "Of each interval between two log entries, stepping the simulators included. Memory: the largest of any "
@@ -199,6 +251,7 @@ def training_tables(comparison: TrainingComparison) -> list[Table]:
             {"combiner": lambda run: run.method},
             {
                 "last evaluation at step": lambda metrics: int(metrics.steps[-1]),
+                "environment steps": lambda metrics: int(metrics.steps[-1]) * comparison.parallel,
                 "score there": lambda metrics: float(metrics.scores[-1]),
             },
         ),
@@ -208,11 +261,12 @@ def training_tables(comparison: TrainingComparison) -> list[Table]:
 def _methods_table(comparison: TrainingComparison) -> Table:
     k, estimate = comparison.last_k, comparison.estimate
     note = (
-        f"{comparison.metric} at step {comparison.step:,} with 95% intervals. last {k}: mean over the last {k} "
-        "evaluations. Intervals of last, final and best resample seeds within each task (stratified bootstrap); "
-        "those of whole seeds and of the interquartile mean (IQM) over seeds draw all tasks of a run together, "
-        "because one network learned them all. best: the evaluation with the highest mean, chosen with "
-        "hindsight for each run, and therefore too high."
+        f"{_label(comparison.metric, comparison.runs)} {comparison.where} with 95% intervals. "
+        f"last {k}: mean over the last {k} evaluations. IQM: interquartile mean, over all runs and tasks (Agarwal et "
+        "al., 2021; 1 where three quarters of the scores are) or over the seeds' means. Intervals of whole seeds, of "
+        "the IQM over seeds and on other goals draw all tasks of a run together, because one network learned them all; "
+        "the others resample seeds within each task (stratified bootstrap). best: the evaluation with the highest "
+        "mean, chosen with hindsight for each run, and therefore too high."
     )
     return Table.of(
         "methods",
@@ -222,8 +276,15 @@ def _methods_table(comparison: TrainingComparison) -> Table:
             "method": lambda method: method.name,
             "seeds": lambda method: len(method.seeds),
             f"last {k}": lambda method: estimate(method.scores, mean_over_tasks),
+            f"IQM of last {k}": lambda method: estimate(method.scores, interquartile_mean_over_tasks),
+            **{
+                f"last {k}, {goals}": partial(_elsewhere, comparison, key)
+                for key, goals in comparison.elsewhere.items()
+            },
             f"last {k}, whole seeds": lambda method: estimate(method.scores.mean(1)),
-            f"IQM of last {k}": lambda method: estimate(method.scores.mean(1), interquartile_mean_over_seeds),
+            f"IQM of last {k}, over seeds": lambda method: estimate(
+                method.scores.mean(1), interquartile_mean_over_seeds
+            ),
             "final": lambda method: estimate(method.reached["final"], mean_over_tasks),
             "best": lambda method: estimate(method.reached["best"], mean_over_tasks),
         },
@@ -231,17 +292,27 @@ def _methods_table(comparison: TrainingComparison) -> Table:
     )
 
 
-def _tasks_table(comparison: TrainingComparison) -> Table:
-    return Table(
-        "tasks",
-        "Tasks",
-        ["task", *(method.name for method in comparison.scored)],
-        [
-            [task, *(comparison.estimate(method.scores[:, index]) for method in comparison.scored)]
-            for index, task in enumerate(comparison.tasks)
-        ],
-        f"Mean over seeds of the last {comparison.last_k} evaluations, with 95% intervals.",
-    )
+def _elsewhere(comparison: TrainingComparison, key: str, method: Method) -> Estimate:
+    """A method's mean of what was logged under a key, which not all of its runs may have."""
+    return comparison.estimate(method.reached[key]) if key in method.reached else Estimate()
+
+
+def _tasks_tables(comparison: TrainingComparison) -> Iterator[Table]:
+    """What each task reached, on each kind of goals."""
+    header = ["task", *(method.name for method in comparison.scored)]
+    note = f"Mean over seeds of the last {comparison.last_k} evaluations, with 95% intervals."
+    rows: list[list[Cell]] = [
+        [task, *(comparison.estimate(method.scores[:, index]) for method in comparison.scored)]
+        for index, task in enumerate(comparison.tasks)
+    ]
+    yield Table("tasks", f"Tasks: {_label(comparison.metric, comparison.runs)}", header, rows, note)
+    for key, goals in comparison.elsewhere.items():
+        of_tasks = {task: f"{key.removesuffix('_mean')}/{task}" for task in comparison.tasks}
+        rows = [
+            [task, *(_elsewhere(comparison, own, method) for method in comparison.scored)]
+            for task, own in of_tasks.items()
+        ]
+        yield Table(f"tasks_{goals_of(key)}", f"Tasks: success rate, {goals}", header, rows, note)
 
 
 def _wall_clock(comparison: TrainingComparison) -> Picture:
@@ -253,7 +324,7 @@ def _wall_clock(comparison: TrainingComparison) -> Picture:
         first, last = min(x[0] for x, _ in series), max(x[-1] for x, _ in series)
         return drawing.aligned(series, np.unique(np.linspace(first, last, _POINTS)))
 
-    figure = _all_methods(comparison, curve)
+    figure = _all_methods(comparison, curve, _label(comparison.metric, comparison.runs))
     figure.supxlabel(f"{unit} of training", fontsize=10)
     return Picture(
         "wall_clock",
@@ -264,14 +335,14 @@ def _wall_clock(comparison: TrainingComparison) -> Picture:
     )
 
 
-def _all_methods(comparison: TrainingComparison, rows_of: Callable[[Method], Rows | None]) -> Figure:
-    """All methods in one pair of axes, or a panel for each where they are many."""
+def _all_methods(comparison: TrainingComparison, rows_of: Callable[[Method], Rows | None], label: str) -> Figure:
+    """All methods in one pair of axes, or a panel for each where they are many; the label is of what is drawn."""
     methods = {method.name: method for method in comparison.methods if method.runs}
     if len(methods) <= drawing.MOST:
         figure = Figure(figsize=(8, 4.5))
         axes = figure.add_subplot()
         drawing.curves(axes, comparison, "", rows_of)
-        axes.set_ylabel(_label(comparison.metric))
+        axes.set_ylabel(label)
         _limit(figure, comparison)
         figure.legend(loc="outside right upper")
         return figure
@@ -283,7 +354,7 @@ def _all_methods(comparison: TrainingComparison, rows_of: Callable[[Method], Row
                 drawing.curve(axes, rows, comparison.seed, colour, "-", band=band)
 
     figure = _small_panels(comparison, list(methods), draw)
-    figure.supylabel(f"{_label(comparison.metric)}; grey: {comparison.baseline}", fontsize=10)
+    figure.supylabel(f"{label}; grey: {comparison.baseline}", fontsize=10)
     return figure
 
 
@@ -303,7 +374,7 @@ def _task_curves(comparison: TrainingComparison) -> Picture | None:
         "Task by task",
         f"Mean over seeds in each task, with the 95% bootstrap interval over seeds. {drawing.READING}",
     )
-    figure.supylabel(_label(comparison.metric), fontsize=10)
+    figure.supylabel(_label(comparison.metric, comparison.runs), fontsize=10)
     return picture
 
 
@@ -325,6 +396,12 @@ def _scores(method: Method, task: int | None = None) -> Rows | None:
     """The runs' means over tasks, or their scores in one task."""
     runs = [run.metrics for run in method.runs]
     return drawing.aligned([(run.steps, run.scores if task is None else run.task_scores[:, task]) for run in runs])
+
+
+def _logged(method: Method, key: str) -> Rows | None:
+    """What the runs logged under a key, where they did."""
+    runs = [run.metrics for run in method.runs if key in run.metrics.logged]
+    return drawing.aligned([(run.steps, run.logged[key]) for run in runs])
 
 
 def _limit(figure: Figure, comparison: Comparison) -> None:

@@ -41,6 +41,14 @@ class Metric:
 
 PREFIXES = {"training": "eval/", "held_out": "eval/held_out/"}
 """Of metrics' keys, by the goals that are played: those of training, which is Meta-World's protocol, or others."""
+GOALS = {"training": "goals of training", "held_out": "held-out goals"}
+"""What the goals that are played are called."""
+
+
+def goals_of(metric: str) -> str | None:
+    """Which goals a metric is measured on, one of `PREFIXES`; None where its key says nothing of them."""
+    kinds = [kind for kind, prefix in PREFIXES.items() if metric.startswith(prefix)]
+    return max(kinds, key=lambda kind: len(PREFIXES[kind]), default=None)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
     words = " ".join(done.stdout.split())
     assert "pcgrad is better than unitary: +" in words
     assert "over 6 paired seeds, p = 0.031." in words
-    assert "mt10 at step 4,000: eval/success_mean" in words
+    assert "mt10 at step 4,000 (12,000 environment steps): success rate, goals of training" in words
     assert "last 2" in words
     assert "1 of 13 runs is not finished and not scored: killed" in words
     assert done.stdout.rstrip().endswith(str(out / "index.html"))

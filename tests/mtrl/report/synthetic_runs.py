@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {
     "task": None,
     "agent": {"hidden_sizes": [400, 400, 400], "learning_rate": 3e-4},
     "batch_size": 128,
-    "eval": {"every": 1000, "episodes": 50},
+    "eval": {"every": 1000, "episodes": 50, "goals": "both"},
     "device": "auto",
     "num_workers": None,
     "progress": True,
@@ -64,12 +64,15 @@ def write_run(
         when = {"step": step, "time": round(step * seconds_per_step, 3)}
         entries.append(when | _training(tasks, rng, seconds_per_step))
         if conflict:
-            entries.append(when | _conflict(tasks, combiner, step / (evaluations * every), rng))
+            progress = step / (evaluations * every)
+            entries.append(when | _conflict(tasks, combiner, progress, rng) | _plasticity(progress))
         if step % every == 0:
             learned = ability * (1 - np.exp(-5 * step / (evaluations * every)))
             episodes = rng.random((len(tasks), resolved["eval"]["episodes"])) < learned[:, None]
-            evaluation = Evaluation(list(tasks), episodes)
-            entries.append(when | evaluation.metrics("eval/"))
+            others = np.random.default_rng([seed, step]).random(episodes.shape) < 0.9 * learned[:, None]
+            found = {"eval/": episodes, "eval/held_out/": others}
+            measured = [Evaluation(list(tasks), success).metrics(prefix) for prefix, success in found.items()]
+            entries.append(when | measured[0] | measured[1])
     write_entries(directory, entries)
     if finished:
         summary = {
@@ -77,7 +80,7 @@ def write_run(
             "steps": evaluations * every,
             "seconds": evaluations * every * seconds_per_step,
             "episodes_per_evaluation": resolved["eval"]["episodes"],
-            "evaluated_on": ["training"],
+            "evaluated_on": ["training", "held_out"],
             "memory": {"process_gib": round(1 + rng.random(), 3)},
             "machine": dict(machine),
             "command": ["scripts/train.py", f"combiner={combiner}", f"seed={seed}"],
@@ -214,6 +217,11 @@ def _training(tasks: Sequence[str], rng: np.random.Generator, seconds_per_step: 
         "speed/steps_per_s": speed,
         "speed/updates_per_s": speed,
     }
+
+
+def _plasticity(progress: float) -> dict[str, float]:
+    measures = {"dormant_share": 0.3 * progress, "effective_rank": 90 - 40 * progress}
+    return {f"network/{name}/{key}": value for name in ("actor", "critic") for key, value in measures.items()}
 
 
 def _conflict(

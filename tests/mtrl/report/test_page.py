@@ -2,13 +2,17 @@
 
 import csv
 import html.parser
+import json
 import math
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from mtrl.combiners import names
+from mtrl.report.drawing import label_progress
 from mtrl.report.page import write_report
 from mtrl.report.runs import load_runs
 from mtrl.report.statistics import Estimate
@@ -25,6 +29,7 @@ from tests.mtrl.report.synthetic_runs import write_run, write_sweep
 COMMAND = ["scripts/compare.py", "runs=some where"]
 FIGURES = [
     "learning_curves",
+    "held_out",
     "intervals",
     "tasks",
     "wall_clock",
@@ -34,6 +39,7 @@ FIGURES = [
     "cosines",
     "alignment",
     "weights",
+    "plasticity",
 ]
 
 
@@ -77,7 +83,7 @@ def test_every_figure_and_table_is_written(report: Path) -> None:
     figures = sorted(file.name for file in (report / "figures").iterdir())
     assert figures == sorted(f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png"))
     written = sorted(file.name for file in (report / "tables").iterdir())
-    kinds = ["configuration", "cost", "methods", "paired_differences", "runs", "tasks"]
+    kinds = ["configuration", "cost", "methods", "paired_differences", "runs", "tasks", "tasks_held_out"]
     assert written == sorted(f"{name}.{kind}" for name in kinds for kind in ("csv", "md"))
 
 
@@ -93,6 +99,8 @@ def test_the_page_stands_alone(report: Path) -> None:
 
 def test_the_page_says_what_was_found_and_how_it_was_made(report: Path) -> None:
     text = Page((report / "index.html").read_text()).text
+    assert "compared at step 10,000 (30,000 environment steps) by success rate, goals of training, mean of" in text
+    assert "Tasks: success rate, held-out goals" in text
     assert "pcgrad is better than unitary: +" in text
     assert "No significant difference between mgda and unitary" in text
     assert "not evidence of equality" in text
@@ -115,6 +123,8 @@ def test_tables_hold_the_numbers_with_every_digit(sweep: Path, report: Path) -> 
             ("last 3", method.scores),
             ("final", method.reached["final"]),
             ("best", method.reached["best"]),
+            ("IQM of last 3", np.sort(method.scores.ravel())[6:18]),
+            ("last 3, held-out goals", method.reached["eval/held_out/success_mean"]),
         ):
             assert float(row[column]) == scores.mean()
             assert float(row[f"{column} low"]) < scores.mean() < float(row[f"{column} high"])
@@ -127,13 +137,15 @@ def test_tables_hold_the_numbers_with_every_digit(sweep: Path, report: Path) -> 
     with (report / "tables" / "runs.csv").open() as file:
         states = {Path(row["run"]).name: (row["state"], row["scored"]) for row in csv.DictReader(file)}
     assert states["killed"] == ("unfinished", "no")
+    with (report / "tables" / "runs.csv").open() as file:
+        assert {row["environment steps"] for row in csv.DictReader(file)} == {"30000", "12000"}
     assert states["mgda-0"] == ("finished", "yes")
 
 
 def test_the_same_runs_give_the_same_bytes(sweep: Path, report: Path, tmp_path: Path) -> None:
     write_report([training_section(comparison(sweep))], tmp_path, COMMAND)
     files = [file.relative_to(report) for file in report.rglob("*") if file.is_file()]
-    assert len(files) == 1 + 2 * (len(FIGURES) + 6)
+    assert len(files) == 1 + 2 * (len(FIGURES) + 7)
     for file in files:
         assert (tmp_path / file).read_bytes() == (report / file).read_bytes(), file
 
@@ -186,7 +198,7 @@ def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     page = write_report([training_section(found)], tmp_path / "out", COMMAND)
     assert found.verdicts() == ["Only unitary was run: there is nothing to compare it with."]
     written = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
-    assert written == {"learning_curves", "intervals", "wall_clock", "update_time", "memory"}
+    assert written == {"learning_curves", "held_out", "intervals", "wall_clock", "update_time", "memory"}
     row = next(csv.DictReader((page.parent / "tables" / "methods.csv").read_text().splitlines()))
     assert row["last 5 low"] == row["last 5 high"] == ""
 
@@ -205,6 +217,40 @@ def test_every_method_at_once(tmp_path: Path) -> None:
     write_report([training_section(found)], tmp_path / "out", COMMAND)
     (sentence, _) = found.verdicts()
     assert sentence.startswith("Against unitary, too few seeds to tell: aligned_mtl, cagrad, ")
+
+
+def test_runs_with_held_out_goals_or_without(tmp_path: Path) -> None:
+    runs = write_sweep(tmp_path / "runs", {"unitary": 0.5, "pcgrad": 0.9}, range(3), evaluations=3)
+    for file in runs.glob("pcgrad-*/metrics.jsonl"):
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        kept = [{key: value for key, value in entry.items() if "held_out" not in key} for entry in entries]
+        file.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    write_report([training_section(comparison(runs))], tmp_path / "out", COMMAND)
+    with (tmp_path / "out" / "tables" / "methods.csv").open() as file:
+        rows = {row["method"]: row["last 3, held-out goals"] for row in csv.DictReader(file)}
+    assert rows["unitary"]
+    assert not rows["pcgrad"]
+    runs_, _ = load_runs(runs, "eval/held_out/success_mean", "eval/held_out/success/")
+    found = compare_training(runs_, metric="eval/held_out/success_mean", baseline="unitary", seed=0, last_k=3)
+    assert found.score.startswith("success rate, held-out goals")
+    assert found.elsewhere == {"eval/success_mean": "goals of training"}
+
+
+def test_older_runs_were_evaluated_on_held_out_goals(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", config={"eval": {"every": 1000, "episodes": 50}})
+    assert comparison(tmp_path / "runs").score.startswith("success rate, held-out goals")
+
+
+def test_steps_stand_above_environment_steps() -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 20_000)
+    label_progress(figure, "vector steps", 10)
+    assert axes.xaxis.get_major_formatter()(5000, None) == "5k\n50k"
+    assert figure.get_supxlabel() == "vector steps; below, environment steps"
+    label_progress(figure, "epochs", 1)
+    assert axes.xaxis.get_major_formatter()(5000, None) == "5k"
+    assert figure.get_supxlabel() == "epochs"
 
 
 def test_other_metrics_have_no_bias_of_episodes(tmp_path: Path) -> None:

@@ -245,12 +245,39 @@ def test_methods_are_combiners_with_the_options_that_differ(tmp_path: Path) -> N
     assert found.configuration["combiner.weights"]["fixed #1"].startswith("[0.123456789, ")
 
 
+def test_where_one_option_is_switched_at_a_time_names_tell_which(tmp_path: Path) -> None:
+    agent = {"actor": {"layer_norm": True}, "critic": {"layer_norm": True, "hidden_sizes": [512, 512]}, "twins": "min"}
+    base = {"agent": agent, "updates_per_step": 4.0, "batch_size": 32}
+    without = [
+        {"agent": agent | {"critic": agent["critic"] | {"layer_norm": False}}},  # type: ignore[operator]
+        {"agent": agent | {"critic": agent["critic"] | {"hidden_sizes": None}}},  # type: ignore[operator]
+        {"agent": agent | {"actor": {"layer_norm": False}}},
+        {"agent": agent | {"twins": "mean"}},
+        {"updates_per_step": 1.0},
+        {"batch_size": 128},
+    ]
+    for number, changed in enumerate([{}, *without]):
+        for seed in range(2):
+            write_run(tmp_path / f"{number}-{seed}", seed=seed, config=base | changed, evaluations=2)
+    found = comparison(tmp_path)
+    assert all(method.seeds == [0, 1] for method in found.methods)
+    assert [method.name for method in found.methods] == [
+        "unitary",
+        "unitary actor.layer_norm=false",
+        "unitary batch_size=128",
+        "unitary critic.layer_norm=false",
+        "unitary hidden_sizes=null",
+        "unitary twins=mean",
+        "unitary updates_per_step=1.0",
+    ]
+
+
 def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
     agent = {"hidden_sizes": [400, 400, 400], "learning_rate": 3e-4, "rescale": False}
     write_run(tmp_path / "1", "unitary", config={"agent": agent})
     write_run(tmp_path / "2", "mgda", config={"agent": agent})
     write_run(tmp_path / "3", "mgda", config={"agent": agent | {"rescale": True, "learning_rate": 1e-4}})
-    write_run(tmp_path / "4", "mgda", seed=1, config={"agent": agent, "batch_size": 64})
+    write_run(tmp_path / "4", "mgda", seed=1, config={"agent": agent, "warmup_steps": 64})
     write_run(tmp_path / "5", "famo", options={"learning_rate": 0.1}, config={"agent": agent})
     write_run(tmp_path / "6", "famo", options={"learning_rate": 0.2}, config={"agent": agent})
     found = comparison(tmp_path)
@@ -344,7 +371,7 @@ def test_equal_configurations_are_not_warned_about(tmp_path: Path) -> None:
         ({"config": {"batch_size": 64}}, "more than combiner and seed: batch_size is 128 in unitary, 64 in pcgrad."),
         ({"config": {"agent": {"hidden_sizes": [9]}}}, "agent.learning_rate is 0.0003 in unitary, absent in pcgrad."),
         (
-            {"config": {"batch_size": 64, "task": "x", "eval": {"every": 500, "episodes": 9}}},
+            {"config": {"batch_size": 64, "task": "x", "eval": {"every": 500, "episodes": 9, "goals": "both"}}},
             "more than combiner and seed, in task, batch_size, eval.every, eval.episodes: see the differences",
         ),
         ({"config": {"num_workers": 4}}, "Runs differ in num_workers, so that their times differ: null, 4."),
@@ -361,7 +388,7 @@ def test_what_else_differs_is_said(tmp_path: Path, options: dict[str, Any], warn
 
 def test_a_method_that_mixes_configurations_is_said_to(tmp_path: Path) -> None:
     for seed, size in enumerate([128, 128, 64]):
-        write_run(tmp_path / str(seed), seed=seed, config={"batch_size": size})
+        write_run(tmp_path / str(seed), seed=seed, config={"warmup_steps": size})
     found = comparison(tmp_path)
-    assert found.configuration["batch_size"] == {"unitary": "128 (2 runs); 64 (1 run)"}
-    assert any("batch_size is 128 (2 runs); 64 (1 run) in unitary." in warning for warning in found.warnings)
+    assert found.configuration["warmup_steps"] == {"unitary": "128 (2 runs); 64 (1 run)"}
+    assert any("warmup_steps is 128 (2 runs); 64 (1 run) in unitary." in warning for warning in found.warnings)

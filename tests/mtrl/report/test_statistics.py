@@ -16,6 +16,7 @@ from mtrl.report.statistics import (
     holm,
     interquartile_mean,
     interquartile_mean_over_seeds,
+    interquartile_mean_over_tasks,
     mean_curve,
     mean_over_seeds,
     mean_over_tasks,
@@ -69,6 +70,20 @@ def test_interquartile_mean_over_seeds_is_scipys() -> None:
 
     theirs = scipy.stats.bootstrap((values,), trimmed, n_resamples=RESAMPLES, method="percentile", rng=generator())
     check(interquartile_mean_over_seeds(values, generator()), float(trimmed(values, 0)), theirs.confidence_interval)
+
+
+@pytest.mark.parametrize(("seeds", "tasks"), [(9, 4), (5, 3)])
+def test_interquartile_mean_over_tasks_is_rliables(seeds: int, tasks: int) -> None:
+    """Their ``aggregate_iqm`` trims a quarter off either end of all scores of a stratified resample."""
+    x = scores(seeds, tasks)
+
+    def trimmed(*columns: Array, axis: int) -> Array:
+        mean: Array = scipy.stats.trim_mean(np.concatenate(columns, -1), 0.25, axis=axis)
+        return mean
+
+    columns = tuple(x.T)
+    theirs = scipy.stats.bootstrap(columns, trimmed, n_resamples=RESAMPLES, method="percentile", rng=generator())
+    check(interquartile_mean_over_tasks(x, generator()), float(trimmed(x.ravel(), axis=0)), theirs.confidence_interval)
 
 
 def test_probability_of_improvement_is_scipys_bootstrap_of_whole_seeds() -> None:
