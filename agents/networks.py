@@ -1,7 +1,7 @@
 """The fully shared networks of multi-task SAC: a tanh-Gaussian actor, and any number of critics.
 
 Inputs carry tasks in the first dimension, ``[T, ...]``; which task an observation is of, the networks append to it
-themselves, as a one-hot vector.
+themselves: as a one-hot vector, or as a row of a table that the critics learn.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.values import Values
-from mtrl.gradients.layers import EnsembleLayerNorm, EnsembleLinear
+from mtrl.gradients.layers import EnsembleLayerNorm, EnsembleLinear, TaskRows
 from mtrl.rl.protocols import Floats
 
 
@@ -23,9 +23,14 @@ def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
     """Appends the one-hot task identity, ``[T, ..., O]`` to ``[T, ..., O + T]``; for 0 tasks, nothing."""
     if not num_tasks:
         return observations
-    one_hot = torch.eye(num_tasks, dtype=observations.dtype, device=observations.device)
-    shape = (num_tasks,) + (1,) * (observations.dim() - 2) + (num_tasks,)
-    return torch.cat([observations, one_hot.view(shape).expand(*observations.shape[:-1], num_tasks)], -1)
+    return with_codes(observations, torch.eye(num_tasks, dtype=observations.dtype, device=observations.device))
+
+
+def with_codes(observations: Tensor, codes: Tensor) -> Tensor:
+    """Appends each task's code (``[T, C]``) to its observations: ``[T, ..., O]`` to ``[T, ..., O + C]``."""
+    num_tasks, size = codes.shape
+    shape = (num_tasks,) + (1,) * (observations.dim() - 2) + (size,)
+    return torch.cat([observations, codes.view(shape).expand(*observations.shape[:-1], size)], -1)
 
 
 Linear = Callable[[int, int], nn.Module]
@@ -83,12 +88,19 @@ class Actor(nn.Module):
         observation_size: the size O of an observation.
         action_size: the size A of an action in ``[-1, 1]``.
         hidden_sizes: the width of each hidden layer.
-        num_tasks: how many tasks to tell apart by a one-hot vector; 0 tells none.
+        num_tasks: how many tasks to tell apart; 0 tells none.
+        embedding_size: of the codes that tell them apart, which are not learned here but given (see `codes`); 0 is a
+            one-hot vector.
         layer_norm: normalise after each hidden linear layer.
         block: which of `BLOCKS` the hidden layers are.
         log_std_min: lower bound of the log standard deviation before squashing.
         log_std_max: its upper bound.
+
+    Attributes:
+        codes: ``[T, embedding_size]``, the tasks' codes where they are not one-hot; part of the state.
     """
+
+    codes: Tensor
 
     def __init__(
         self,
@@ -97,14 +109,17 @@ class Actor(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         num_tasks: int = 0,
+        embedding_size: int = 0,
         layer_norm: bool = False,
         block: str = "mlp",
         log_std_min: float = -20.0,
         log_std_max: float = 2.0,
     ) -> None:
         super().__init__()
-        self.num_tasks, self.action_size = num_tasks, action_size
-        sizes = [observation_size + num_tasks, *hidden_sizes, 2 * action_size]
+        self.num_tasks, self.action_size, self.embedding_size = num_tasks, action_size, embedding_size
+        sizes = [observation_size + (embedding_size or num_tasks), *hidden_sizes, 2 * action_size]
+        if embedding_size:
+            self.register_buffer("codes", torch.zeros(num_tasks, embedding_size))
         build, initialize = BLOCKS[block]
         self.layers = build(sizes, nn.Linear, nn.LayerNorm if layer_norm else None)
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
@@ -115,7 +130,8 @@ class Actor(nn.Module):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Maps ``[T, ..., O]`` to the mean and the log standard deviation before squashing, ``[T, ..., A]`` each."""
-        outputs = self.layers(with_task_id(observations, self.num_tasks))
+        x = with_codes(observations, self.codes) if self.embedding_size else with_task_id(observations, self.num_tasks)
+        outputs = self.layers(x)
         mean, log_std = outputs.to(observations.dtype).chunk(2, -1)
         return mean, log_std.clamp(self.log_std_min, self.log_std_max)
 
@@ -164,6 +180,8 @@ class Critics(nn.Module):
     Args:
         values: what the outputs mean.
         size: E.
+        embedding_size: of the codes that tell tasks apart, which all E learn together (BRC: Nauman et al., 2025): a row
+            of a table, divided by its length; 0 is a one-hot vector.
     """
 
     def __init__(
@@ -174,13 +192,15 @@ class Critics(nn.Module):
         values: Values,
         *,
         num_tasks: int = 0,
+        embedding_size: int = 0,
         size: int = 2,
         layer_norm: bool = False,
         block: str = "mlp",
     ) -> None:
         super().__init__()
         self.num_tasks, self.values, self.size = num_tasks, values, size
-        sizes = [observation_size + num_tasks + action_size, *hidden_sizes, values.outputs]
+        self.rows = TaskRows(num_tasks, embedding_size) if embedding_size else None
+        sizes = [observation_size + (embedding_size or num_tasks) + action_size, *hidden_sizes, values.outputs]
         build, initialize = BLOCKS[block]
         norm = partial(EnsembleLayerNorm, size) if layer_norm else None
         self.layers = build(sizes, partial(EnsembleLinear, size), norm)
@@ -191,6 +211,13 @@ class Critics(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Maps ``[T, B, O]`` and ``[T, B, A]`` to what `values` reads, ``[E, T, B, outputs]``."""
-        x = torch.cat([with_task_id(observations, self.num_tasks), actions], -1)
+        one_hot = self.rows is None
+        x = with_task_id(observations, self.num_tasks) if one_hot else with_codes(observations, self.codes())
+        x = torch.cat([x, actions], -1)
         outputs: Tensor = self.layers(x.expand(self.size, *x.shape))
         return outputs.to(x.dtype)
+
+    def codes(self) -> Tensor:
+        """The codes of the tasks, ``[T, embedding_size]``, of length 1."""
+        assert self.rows is not None
+        return functional.normalize(self.rows(), dim=-1)

@@ -54,7 +54,9 @@ class SACConfig:
     atoms: Annotated[int, Within("[2, inf)")] = 101
     critics: Annotated[int, Within("[1, inf)")] = 2
     twins: Annotated[str, Literal["min", "mean"]] = "min"  # what several critics say together
-    task_encoding: Annotated[str, Literal["one_hot", "none"]] = "one_hot"  # added to observations; Kurin et al.: none
+    # Added to observations; Kurin et al.: none; BRC: an embedding that the critics learn
+    task_encoding: Annotated[str, Literal["one_hot", "embedding", "none"]] = "one_hot"
+    embedding_size: Count = 32
     discount: Fraction = 0.99
     target_update_rate: Annotated[float, Within("(0, 1]")] = 0.005
     learning_rate: Positive = 3e-4
@@ -133,6 +135,13 @@ METRICS = (
 )
 
 
+@torch.no_grad()
+def _tell_codes(critic: Critics, actor: Actor) -> None:
+    """Gives the actor the tasks' codes that the critics have learned, if they do: its own loss does not train them."""
+    if critic.rows is not None:
+        actor.codes.copy_(critic.codes())
+
+
 class Pieces(NamedTuple):
     """What the agent does on the device; none reads anything back from it, so that each can be a CUDA graph.
 
@@ -200,8 +209,9 @@ class MultiTaskSAC:
         self.tasks, self.config, self.batch_size, self.device = list(tasks), config, batch_size, device
         num_tasks = len(tasks)
         self.generator = torch.Generator(device).manual_seed(seed)
-        encoded = num_tasks if config.task_encoding == "one_hot" else 0
-        sizes = {"observation_size": observation_size, "action_size": action_size, "num_tasks": encoded}
+        sizes = {"observation_size": observation_size, "action_size": action_size}
+        sizes["num_tasks"] = 0 if config.task_encoding == "none" else num_tasks
+        sizes["embedding_size"] = config.embedding_size if config.task_encoding == "embedding" else 0
         self.actor_arguments = sizes | config.network(config.actor)
         self._critic_arguments = sizes | config.network(config.critic) | {"size": config.critics}
         actor, critic = self._new_networks(seed)
@@ -239,7 +249,10 @@ class MultiTaskSAC:
         # Weights are drawn on the CPU whatever the device, so that a seed means the same networks everywhere.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Actor(**self.actor_arguments), Critics(**self._critic_arguments, values=self.config.values())
+            actor = Actor(**self.actor_arguments)
+            critic = Critics(**self._critic_arguments, values=self.config.values())
+        _tell_codes(critic, actor)
+        return actor, critic
 
     def memory_of_updates(self) -> int:
         """Bytes that updates take at most beside networks and buffer, whatever the method.
@@ -390,6 +403,7 @@ class MultiTaskSAC:
         with torch.no_grad():
             rate = self.config.target_update_rate * (1 - skip)
             torch._foreach_lerp_(list(self.target_critic.parameters()), critic, [rate] * len(critic))
+            _tell_codes(self.critic, self.actor)
             found = (
                 self._seen.losses.mean(),
                 actor_loss.mean(),

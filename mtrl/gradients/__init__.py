@@ -11,7 +11,7 @@ Both are sources of one pipeline, `mtrl.gradients.pipeline`.
 """
 
 from mtrl.gradients.distributed import mean_losses
-from mtrl.gradients.layers import register_rule
+from mtrl.gradients.layers import TaskRows, register_rule
 from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Combination, NonFiniteError, check_finite
 from mtrl.gradients.shared_input import Aliases, backward, fan_out
 from mtrl.gradients.task_batched import TaskBatched
@@ -22,6 +22,7 @@ __all__ = [
     "Combination",
     "NonFiniteError",
     "TaskBatched",
+    "TaskRows",
     "backward",
     "check_finite",
     "fan_out",

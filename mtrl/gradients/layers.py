@@ -81,6 +81,23 @@ def _grouped(x: Tensor, task_dim: int, num_tasks: int) -> Tensor:
     return x.reshape(*x.shape[: task_dim + 1], -1, x.shape[-1])
 
 
+class TaskRows(nn.Module):
+    """A table of which each task has a row of its own: no gradient of it is shared, so that none is combined.
+
+    Args:
+        num_tasks: T.
+        size: of a row; rows start with a length of about 1.
+    """
+
+    def __init__(self, num_tasks: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_tasks, size) * size**-0.5)
+
+    def forward(self) -> Tensor:
+        """The table, ``[T, size]``: the loss of a task may depend on its own row alone."""
+        return self.weight
+
+
 # -------------------------------------------------------------------------------------------------- torch's layers
 
 

@@ -20,7 +20,7 @@ from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import promises
 from mtrl.gradients.distributed import refuse_several, refuse_wrapped
-from mtrl.gradients.layers import Rule, grouped_by_task, rule_for, supported
+from mtrl.gradients.layers import Rule, TaskRows, grouped_by_task, rule_for, supported
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
@@ -93,10 +93,11 @@ class TaskBatched:
 
     Supported are ``nn.Linear``, ``nn.LayerNorm``, ``nn.Embedding`` and their ensembles (`mtrl.gradients.layers`),
     and whatever `mtrl.gradients.register_rule` adds, with any operation without parameters between them; a layer
-    may be called several times.
+    may be called several times. Each row of a `mtrl.gradients.TaskRows` is a single task's: it gets the gradient of
+    that task's loss as it is, is in no Gramian or Jacobian, and no method sees it.
 
     Args:
-        network: the module whose parameters are shared by all tasks; frozen ones get no gradient.
+        network: the module whose parameters are shared by all tasks, but for rows; frozen ones get no gradient.
         num_tasks: T.
         allow_slow: differentiate task by task (T backward passes) where the network holds an unsupported
             layer, instead of raising.
@@ -105,7 +106,7 @@ class TaskBatched:
             more product with the output gradients scaled by their task's weight.
 
     Attributes:
-        parameters: the trainable parameters, in the order of the Jacobian's columns.
+        parameters: the trainable parameters; first the shared ones, in the order of the Jacobian's columns.
 
     Raises:
         InputError: if a parameter belongs to an unsupported module (named) or to two modules, and
@@ -123,9 +124,11 @@ class TaskBatched:
         self.network = network
         self.num_tasks = num_tasks
         self.memory_limit = memory_limit
-        self.parameters = self._trainable()
-        self._num_columns = sum(parameter.numel() for parameter in self.parameters)
-        self._type = wide_type(self.parameters)
+        shared, specific = self._trainable()
+        self.parameters, self._num_shared = shared + specific, len(shared)
+        self._specific_gradients: Gradients = []
+        self._num_columns = sum(parameter.numel() for parameter in shared)
+        self._type = wide_type(shared)
         self._layers: list[_Layer] = []
         self._calls: list[_Call] = []
         self._losses: Tensor | None = None
@@ -135,7 +138,7 @@ class TaskBatched:
         self._trains = self._checked = False
         refuse_wrapped(network)
         refuse_several(_ONE_PROCESS)
-        if not self.parameters:
+        if not shared:
             raise InputError("the network has no trainable parameters")
         problem = self._find_layers()
         if problem and not allow_slow:
@@ -144,15 +147,19 @@ class TaskBatched:
         if self._slow:
             self._layers.clear()
 
-    def _trainable(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+    def _trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The trainable parameters that all tasks share, and those whose rows are the tasks' own."""
+        rows = {id(module.weight) for module in self.network.modules() if isinstance(module, TaskRows)}
+        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        shared = [parameter for parameter in trainable if id(parameter) not in rows]
+        return shared, [parameter for parameter in trainable if id(parameter) in rows]
 
     def _find_layers(self) -> str:
         """Fills the list of layers; returns what stands in the way of a batched backward, if anything."""
         start, owner = 0, dict[nn.Parameter, str]()
         for path, module in self.network.named_modules():
             own = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
-            if not own:
+            if not own or isinstance(module, TaskRows):
                 continue
             name = path or type(module).__name__
             rule = rule_for(module, own)
@@ -179,7 +186,7 @@ class TaskBatched:
         Raises:
             InputError: if parameters were added, frozen or thawed since this object was made.
         """
-        if [id(p) for p in self._trainable()] != [id(p) for p in self.parameters]:
+        if [id(p) for part in self._trainable() for p in part] != [id(p) for p in self.parameters]:
             raise InputError("the network's trainable parameters changed: make a new TaskBatched")
         self.forget()
         with torch.compiler.set_stance("force_eager"):
@@ -245,21 +252,21 @@ class TaskBatched:
         with torch.enable_grad():
             scaled = losses if scaler is None else scaler.scale(losses)
         if self._slow:
-            separate = list(scaled)
-            return ByParameters(separate, self.parameters, (), False, self.memory_limit, keep=keep, starts=starts)
+            parts = self.parameters[: self._num_shared], self.parameters[self._num_shared :]
+            return ByParameters(list(scaled), *parts, False, self.memory_limit, keep=keep, starts=starts)
         self._losses, self._keep = scaled, keep
         return self
 
     def forget(self) -> None:
         """Lets go of what was recorded: it serves one backward pass."""
-        self._calls, self._losses, self._differentiated = [], None, False
+        self._calls, self._losses, self._differentiated, self._specific_gradients = [], None, False, []
 
     # ----------------------------------------------------------------------------------------- as a source, by layer
 
     @property
     def num_shared(self) -> int:
-        """See `Source`: all are."""
-        return len(self.parameters)
+        """See `Source`."""
+        return self._num_shared
 
     @property
     def activations(self) -> Sequence[Tensor]:
@@ -291,25 +298,36 @@ class TaskBatched:
     def weighted(self, weights: Tensor, scale: float) -> Gradients:
         """See `Source`: one plain backward pass, unless the per-task gradients are there already."""
         if not self._differentiated:
-            losses = self._losses
+            losses, shared, own = self._losses, self.parameters[: self._num_shared], self._unweighted(scale)
             assert losses is not None
             if not self._keep:
                 self.forget()  # what was recorded would outlive the pass through it
-            return differentiate([losses], self.parameters, [weights * scale], retain_graph=self._keep)
+            return differentiate([losses], shared, [weights * scale], retain_graph=self._keep) + own
         weights = weights.to(self.parameters[0].device, self._type) * scale
         if self._fits:
-            return self._split(weights @ self._rows(self._num_columns))
+            return self._split(weights @ self._rows(self._num_columns)) + self._unweighted(scale)
         update = self.parameters[0].new_empty(1, self._num_columns, dtype=self._type)
         for layer in self._layers:
             self._fill(layer, update[:, layer.columns], weights)
-        return self._split(update[0])
+        return self._split(update[0]) + self._unweighted(scale)
 
     def along(self, direction: Tensor, scale: float) -> Gradients:
         """See `Source`."""
-        return self._split(direction * scale)
+        return self._split(direction * scale) + self._unweighted(scale)
+
+    def _unweighted(self, scale: float) -> Gradients:
+        """The gradients of rows that are the tasks' own: those of the sum of losses, since these do not share them."""
+        specific, losses = self.parameters[self._num_shared :], self._losses
+        if self._differentiated or not specific:
+            return [None if gradient is None else gradient * scale for gradient in self._specific_gradients]
+        assert losses is not None
+        return differentiate([losses], specific, [torch.full_like(losses, scale)], retain_graph=True)
 
     def offender(self, combined: Gradients) -> int | None:
         """See `Source`; from what was recorded."""
+        for gradient in combined[self._num_shared :]:
+            if gradient is not None and len(bad := (~gradient.isfinite().all(1)).nonzero()):
+                return int(bad[0])
         if self._calls:
             bad = (~self.gramian().diagonal().isfinite()).nonzero()
             return int(bad[0]) if len(bad) else None
@@ -326,9 +344,11 @@ class TaskBatched:
         assert self._losses is not None
         outputs = [call.output for call in self._calls]
         keep = self._keep or not self._checked
-        deltas = differentiate([self._losses], outputs, [torch.ones_like(self._losses)], retain_graph=keep)
-        for call, delta in zip(self._calls, deltas, strict=True):
+        inputs = outputs + self.parameters[self._num_shared :]
+        found = differentiate([self._losses], inputs, [torch.ones_like(self._losses)], retain_graph=keep)
+        for call, delta in zip(self._calls, found, strict=False):
             call.delta = delta
+        self._specific_gradients = found[len(outputs) :]
         self._differentiated = True
         if not self._checked:
             self._checked = self._check_promises(self._losses)
@@ -403,6 +423,7 @@ class TaskBatched:
             inputs = [*outputs, *self.parameters]
             scaled = differentiate([losses], inputs, [factors.to(losses)], retain_graph=keep)
             self._check_separate(scaled[: len(outputs)], factors)
+            self._check_rows(scaled[len(outputs) + self._num_shared :], factors)
         return self._check_explained(scaled[len(outputs) :], factors)
 
     def _check_separate(self, scaled: Gradients, factors: Tensor) -> None:
@@ -419,6 +440,15 @@ class TaskBatched:
                     f"the losses mix tasks behind layer '{call.layer.name}': each loss has to depend on its own "
                     "task's samples alone (statistics over the samples of all tasks do not)"
                 )
+
+    def _check_rows(self, scaled: Gradients, factors: Tensor) -> None:
+        for gradient, other in zip(self._specific_gradients, scaled, strict=True):
+            if gradient is None or other is None:
+                continue
+            rows, other = (entries.to(self._type) for entries in (gradient, other))
+            allowed = COARSE * _rounding(gradient) * float(other.norm())
+            if _differ(other, rows * factors[:, None], float(rows.norm()), allowed):
+                raise InputError("a task's loss depends on another task's row of a TaskRows, which is that task's own")
 
     def _check_explained(self, scaled: Gradients, factors: Tensor) -> bool:
         finite = True

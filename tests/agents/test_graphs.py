@@ -45,6 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
         "reward_scale": "return",
     },
     {"weight_decay_mode": "decoupled", "task_encoding": "none", "reward_scale": "none", "rescale": False},
+    {"task_encoding": "embedding", "embedding_size": 4, "max_gradient_norm": 0.5},
 ]
 
 
@@ -281,7 +282,7 @@ def test_what_an_update_returns_is_not_overwritten_by_the_next() -> None:
     assert {key: float(value) for key, value in first.items()} == before
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "clipped", "large", "decoupled"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "clipped", "large", "decoupled", "embedding"])
 @pytest.mark.parametrize("combiner", ["unitary", "uncertainty", "pcgrad"])
 @pytest.mark.parametrize("memory_limit", [0, 1 << 30], ids=["streamed", "kept"])
 def test_the_pieces_never_wait_for_the_device(combiner: str, options: dict[str, Any], memory_limit: int) -> None:

@@ -152,7 +152,10 @@ LARGE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, LARGE, {**LARGE, "twins": "min", "critics": 3}])
+EMBEDDING: dict[str, Any] = {"task_encoding": "embedding", "embedding_size": 4}
+
+
+@pytest.mark.parametrize("options", [{}, LARGE, EMBEDDING, {**LARGE, "twins": "min", "critics": 3, **EMBEDDING}])
 def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses(options: dict[str, Any]) -> None:
     agent, reference = make_agent(**options), make_agent(**options)
     fill(agent)
@@ -186,7 +189,7 @@ def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses(options: dict
         torch.testing.assert_close(ours, (1 - tau) * old + tau * new, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", [{}, {"per_task_temperature": True}, LARGE])
+@pytest.mark.parametrize("options", [{}, {"per_task_temperature": True}, LARGE, {**LARGE, **EMBEDDING}])
 def test_state_restores_learning_bit_for_bit(options: dict[str, Any]) -> None:
     agent = make_agent("rlw_normal", **options)
     fill(agent)
@@ -219,6 +222,53 @@ def test_the_deterministic_policy_touches_no_state() -> None:
 def test_without_task_encoding_tasks_cannot_be_told_apart() -> None:
     actions = make_agent(task_encoding="none").policy()(np.ones((3, OBSERVATION), np.float32))
     assert np.allclose(actions[0], actions[1])
+
+
+@pytest.mark.parametrize("combiner", ["unitary", "random_grad_drop", "mgda", "graddrop"])
+def test_codes_of_tasks_are_learned_from_the_critics_own_losses_alone(combiner: str) -> None:
+    agent, reference = make_agent(combiner, **EMBEDDING), make_agent(combiner, **EMBEDDING)
+    for one in (agent, reference):
+        fill(one)
+    r = reference
+    batch = r._sample()
+    alpha = r.log_alpha.detach().exp().unsqueeze(-1)
+    targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.config.discount, r.generator)
+    losses = critic_losses(r.critic, batch, targets)
+    assert r.critic.rows is not None
+    table = r.critic.rows.weight
+    own = torch.stack([torch.autograd.grad(loss, table, retain_graph=True)[0][t] for t, loss in enumerate(losses)])
+    table.grad = own / len(TASKS)
+    torch.optim.Adam([table], r.config.learning_rate).step()
+    before = agent.actor.codes.clone()
+    metrics = agent.update(insight=True)
+    assert agent.critic.rows is not None
+    torch.testing.assert_close(agent.critic.rows.weight, table, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(agent.actor.codes, torch.nn.functional.normalize(table, dim=-1), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(agent.actor.codes, before)
+    torch.testing.assert_close(agent.actor.codes.norm(dim=1), torch.ones(3))
+    assert "codes" not in dict(agent.actor.named_parameters())
+    shared = [p for name, p in r.critic.named_parameters() if name != "rows.weight"]
+    gradients = [torch.cat([g.flatten() for g in torch.autograd.grad(x, shared, retain_graph=True)]) for x in losses]
+    expected = torch.stack(gradients).sum(0).norm()
+    assert metrics["conflict/critic/summed_gradient_norm"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_codes_are_part_of_the_policy_and_begin_anew_with_the_networks() -> None:
+    agent = make_agent(**EMBEDDING)
+    fill(agent)
+    assert agent.critic.rows is not None
+    kept, acted = agent.policy_state(), agent.policy()(np.ones((3, OBSERVATION), np.float32))
+    torch.testing.assert_close(kept["codes"], agent.critic.codes())
+    for _ in range(3):
+        agent.update()
+    observations = np.ones((3, OBSERVATION), np.float32)
+    assert np.array_equal(agent.policy(kept)(observations), acted)
+    assert not np.array_equal(agent.policy()(observations), acted)
+    assert not np.array_equal(acted[0], acted[1]), "the task identity reaches the policy"
+    agent.reset()
+    torch.testing.assert_close(agent.actor.codes, agent.critic.codes())
+    assert torch.equal(agent.critic.codes(), agent.target_critic.codes())
+    assert not torch.equal(agent.actor.codes, kept["codes"])
 
 
 def test_a_broken_simulation_is_never_stored() -> None:
@@ -288,7 +338,14 @@ def test_gradient_clipping_bounds_the_norm() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("learning_rate", -1.0), ("discount", 1.5), ("hidden_sizes", [0]), ("task_encoding", "x"), ("buffer_size", 0)],
+    [
+        ("learning_rate", -1.0),
+        ("discount", 1.5),
+        ("hidden_sizes", [0]),
+        ("task_encoding", "x"),
+        ("buffer_size", 0),
+        ("embedding_size", 0),
+    ],
 )
 def test_values_out_of_range_are_refused_by_key(key: str, value: object) -> None:
     with pytest.raises(InputError, match=f"agent.{key}"):
