@@ -90,7 +90,8 @@ class Objectives:
         norms, losses, gramian = told.tensor_split([len(self.norms), len(self.norms) + t])
         if not bool(norms.isfinite().all()):
             self.check()
-        seen = gramian.view(t, t) if combiner.needs == "gramian" else None
+        size = 2 * t if combiner.halves else t
+        seen = gramian.view(size, size) if combiner.needs == "gramian" else None
         if combiner.needs == "jacobian":
             losses, seen = losses.to(self.device), self._looked[name].seen
         with self.named_errors(name):

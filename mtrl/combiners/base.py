@@ -67,6 +67,9 @@ class Combiner(torch.nn.Module):
     """The cheapest thing that the driver has to compute: per-task losses, their Gramian, or the Jacobian."""
     needs_change: ClassVar[bool] = False
     """Whether `needs` is not the same at every step; it is that of the step that comes next."""
+    halves: bool = False
+    """Whether the Gramian is to be that of two independent halves of each task's samples: ``[2T, 2T]``, the first
+    halves' gradients first, each as large as that of all samples. ``[T, T]`` stands for two equal halves."""
     positive_losses: bool = False
     """Whether the method is for positive losses: a negative one is refused. A loss of 0, as of a task learnt perfectly
     or without a label in the batch, takes no part in that call, unless the class says otherwise."""
@@ -115,7 +118,8 @@ class Combiner(torch.nn.Module):
 
         Args:
             losses: ``[T]``, detached or not; no gradient flows through the weights.
-            gramian: ``[T, T]``, the inner products of the per-task gradients; unused by ``"losses"`` methods.
+            gramian: ``[T, T]``, the inner products of the per-task gradients (see `halves`); unused by ``"losses"``
+                methods.
 
         Raises:
             InputError: on a wrong shape, a missing Gramian, or a negative loss that this method cannot take.
@@ -171,7 +175,8 @@ class Combiner(torch.nn.Module):
         t = self.num_tasks
         if losses.shape != (t,):
             raise InputError(f"{self.name} was made for {t} tasks, got losses of shape {tuple(losses.shape)}")
-        if self.needs == "gramian" and (gramian is None or gramian.shape != (t, t)):
+        allowed = ((t, t), (2 * t, 2 * t)) if self.halves else ((t, t),)
+        if self.needs == "gramian" and (gramian is None or gramian.shape not in allowed):
             got = None if gramian is None else tuple(gramian.shape)
             raise InputError(f"{self.name} needs a Gramian of shape {(t, t)}, got {got}")
         if self.positive_losses and not bool((losses >= 0).all()):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mtrl.combiners import Array, GramianCombiner, register
+from mtrl.combiners.solvers import halves_of, to_host, unit_gramian
 from mtrl.ranges import Count, FractionBelowOne, NotNegative, Positive
 
 
@@ -15,7 +16,8 @@ class SDMGrad(GramianCombiner):
     The update is ``g_a + lambda g_0``, ``g_0 = sum_i g_i / T``, for ``a`` on the simplex that minimises its length. At
     each call ``a`` starts from where it was (first ``1 / T``) and takes projected SGD steps with momentum on
     ``X (a + lambda / T)``. In the paper ``X`` holds the products of gradients of independent batches, which makes the
-    steps unbiased; here, as in its reinforcement learning code, it is the Gramian of the one batch. As in that code
+    steps unbiased: with ``halves``, those of the two halves of each task's samples. As in its reinforcement learning
+    code ``X`` is otherwise the Gramian of the one batch. As in that code
     ``X`` is divided by the squared mean of the gradients' norms, so that the step size has no unit. ``w = a +
     lambda / T``, the paper's scale, where the code divides by ``1 + lambda``. If all gradients are 0, ``a`` stays.
 
@@ -24,6 +26,7 @@ class SDMGrad(GramianCombiner):
         iterations: SGD steps per call; 20 as in their code.
         learning_rate: of these steps, above 0; 10 as in their code.
         momentum: of these steps, in [0, 1); 0.5 as in their code.
+        halves: compare two halves of each task's samples, where every task has samples of its own.
     """
 
     weights_specific = False  # authors' code (weight_methods.py) backpropagates each loss as it is into the heads
@@ -35,18 +38,32 @@ class SDMGrad(GramianCombiner):
         iterations: Count = 20,
         learning_rate: Positive = 10.0,
         momentum: FractionBelowOne = 0.5,
+        halves: bool = False,
     ) -> None:
+        self.halves = halves
         self.lambda_ = lambda_
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.simplex: Tensor = torch.nn.Buffer(torch.full((self.num_tasks,), 1 / self.num_tasks, dtype=torch.float64))
 
+    def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        if not self.halves:
+            return super()._weights(losses, gramian)
+        assert gramian is not None
+        whole, cross = halves_of(to_host(gramian)[0], self.num_tasks)
+        norms, _ = unit_gramian(whole)
+        scale = norms.mean() or 1.0
+        return torch.from_numpy(self._descend(norms, cross / scale / scale))
+
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
+        relative = norms / (norms.mean() or 1.0)
+        return self._descend(norms, relative[:, None] * cosines * relative)
+
+    def _descend(self, norms: Array, products: Array) -> Array:
+        """The weights after some steps, for the products ``X``."""
         point, pull = self.simplex.cpu().numpy().copy(), self.lambda_ / self.num_tasks
         if norms.any():
-            relative = norms / norms.mean()
-            products = relative[:, None] * cosines * relative
             velocity = np.zeros_like(point)
             for _ in range(self.iterations):
                 velocity = self.momentum * velocity + products @ (point + pull)

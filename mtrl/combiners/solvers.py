@@ -72,6 +72,13 @@ def unit_gramian(gramian: Array) -> tuple[Array, Array]:
     return norms, cosines
 
 
+def halves_of(gramian: Array, num_tasks: int) -> tuple[Array, Array]:
+    """The Gramian ``[T, T]`` of all samples, and ``J_1 J_2^T`` of their two halves; see `Combiner.halves`."""
+    first, second = slice(num_tasks), slice(-num_tasks, None)
+    cross: Array = gramian[first, second]
+    return (gramian[first, first] + gramian[second, second] + cross + cross.T) / 4, cross
+
+
 def limit_norm(weights: Array, norms: Array, cosines: Array, max_norm: float) -> Array:
     """Scales the weights down so that the update ``J^T w`` is no longer than ``max_norm``."""
     lengths = weights * norms

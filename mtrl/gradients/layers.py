@@ -68,11 +68,22 @@ def grouped_by_task(module: nn.Module, rule: Rule, x: Tensor, delta: Tensor, num
     """
     if not x.is_floating_point():  # indices, the same for all members of an ensemble
         return _grouped(x.unsqueeze(-1), 0, num_tasks), _grouped(delta, rule.task_dim, num_tasks)
-    features = len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 1
+    features = _features(module)
     return (
         _grouped(x.flatten(-features), rule.task_dim, num_tasks),
         _grouped(delta.flatten(-features), rule.task_dim, num_tasks),
     )
+
+
+def count_of_samples(module: nn.Module, rule: Rule, output: Tensor) -> int:
+    """How many samples of each task a layer's output is of; 1 where it has no dimension of them."""
+    place = rule.task_dim + 1
+    return output.shape[place] if output.dim() > place + _features(module) else 1
+
+
+def _features(module: nn.Module) -> int:
+    """How many dimensions hold the features."""
+    return len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 1
 
 
 def _grouped(x: Tensor, task_dim: int, num_tasks: int) -> Tensor:

@@ -41,6 +41,9 @@ class Source(Protocol):
     def gramian(self) -> Tensor:
         """``[T, T]``, the inner products of the per-task gradients."""
 
+    def gramian_of_halves(self) -> Tensor:
+        """``[2T, 2T]``, see `Combiner.halves`; `InputError` where the samples of the tasks are not told apart."""
+
     def jacobian(self) -> Tensor:
         """``[T, D]``, one task's gradient a row; it may be overwritten, and is made anew by the next call."""
 
@@ -133,16 +136,18 @@ def combine(
         accumulate(source.parameters, combined)
         if overflow:
             return Combination(losses, None, None, None, norm)
-        if insight or needs == "gramian":
+        if insight or (needs == "gramian" and not combiner.halves):
             return describe(losses, combiner, source, found, norm, seen)
     return Combination(losses, None if needs == "jacobian" else found, None, None, norm)
 
 
 def look(combiner: Combiner, source: Source) -> Tensor | None:
-    """What the method looks at beside the losses: the Gramian ``[T, T]``, the Jacobian ``[T, D]``, or nothing."""
+    """What the method looks at beside the losses: a Gramian (see `Combiner.halves`), the Jacobian, or nothing."""
     if combiner.needs == "losses":
         return None
-    return source.gramian() if combiner.needs == "gramian" else source.jacobian()
+    if combiner.needs == "jacobian":
+        return source.jacobian()
+    return source.gramian_of_halves() if combiner.halves else source.gramian()
 
 
 def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None, activations: Sequence[Tensor] = ()) -> Tensor:
@@ -163,7 +168,7 @@ def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None, activations: 
         check_finite("gradient", seen.sum(1))
         return combiner.combine(losses, seen, activations)
     if seen is not None:
-        check_finite("gradient", seen.diagonal())
+        check_finite("gradient", seen.diagonal().view(-1, len(losses)).sum(0))
     weights = combiner.weights(losses, seen)
     check_finite("weight", weights)
     return weights
@@ -182,7 +187,7 @@ def describe(
         jacobian = source.jacobian()  # once more: the method may have overwritten it
         gramian = jacobian @ jacobian.T
         return Combination(losses, None, gramian, cosines(gramian, jacobian @ found, found.norm()), norm)
-    gramian = source.gramian() if seen is None else seen
+    gramian = source.gramian() if seen is None or combiner.halves else seen
     return Combination(losses, found, gramian, weighted_cosines(gramian, found), norm)
 
 
@@ -294,6 +299,9 @@ class _Unscaled:
 
     def gramian(self) -> Tensor:
         return self.scaled.gramian() / self.factor.square()
+
+    def gramian_of_halves(self) -> Tensor:
+        return self.scaled.gramian_of_halves() / self.factor.square()
 
     def jacobian(self) -> Tensor:
         return self.scaled.jacobian().div_(self.factor)

@@ -275,6 +275,13 @@ class _LossByLoss:
         """See `Source`."""
         return ()
 
+    def gramian_of_halves(self) -> Tensor:
+        """See `Source`: losses hide their samples."""
+        raise InputError(
+            "there are no halves of each task's samples to compare, where all tasks share theirs: set halves=false, "
+            "which biases the method's weights"
+        )
+
     def weighted(self, weights: Tensor, scale: float) -> Gradients:
         """See `Source`: one more backward pass, of the weighted losses."""
         coefficients = list(self.replicas.agreed(weights) * scale)

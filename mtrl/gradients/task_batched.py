@@ -20,7 +20,7 @@ from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import promises
 from mtrl.gradients.distributed import refuse_several, refuse_wrapped
-from mtrl.gradients.layers import Rule, TaskRows, grouped_by_task, rule_for, supported
+from mtrl.gradients.layers import Rule, TaskRows, count_of_samples, grouped_by_task, rule_for, supported
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
@@ -133,7 +133,7 @@ class TaskBatched:
         self._calls: list[_Call] = []
         self._losses: Tensor | None = None
         self._differentiated = False
-        self._memory = torch.empty(0)
+        self._memory, self._kept = torch.empty(0), False
         self._keep = True
         self._trains = self._checked = False
         refuse_wrapped(network)
@@ -259,7 +259,8 @@ class TaskBatched:
 
     def forget(self) -> None:
         """Lets go of what was recorded: it serves one backward pass."""
-        self._calls, self._losses, self._differentiated, self._specific_gradients = [], None, False, []
+        self._calls, self._losses, self._specific_gradients = [], None, []
+        self._differentiated = self._kept = False
 
     # ----------------------------------------------------------------------------------------- as a source, by layer
 
@@ -281,6 +282,7 @@ class TaskBatched:
         jacobian = self._rows(self._num_columns)
         for layer in self._layers:
             self._fill(layer, jacobian[:, layer.columns])
+        self._kept = True
         return jacobian
 
     def gramian(self) -> Tensor:
@@ -295,6 +297,19 @@ class TaskBatched:
             gramian = inner_products(rows, gramian)
         return gramian
 
+    def gramian_of_halves(self) -> Tensor:
+        """See `Source`: where losses are sums or means over samples. Of an odd number, the middle one is left out."""
+        self._differentiate()
+        self._kept = False
+        t = self.num_tasks
+        gramian = self.parameters[0].new_zeros(2 * t, 2 * t, dtype=self._type)
+        for layer in self._layers:
+            rows = self._rows(layer.columns.stop - layer.columns.start, 2 * t)
+            for half in range(2):
+                self._fill(layer, rows[half * t : half * t + t], half=half)
+            gramian = inner_products(rows, gramian)
+        return gramian
+
     def weighted(self, weights: Tensor, scale: float) -> Gradients:
         """See `Source`: one plain backward pass, unless the per-task gradients are there already."""
         if not self._differentiated:
@@ -304,7 +319,7 @@ class TaskBatched:
                 self.forget()  # what was recorded would outlive the pass through it
             return differentiate([losses], shared, [weights * scale], retain_graph=self._keep) + own
         weights = weights.to(self.parameters[0].device, self._type) * scale
-        if self._fits:
+        if self._kept:
             return self._split(weights @ self._rows(self._num_columns)) + self._unweighted(scale)
         update = self.parameters[0].new_empty(1, self._num_columns, dtype=self._type)
         for layer in self._layers:
@@ -360,19 +375,25 @@ class TaskBatched:
         # 50 x 128 and 0.83 at 10 x 128 (forward and backward of two 3x400 critics, one CPU core).
         return self.num_tasks * self._num_columns * self._type.itemsize <= self.memory_limit
 
-    def _rows(self, columns: int) -> Tensor:
-        """``[T, columns]`` of memory that is allocated once and again only when it has to grow or move."""
+    def _rows(self, columns: int, count: int | None = None) -> Tensor:
+        """``[T or count, columns]`` of memory that is allocated once and again only when it has to grow or move."""
+        count = self.num_tasks if count is None else count
         device = self.parameters[0].device
         stride = columns if device.type == "cpu" else columns + -columns % ALIGNED
-        size = self.num_tasks * stride
+        size = count * stride
         if self._memory.numel() < size or self._memory.dtype != self._type or self._memory.device != device:
             self._memory = torch.empty(size, dtype=self._type, device=device)
-        return self._memory[:size].view(self.num_tasks, stride)[:, :columns]
+        return self._memory[:size].view(count, stride)[:, :columns]
 
-    def _fill(self, layer: _Layer, rows: Tensor, weights: Tensor | None = None) -> None:
-        """Writes a layer's per-task gradients (``[T, size]``), or with weights their weighted sum (``[1, size]``)."""
+    def _fill(self, layer: _Layer, rows: Tensor, weights: Tensor | None = None, *, half: int | None = None) -> None:
+        """Writes a layer's per-task gradients (``[T, size]``), or with weights their weighted sum (``[1, size]``).
+
+        Those of the first (0) or second (1) ``half`` of the samples are as large as those of all.
+        """
         pairs = [
-            self._grouped(call, call.delta) for call in self._calls if call.layer is layer and call.delta is not None
+            self._grouped(call, call.delta) if half is None else self._halved(call, call.delta, half)
+            for call in self._calls
+            if call.layer is layer and call.delta is not None
         ]
         if not pairs:
             rows.zero_()
@@ -395,6 +416,23 @@ class TaskBatched:
                 f"layer '{call.layer.name}' got or gave a {error}: expected {self.num_tasks} tasks in the first "
                 "dimension (the second in an ensemble) and samples in the next"
             ) from None
+
+    def _halved(self, call: _Call, delta: Tensor, half: int) -> tuple[Tensor, Tensor]:
+        x, grouped = self._grouped(call, delta)
+        count = self._num_samples()
+        kept = x.shape[-2] // count * (count // 2)  # behind the samples there can be other dimensions
+        where = slice(kept) if half == 0 else slice(-kept, None)
+        return x[..., where, :], grouped[..., where, :] * (count / (count // 2))
+
+    def _num_samples(self) -> int:
+        """How many of each task there are, the same in every call."""
+        counts = {count_of_samples(call.layer.module, call.layer.rule, call.output) for call in self._calls}
+        if len(counts) > 1 or min(counts) < 2:
+            raise InputError(
+                "halves of each task's samples need two or more, and as many in every call of a layer: got "
+                f"{', '.join(map(str, sorted(counts)))}"
+            )
+        return counts.pop()
 
     def _split(self, update: Tensor) -> Gradients:
         """A flat update (``[P]``) by parameter, with None where no loss reaches it."""

@@ -67,7 +67,7 @@ encoder, heads = torch.nn.Linear(3, 4), torch.nn.ModuleList([torch.nn.Linear(4, 
 z = encoder(torch.randn(5, 3))
 losses = torch.stack([head(z).square().mean() for head in heads])
 for name in combiners.names():
-    options = {"weights": [1.0, 2.0]} if name == "fixed" else {}
+    options = {"fixed": {"weights": [1.0, 2.0]}, "modo": {"halves": False}}.get(name, {})
     combiner = combiners.make(name, num_tasks=2, seed=0, **options)
     gradients.backward(losses, combiner, shared=encoder.parameters(), specific=heads, retain_graph=True)
 assert encoder.weight.grad.isfinite().all()

@@ -29,12 +29,13 @@ from tests.property.matrices import FAMILIES, TASKS, P, problem
 for file in filter(None, os.environ.get("MTRL_PLUGINS", "").split(os.pathsep)):
     load_file("MTRL_PLUGINS", file)
 WRAPPED = [
+    "sdmgrad halves=True",
     *("mgda every=2", "pcgrad every=3", "nash_mtl every=2", "uncertainty every=2"),
     *("cagrad smooth=0.5", "rlw_normal smooth=0.9", "famo smooth=0.5", "imtl smooth=0.5"),
     *("upgrad log=True", "imtl_g log=True", "aligned_mtl log=True"),
     *("mgda every=2 smooth=0.5", "fairgrad every=2 smooth=0.5 log=True"),
 ]
-"""Methods under wrappers: what is common to all methods holds of them too."""
+"""Methods under wrappers, or with an option: what is common to all methods holds of them too."""
 NAMES = combiners.names() + WRAPPED
 
 

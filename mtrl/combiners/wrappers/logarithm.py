@@ -29,5 +29,6 @@ class Logarithm(Wrapper):
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         assert gramian is not None
         inverse = (1 / losses).where(losses > 0, 0.0)
-        weights = self.inner.weights(losses, gramian * inverse.unsqueeze(1) * inverse)
+        rows = inverse.repeat(len(gramian) // len(inverse))  # of halves, there are two for each task
+        weights = self.inner.weights(losses, gramian * rows.unsqueeze(1) * rows)
         return weights * inverse

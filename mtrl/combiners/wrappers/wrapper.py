@@ -30,6 +30,11 @@ class Wrapper(Combiner):
         return self.inner.needs
 
     @property
+    def halves(self) -> bool:  # type: ignore[override]
+        """See `Combiner`."""
+        return self.inner.halves
+
+    @property
     def stationary(self) -> bool:  # type: ignore[override]
         """See `Combiner`."""
         return self.inner.stationary

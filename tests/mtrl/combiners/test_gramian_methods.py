@@ -65,6 +65,55 @@ def test_sdmgrad_agrees_with_torchjd() -> None:
         close(combiner.weights(losses_of(3), gramian), 1.3 * expected(gramian))
 
 
+def of_halves(num_tasks: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two halves' Jacobians."""
+    whole = gradients(num_tasks, seed)
+    noise = gradients(num_tasks, seed + 100)
+    return whole + noise, whole - noise
+
+
+def test_modo_agrees_with_torchjd() -> None:
+    combiner, expected = combiners.make("modo", 3, gamma=0.02), jd.MoDoWeighting(gamma=0.02, rho=0.1)
+    biased, same = combiners.make("modo", 3, gamma=0.02, halves=False), jd.MoDoWeighting(gamma=0.02, rho=0.1)
+    for seed in range(8):
+        first, second = of_halves(3, seed)
+        rows = torch.cat([first, second])
+        weights = combiner.weights(losses_of(3), rows @ rows.T)
+        close(weights, expected(first @ second.T))
+        assert not torch.allclose(weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+        whole = (first + second) / 2
+        close(biased.weights(losses_of(3), whole @ whole.T), same(whole @ whole.T))
+
+
+def test_sdmgrad_of_halves_follows_the_papers_step() -> None:
+    combiner = combiners.make("sdmgrad", 3, halves=True, iterations=4, learning_rate=0.5, momentum=0.5, lambda_=0.6)
+    point = np.full(3, 1 / 3)
+    for seed in range(4):
+        first, second = of_halves(3, seed)
+        rows = torch.cat([first, second])
+        one, other = first.numpy(), second.numpy()
+        size = np.mean([np.linalg.norm(row) for row in (one + other) / 2])
+        velocity = np.zeros(3)
+        for _ in range(4):
+            # The gradient of |J^T a + lambda g_0|^2 / 2 by a, one factor from each half's samples.
+            direction = other.T @ (point + 0.6 / 3)
+            velocity = 0.5 * velocity + one @ direction / size**2
+            point = project_to_simplex(point - 0.5 * velocity)
+        close(combiner.weights(losses_of(3), rows @ rows.T), torch.from_numpy(point + 0.6 / 3))
+
+
+def test_methods_of_halves_take_one_gramian_for_both() -> None:
+    jacobian = gradients(3)
+    both = torch.cat([jacobian, jacobian])
+    for name, options in (("modo", {}), ("sdmgrad", {"halves": True})):
+        one, other = (combiners.make(name, 3, **options) for _ in range(2))
+        close(one.weights(losses_of(3), jacobian @ jacobian.T), other.weights(losses_of(3), both @ both.T))
+    close(weights("sdmgrad", jacobian), combiners.make("sdmgrad", 3, halves=True).weights(losses_of(3), both @ both.T))
+    for name in ("mgda", "sdmgrad"):
+        with pytest.raises(InputError, match=r"needs a Gramian of shape \(3, 3\), got \(6, 6\)"):
+            combiners.make(name, 3).weights(losses_of(3), both @ both.T)
+
+
 def test_pcgrad_of_two_agrees_with_torchjd() -> None:
     jacobian = torch.tensor([[1.0, 0.2], [-1.0, 0.5]], dtype=torch.float64)
     close(weights("pcgrad", jacobian) @ jacobian, jd.PCGrad()(jacobian))
@@ -495,6 +544,9 @@ def test_project_to_simplex(seed: int) -> None:
         ("sdmgrad", {"iterations": 0}),
         ("sdmgrad", {"momentum": 1.0}),
         ("sdmgrad", {"learning_rate": 0.0}),
+        ("sdmgrad", {"halves": 1}),
+        ("modo", {"gamma": 0.0}),
+        ("modo", {"rho": -1.0}),
         ("gradnorm", {"alpha": -1.0}),
         ("gradnorm", {"learning_rate": 0.0}),
         ("cdtt", {"alpha": 1.1}),

@@ -1,9 +1,10 @@
 """The methods that need nothing but the losses, against autograd, torch's Adam and TorchJD in float64."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -128,6 +129,72 @@ def test_scale_invariant(offset: float) -> None:
     torch.testing.assert_close(weights, derivative(lambda x: (x + offset).log().sum(), losses))
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 20.0])
+def test_uw_so_is_the_softmax_of_inverse_losses(temperature: float) -> None:
+    combiner = combiners.make("uw_so", T, temperature=temperature)
+    for losses in loss_sequence(5):
+        shares = [math.exp(1 / (temperature * loss)) for loss in losses.tolist()]
+        assert combiner.weights(losses).tolist() == pytest.approx([share / sum(shares) for share in shares], rel=1e-12)
+    assert combiner.weights(torch.tensor([1e-300, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)).tolist() == [1, 0, 0, 0, 0]
+    assert combiner.weights(torch.full((T,), 1e-30)).tolist() == pytest.approx([1 / T] * T)
+
+
+def partitions(items: list[int], groups: int) -> Iterator[list[list[int]]]:
+    """All ways of putting items into so many groups."""
+    if not items:
+        if not groups:
+            yield []
+        return
+    first, *rest = items
+    for found in partitions(rest, groups):
+        for number in range(groups):
+            yield [[first, *own] if place == number else own for place, own in enumerate(found)]
+    if groups:
+        for found in partitions(rest, groups - 1):
+            yield [[first], *found]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, 9])
+def test_go4align_gives_each_group_of_the_best_partition_one_weight(groups: int) -> None:
+    eta = 0.05
+    combiner = combiners.make("go4align", T, groups=groups, eta=eta)
+    p = [1 / T] * T
+    for losses in loss_sequence(8):
+        told = losses.tolist()
+        p = [share * math.exp(-eta * loss) for share, loss in zip(p, told, strict=True)]
+        p = [share / sum(p) for share in p]
+        risks = np.array([share * sum(told) / loss for share, loss in zip(p, told, strict=True)])
+        ways = partitions([*range(T)], min(groups, T))
+        best = min(ways, key=lambda way: sum(((risks[own] - risks[own].mean()) ** 2).sum() for own in way))
+        expected = [next(risks[own].mean() for own in best if task in own) for task in range(T)]
+        assert combiner.weights(losses).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_go4align_never_parts_tasks_of_equal_risk() -> None:
+    losses = torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0])
+    weights = combiners.make("go4align", T, groups=3).weights(losses)
+    assert len(set(weights.tolist())) == 2
+    assert len(set(weights[:4].tolist())) == 1
+
+
+@pytest.mark.parametrize("name", ["go4align", "uw_so"])
+def test_losses_at_the_ends_of_float32_give_finite_weights(name: str) -> None:
+    for losses in ([1e-38, 1e30, 1.0], [1e-45, 1.0, 2.0], [1e38, 2e38, 3e38], [1e-40, 1e-40, 0.0]):
+        weights = combiners.make(name, 3).weights(torch.tensor(losses))
+        assert weights.isfinite().all(), losses
+        assert (weights >= 0).all(), losses
+
+
+def test_go4align_forgets_no_task_for_good() -> None:
+    """Were p kept as numbers, that of a task with large losses would underflow to 0, and stay there."""
+    combiner = combiners.make("go4align", 2, eta=1.0)
+    for _ in range(3):
+        combiner.weights(torch.tensor([1.0, 1000.0]))
+    for _ in range(3):
+        weights = combiner.weights(torch.tensor([1000.0, 1.0]))
+    assert (weights > 0).all()
+
+
 def test_geometric_mean() -> None:
     for losses in loss_sequence(3):
         weights = combiners.make("geometric_mean", T).weights(losses)
@@ -196,7 +263,7 @@ def test_famo_after_step_checks_its_losses() -> None:
         combiner.after_step(torch.ones(3))
 
 
-@pytest.mark.parametrize("name", ["scale_invariant", "geometric_mean", "famo", "stch"])
+@pytest.mark.parametrize("name", ["scale_invariant", "geometric_mean", "famo", "stch", "uw_so", "go4align"])
 def test_a_loss_of_0_takes_no_part(name: str) -> None:
     """The others' weights are those of a combiner made for them alone."""
     options: dict[str, Any] = {"warmup": 3} if name == "stch" else {}
@@ -253,6 +320,9 @@ def test_dwa_takes_a_ratio_to_0_for_1() -> None:
         ("dwa", "period", 0),
         ("dwa", "period", 2.5),
         ("scale_invariant", "offset", -0.1),
+        ("uw_so", "temperature", 0.0),
+        ("go4align", "groups", 0),
+        ("go4align", "eta", 0.0),
         ("stch", "mu", 0.0),
         ("stch", "warmup", True),
         ("famo", "learning_rate", math.nan),

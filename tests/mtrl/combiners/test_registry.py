@@ -46,6 +46,7 @@ def test_which_methods_weigh_the_heads() -> None:
         "famo",
         "fixed",
         "geometric_mean",
+        "go4align",
         "gradnorm",
         "imtl_l",
         "nash_mtl",
@@ -56,6 +57,7 @@ def test_which_methods_weigh_the_heads() -> None:
         "stch",
         "uncertainty",
         "unitary",
+        "uw_so",
     }
     plain = {
         "aligned_mtl",
@@ -73,6 +75,7 @@ def test_which_methods_weigh_the_heads() -> None:
         "imtl_g",
         "mgda",
         "moco",
+        "modo",
         "pcgrad",
         "sdmgrad",
         "sign_agnostic_drop",

@@ -240,10 +240,10 @@ def test_every_combiner_fills_every_gradient(name: str) -> None:
         model = Model()
         z = model.encode()
         given = gradients.fan_out(z, T) if by == "aliases" else z
-        options: dict[str, Any] = {"weights": [1.0, 2.0, 3.0]} if name == "fixed" else {}
+        options: dict[str, Any] = {"fixed": {"weights": [1.0, 2.0, 3.0]}, "modo": {"halves": False}}
         gradients.backward(
             model.losses(given),
-            combiners.make(name, T, **options),
+            combiners.make(name, T, **options.get(name, {})),
             shared=model.shared,
             specific=model.heads,
             representation=None if by == "parameters" else given,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -143,8 +144,8 @@ def test_metrics_count_what_is_there(pattern: int, size: int) -> None:
 
 
 def update_of(benchmark: Benchmark, method: str, combiner: str, wrt: Wrt) -> object:
-    options = {"weights": [1.0] * len(benchmark.tasks)} if combiner == "fixed" else {}
-    made = combiners.make(combiner, len(benchmark.tasks), seed=3, **options)
+    options: dict[str, Any] = {"fixed": {"weights": [1.0] * len(benchmark.tasks)}, "modo": {"halves": False}}
+    made = combiners.make(combiner, len(benchmark.tasks), seed=3, **options.get(combiner, {}))
     return methods.make(method, Setup(benchmark, made, OptimizerOptions("sgd", learning_rate=0.05), wrt))
 
 
