@@ -29,6 +29,8 @@ from mtrl.rl.protocols import Floats, Step
 from mtrl.run import random_state
 from mtrl.run.initial_weights import check_weights
 
+EMBEDDING_SIZE = 32
+"""Of the codes that tell tasks apart under ``task_encoding=embedding``, as in BRC (Nauman et al., 2025)."""
 ADAM = {"coupled": torch.optim.Adam, "decoupled": torch.optim.AdamW}
 
 
@@ -56,7 +58,6 @@ class SACConfig:
     twins: Annotated[str, Literal["min", "mean"]] = "min"  # what several critics say together
     # Added to observations; Kurin et al.: none; BRC: an embedding that the critics learn
     task_encoding: Annotated[str, Literal["one_hot", "embedding", "none"]] = "one_hot"
-    embedding_size: Count = 32
     discount: Fraction = 0.99
     target_update_rate: Annotated[float, Within("(0, 1]")] = 0.005
     learning_rate: Positive = 3e-4
@@ -211,7 +212,7 @@ class MultiTaskSAC:
         self.generator = torch.Generator(device).manual_seed(seed)
         sizes = {"observation_size": observation_size, "action_size": action_size}
         sizes["num_tasks"] = 0 if config.task_encoding == "none" else num_tasks
-        sizes["embedding_size"] = config.embedding_size if config.task_encoding == "embedding" else 0
+        sizes["embedding_size"] = EMBEDDING_SIZE if config.task_encoding == "embedding" else 0
         self.actor_arguments = sizes | config.network(config.actor)
         self._critic_arguments = sizes | config.network(config.critic) | {"size": config.critics}
         actor, critic = self._new_networks(seed)

@@ -96,6 +96,8 @@ class EvalConfig:
     """Those that training uses, which is Meta-World's protocol; 50 others, the same for every seed; or each."""
     beside: bool | None = None
     """Play it while training goes on; null does so where the updates are computed on a GPU."""
+    video: Annotated[str, Literal["best"]] | None = None
+    """Film the first episode of each task whenever a policy is the best so far."""
 
 
 @dataclass

@@ -3,8 +3,11 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 # Threads that wait for work go to sleep soon (after some 10 microseconds): simulators need their cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -25,9 +28,10 @@ import torch
 from rich.console import Console
 
 from agents.replay import ReplayBuffer
-from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector
+from envs.metaworld.rendering import film, use_offscreen_backend
 from mtrl.report.learning_curve import print_outcome
-from mtrl.rl.loop import Trainer
+from mtrl.rl.loop import OnBest, Trainer
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.run.record import combiner_name
@@ -35,10 +39,30 @@ from mtrl.sweep.launch import launch
 from scripts import build
 from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS, hydra_main, run
+from scripts.evaluate import write_videos
+
+
+def film_best(config: TrainConfig, path: Path) -> OnBest:
+    """What films policies into a run's directory; where that fails, it says so, and training goes on."""
+    seed = next(iter(config.eval_seeds.values()))
+
+    def on_best(step: int, policy: Callable[[Any], Any], environments: TaskVector) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # one observation per task is too little to share
+        try:
+            write_videos(film(policy, environments, seed), path / f"video-{step}")
+        except Exception as error:  # a renderer can fail in any way
+            print(f"warning: no film of step {step}: {' '.join(str(error).split())}", file=sys.stderr)
+        finally:
+            torch.set_num_threads(threads)
+
+    return on_best
 
 
 def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
+    if config.eval.video is not None:
+        use_offscreen_backend()
     say = partial(print, file=sys.stderr)
     tasks = build.task_names(config)
     device = device_of(config.device)
@@ -81,6 +105,7 @@ def train(config: TrainConfig) -> None:
                 config.schedule,
                 device=device,
                 show_progress=config.progress,
+                on_best=None if config.eval.video is None else film_best(config, path),
             )
             trainer.train()
         directory.finish(

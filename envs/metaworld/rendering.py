@@ -51,7 +51,7 @@ def use_offscreen_backend() -> None:
             os.environ["MUJOCO_GL"] = backend
             return
     raise RunError(
-        f"video=true cannot render off-screen here (tried MUJOCO_GL={', '.join(tried)}): install EGL "
+        f"video: cannot render off-screen here (tried MUJOCO_GL={', '.join(tried)}): install EGL "
         "(Debian: libegl1 libopengl0) or OSMesa (Debian: libosmesa6)"
     )
 

@@ -90,11 +90,12 @@ class EvaluationQueue:
         episodes: int,
         seeds: Mapping[str, int],
     ) -> None:
+        self.environments: Environments | None = None
+        """Where policies are played; None before the first."""
         self.waiting: list[dict[str, Any]] = []
         """What is not evaluated yet, oldest first, for a checkpoint: ``step``, ``seconds`` and ``policy``."""
         self._agent, self._make_environments = agent, make_environments
         self._episodes, self._seeds = episodes, seeds
-        self._environments: Environments | None = None
         self._thread = ThreadPoolExecutor(1, "evaluation")
         self._playing: Future[Outcome] | None = None
         self._finished = 0  # episodes of every task
@@ -113,10 +114,10 @@ class EvaluationQueue:
         while self.waiting:
             first = self.waiting[0]
             if self._playing is None:
-                if self._environments is None:
-                    self._environments = self._make_environments()
+                if self.environments is None:
+                    self.environments = self._make_environments()
                 policy = self._agent.policy(first["policy"])
-                self._playing = self._thread.submit(self._play, policy, self._environments)
+                self._playing = self._thread.submit(self._play, policy, self.environments)
             if first["step"] >= before:
                 return
             while not self._playing.done():
@@ -142,5 +143,5 @@ class EvaluationQueue:
         """Gives up what is being played, between two steps, and closes the environments."""
         self._cancelled = True
         self._thread.shutdown()
-        if self._environments is not None:
-            self._environments.close()
+        if self.environments is not None:
+            self.environments.close()

@@ -64,8 +64,12 @@ class Schedule:
         return math.floor(after) - math.floor(before)
 
 
+OnBest = Callable[[int, Callable[[Floats], Floats], Any], None]
+"""Gets the step of a policy that is the best so far, the policy, and the environments that it was evaluated in."""
+
+
 class Trainer:
-    """Trains an agent, and goes on where an interrupted run left off.
+    """Trains an agent, and goes on where an interrupted run left off; ``on_best`` is called before it goes on.
 
     Attributes:
         session: the run: steps done, seconds, checkpoints, metrics.
@@ -84,7 +88,9 @@ class Trainer:
         *,
         device: torch.device | None = None,
         show_progress: bool = True,
+        on_best: OnBest | None = None,
     ) -> None:
+        self._on_best = on_best
         self.agent, self.environments, self.schedule = agent, environments, schedule
         self.session = Session(run, schedule.steps, stream=agent.replay, device=device, show_progress=show_progress)
         self.session.counters["unstable_steps"] = 0
@@ -262,11 +268,15 @@ class Trainer:
             first, *others = outcome
             self.watchdog.evaluated(step, outcome[first].success_rates)
             mean = outcome[first].success_mean
-            if all(mean > before["success_mean"] for before in self.evaluations):  # the first of equals is the best
+            best = all(mean > before["success_mean"] for before in self.evaluations)  # the first of equals
+            if best:
                 self.session.run.checkpoints.add_policy(step, mean, evaluated["policy"])
             also = {goals: outcome[goals].summary() for goals in others}
             self.evaluations.append({"step": step, **outcome[first].summary(), **also})
             self.session.progress.report(f"success {mean:.2f}")
+            if best and self._on_best is not None:
+                self.session.progress.show(f"looking at the policy of step {step}")
+                self._on_best(step, self.agent.policy(evaluated["policy"]), self._to_evaluate.environments)
 
     def _while_evaluating(self, status: str, *, save: bool) -> None:
         self.session.progress.show(status)

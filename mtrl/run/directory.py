@@ -20,7 +20,7 @@ from mtrl.text import number
 
 # What may differ between the parts of one run: where and how it is computed, not what.
 _FREE_KEYS = {"device", "run_dir", "num_workers", "debug", "progress", "wandb", "plugins"}
-_FREE_KEYS |= {"checkpoint.keep", "checkpoint.keep_replay"}
+_FREE_KEYS |= {"checkpoint.keep", "checkpoint.keep_replay", "eval.video"}
 _LENGTHS = ("steps", "epochs")
 """What may become more, and then the run goes on, finished or not."""
 

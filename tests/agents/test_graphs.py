@@ -45,7 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
         "reward_scale": "return",
     },
     {"weight_decay_mode": "decoupled", "task_encoding": "none", "reward_scale": "none", "rescale": False},
-    {"task_encoding": "embedding", "embedding_size": 4, "max_gradient_norm": 0.5},
+    {"task_encoding": "embedding", "max_gradient_norm": 0.5},
 ]
 
 

@@ -344,7 +344,6 @@ def test_gradient_clipping_bounds_the_norm() -> None:
         ("hidden_sizes", [0]),
         ("task_encoding", "x"),
         ("buffer_size", 0),
-        ("embedding_size", 0),
     ],
 )
 def test_values_out_of_range_are_refused_by_key(key: str, value: object) -> None:

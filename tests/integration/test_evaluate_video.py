@@ -84,7 +84,7 @@ def contents(directory: Path) -> set[str]:
 
 def refused(done: subprocess.CompletedProcess[str], backends: str) -> bool:
     return done.returncode == 1 and done.stderr == (
-        f"error: video=true cannot render off-screen here (tried MUJOCO_GL={backends}): install EGL "
+        f"error: video: cannot render off-screen here (tried MUJOCO_GL={backends}): install EGL "
         "(Debian: libegl1 libopengl0) or OSMesa (Debian: libosmesa6)\n"
     )
 

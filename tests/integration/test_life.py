@@ -1,12 +1,16 @@
 """What becomes of a run after its end, on the simulator: longer, a start for others, played, without its buffer."""
 
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from envs.metaworld.rendering import Film
 from mtrl.errors import InputError
 from mtrl.run.checkpoints import Checkpoints
 from scripts.evaluate import EvaluateConfig, evaluate_run
@@ -75,6 +79,38 @@ def test_the_last_the_best_or_the_policy_of_a_step_is_played(whole: Path) -> Non
     assert best["training"]["success_mean"] == summary["best"]["success_mean"]
     with pytest.raises(InputError, match=r"which=bset: expected last, best or a step that run '.*' has kept: .*24, 30"):
         played(whole, "bset")
+
+
+def films(policy: Any, environments: Any, seed: int) -> Iterator[Film]:
+    for task in environments.tasks:
+        yield Film(task, [np.zeros((8, 8, 3), np.uint8)] * 2, success=False, steps=seed)
+
+
+def test_the_best_policies_are_filmed_and_a_film_that_fails_is_no_matter(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("scripts.train.use_offscreen_backend", lambda: None)
+    monkeypatch.setattr("scripts.train.film", films)
+    run = tmp_path / "run"
+    small(run, 19, "eval.video=best")
+    best = json.loads((run / "summary.json").read_text())["best"]["step"]
+    names = {"contact_sheet.png", "episodes.json", "reach-v3.gif", "drawer-close-v3.gif"}
+    assert {path.name for path in (run / f"video-{best}").iterdir()} == names
+    assert json.loads((run / f"video-{best}" / "episodes.json").read_text())["reach-v3"]["steps"] == 1  # its seed
+
+    def broken(*_: Any) -> Iterator[Film]:
+        raise RuntimeError("no context")
+
+    monkeypatch.setattr("scripts.train.film", broken)
+    small(run, 30)  # filming is not what makes it another run
+    shutil.rmtree(run / f"video-{best}")
+    assert_same_run(whole, run)
+    broke = tmp_path / "broke"
+    capsys.readouterr()
+    small(broke, 12, "eval.video=best")
+    assert "warning: no film of step 6: no context" in capsys.readouterr().err
+    assert (broke / "summary.json").exists()
+    assert not list(broke.glob("*video*"))
 
 
 def test_a_run_starts_from_another_and_needs_it_no_longer(whole: Path, tmp_path: Path) -> None:

@@ -746,6 +746,24 @@ def test_the_best_policy_is_kept_and_is_the_summarys(tmp_path: Path, beside: boo
     assert not list((tmp_path / "run" / "checkpoints").glob("policy-*.pt.tmp"))
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_looks_at_the_best_sees_each_as_it_was(tmp_path: Path, beside: bool) -> None:
+    setting = Setting(tmp_path / "run", eval_every=9, eval_beside=beside)
+    seen: list[int] = []
+
+    def look(step: int, policy: Callable[[Any], Any], environments: Any) -> None:
+        assert environments is setting.examinations[0]
+        expected = setting.agent.policy({"updates": updates_after(step)})
+        observations = setting.environments.reset()
+        assert np.array_equal(policy(observations), expected(observations))
+        assert setting.trainer.evaluations[-1]["step"] == step
+        seen.append(step)
+
+    setting.trainer._on_best = look
+    setting.train()
+    assert seen == [9, 18, 27, 36]
+
+
 def test_the_best_policy_goes_back_with_a_damaged_checkpoint(whole: Setting, tmp_path: Path) -> None:
     every: dict[str, Any] = {"eval_every": 5, "checkpoint_every": 10}
     Setting(tmp_path / "alone", **every).train()
