@@ -230,8 +230,11 @@ def test_codes_of_tasks_are_learned_from_the_critics_own_losses_alone(combiner: 
     for one in (agent, reference):
         fill(one)
     r = reference
-    batch = r._sample()
-    alpha = r.log_alpha.detach().exp().unsqueeze(-1)
+    batch, alpha = r.replay.batch(r.replay.draw(r.batch_size, r.drawing)), r.log_alpha.detach().exp()
+    divisor = r.reward_scale.divisor(r.replay, alpha)
+    if divisor is not None:
+        batch = batch._replace(rewards=batch.rewards / divisor.unsqueeze(1))
+    alpha = alpha.unsqueeze(-1)
     targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.config.discount, r.generator)
     losses = critic_losses(r.critic, batch, targets)
     assert r.critic.rows is not None

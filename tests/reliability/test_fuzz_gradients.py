@@ -39,8 +39,11 @@ class Recorded:
     """Two instances of one method: the first is used and keeps what it was shown, the second is the oracle."""
 
     def __init__(self, name: str, num_tasks: int, rescale: bool) -> None:
-        given = {"fixed": {"weights": [1.5 / (1 + task) for task in range(num_tasks)]}, "modo": {"halves": False}}
-        options: dict[str, Any] = given.get(name, {})
+        given: dict[str, dict[str, Any]] = {
+            "fixed": {"weights": [1.5 / (1 + task) for task in range(num_tasks)]},
+            "modo": {"halves": False},
+        }
+        options = given.get(name, {})
         self.used, self.oracle = (combiners.make(name, num_tasks, seed=3, rescale=rescale, **options) for _ in range(2))
         self.shown: list[tuple[Any, ...]] = []
         for way in ("weights", "combine"):

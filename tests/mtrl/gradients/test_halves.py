@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_losses_of_shared_samples_have_no_halves(by: str) -> None:
 
 
 @pytest.mark.parametrize("wrapping", [{"every": 2}, {"smooth": 0.5}, {"log": True}, {"every": 2, "log": True}])
-def test_wrapped_methods_of_halves_see_halves(wrapping: dict[str, object]) -> None:
+def test_wrapped_methods_of_halves_see_halves(wrapping: dict[str, Any]) -> None:
     network = nn.Sequential(EnsembleLinear(2, FEATURES, 5), nn.ReLU(), EnsembleLinear(2, 5, 1)).double()
 
     def forward(x: Tensor) -> Tensor:

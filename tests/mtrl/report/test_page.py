@@ -226,8 +226,8 @@ def test_runs_with_held_out_goals_or_without(tmp_path: Path) -> None:
         kept = [{key: value for key, value in entry.items() if "held_out" not in key} for entry in entries]
         file.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
     write_report([training_section(comparison(runs))], tmp_path / "out", COMMAND)
-    with (tmp_path / "out" / "tables" / "methods.csv").open() as file:
-        rows = {row["method"]: row["last 3, held-out goals"] for row in csv.DictReader(file)}
+    with (tmp_path / "out" / "tables" / "methods.csv").open() as table:
+        rows = {row["method"]: row["last 3, held-out goals"] for row in csv.DictReader(table)}
     assert rows["unitary"]
     assert not rows["pcgrad"]
     runs_, _ = load_runs(runs, "eval/held_out/success_mean", "eval/held_out/success/")
