@@ -379,7 +379,7 @@ class TaskBatched:
         """``[T or count, columns]`` of memory that is allocated once and again only when it has to grow or move."""
         count = self.num_tasks if count is None else count
         device = self.parameters[0].device
-        stride = columns if device.type == "cpu" else columns + -columns % ALIGNED
+        stride = columns + -columns % ALIGNED if device.type == "cuda" else columns
         size = count * stride
         if self._memory.numel() < size or self._memory.dtype != self._type or self._memory.device != device:
             self._memory = torch.empty(size, dtype=self._type, device=device)
@@ -456,7 +456,7 @@ class TaskBatched:
             passes += 1
         for digit in range(passes):
             powers = [task // POWERS**digit % POWERS - (POWERS - 1) for task in range(self.num_tasks)]
-            factors = torch.tensor([2.0**power for power in powers], dtype=self._type, device=losses.device)
+            factors = torch.tensor([2.0**power for power in powers], dtype=self._type).to(losses.device)
             keep = self._keep or digit < passes - 1
             inputs = [*outputs, *self.parameters]
             scaled = differentiate([losses], inputs, [factors.to(losses)], retain_graph=keep)
@@ -520,7 +520,7 @@ def inner_products(rows: Tensor, before: Tensor | None = None) -> Tensor:
 
     There, one product of few rows and a million columns may be left to a single processor.
     """
-    if rows.device.type != "cpu" and rows.shape[1] > CHUNK:
+    if rows.is_cuda and rows.shape[1] > CHUNK:
         return in_chunks(rows, 0.0 if before is None else before)
     return rows @ rows.T if before is None else torch.addmm(before, rows, rows.T)
 

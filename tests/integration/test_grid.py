@@ -16,7 +16,7 @@ from mtrl.errors import InputError, RunError
 from scripts.entry import SUPERVISED_CONFIGS
 from scripts.grid import Axes, Tried, best, cells, composed, configured, open_axes
 
-TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.every=0", "seeds=2")
+TINY = ("device=cpu", "benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.every=0", "seeds=2")
 
 
 @pytest.fixture

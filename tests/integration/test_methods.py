@@ -35,7 +35,7 @@ class Mine(Combiner):
     def _weights(self, losses, gramian):
         return losses.new_full((self.num_tasks,), self.weight)
 """
-TINY = ("benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=1", "progress=false", "plugins=[mine.py]")
+TINY = ("device=cpu", "benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=1", "progress=false", "plugins=[mine.py]")
 
 
 def run(folder: Path, script: str, *arguments: str, code: int = 0) -> str:

@@ -30,7 +30,7 @@ def run(script, *overrides, code=0):
     return done.stdout + done.stderr
 
 
-TINY = ("benchmark.pairs_per_digit=1", "epochs=2", "progress=false")
+TINY = ("device=cpu", "benchmark.pairs_per_digit=1", "epochs=2", "progress=false")
 
 
 def test_training_leaves_a_run_directory(tmp_path):
@@ -52,7 +52,7 @@ def improves(directory, key):
 
 
 def test_a_benchmark_of_ones_own(tmp_path):
-    command = ("benchmark=custom", "benchmark.file=mtrl/supervised/data/example.py", "combiner=imtl_l", "epochs=3")
+    command = ("benchmark=custom", "benchmark.file=mtrl/supervised/data/example.py", "combiner=imtl_l", "epochs=3", "device=cpu")
     output = run("supervised", *command, "progress=false", f"run_dir={tmp_path}")
     assert "digit accuracy" in output
     assert "ink squared_error" in output
