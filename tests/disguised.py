@@ -172,7 +172,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     written = [value for argument, value in named if argument.alias_info is not None and argument.alias_info.is_write]
     if not func._schema.returns:
         return None
-    if torch.Tag.inplace_view in func.tags:
+    if away and torch.Tag.inplace_view in func.tags:
         _reshape(func, args, kwargs)
     if written:  # in place: what was given comes back
         return written[0] if len(written) == 1 else tuple(written)

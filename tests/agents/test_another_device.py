@@ -11,6 +11,8 @@ from mtrl import combiners
 from tests.agents.test_sac import ACTION, OBSERVATION, SAMPLES, TASKS, transition
 from tests.disguised import AWAY, AnotherDevice, Away, another_device, same, through_a_file  # noqa: F401
 
+# As of the device whose name the disguise has, where nothing would be copied.
+pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
 CPU = torch.device("cpu")
 DRAWN_THERE = ("graddrop", "sign_agnostic_drop")
 """Their masks are drawn where the gradients are, by a generator of that device."""

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agents.graphs import WARM_UP
+from agents.graphs import WARM_UP, renew
 from agents.objectives import Objectives
 from agents.sac import MultiTaskSAC, NetworkConfig, Pieces
 from mtrl import combiners
@@ -369,3 +369,31 @@ def test_no_graph_of_the_gpu_can_hold_it() -> None:
 
     assert obstacle() is None
     assert obstacle(every=2) == "combiner 'mgda' does not look at the same in every update"
+
+
+def test_a_generator_is_as_before_after_a_capture_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfAGPU:
+        """A generator whose state, by reference, a capture has marked."""
+
+        device = torch.device("cuda")
+
+        def __init__(self, device: torch.device) -> None:
+            self.shared = SimpleNamespace(drawn=0, marked=False)
+
+        def get_state(self) -> int:
+            return self.shared.drawn
+
+        def set_state(self, drawn: int) -> None:
+            self.shared.drawn = drawn
+
+        def graphsafe_get_state(self) -> "OfAGPU":
+            return self
+
+        def graphsafe_set_state(self, other: "OfAGPU") -> None:
+            self.shared = other.shared
+
+    generator: Any = OfAGPU(torch.device("cuda"))
+    generator.shared = SimpleNamespace(drawn=7, marked=True)
+    monkeypatch.setattr(torch, "Generator", OfAGPU)
+    renew(generator)
+    assert vars(generator.shared) == {"drawn": 7, "marked": False}

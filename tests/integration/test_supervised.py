@@ -52,7 +52,13 @@ def improves(directory, key):
 
 
 def test_a_benchmark_of_ones_own(tmp_path):
-    command = ("benchmark=custom", "benchmark.file=mtrl/supervised/data/example.py", "combiner=imtl_l", "epochs=3", "device=cpu")
+    command = (
+        "benchmark=custom",
+        "benchmark.file=mtrl/supervised/data/example.py",
+        "combiner=imtl_l",
+        "epochs=3",
+        "device=cpu",
+    )
     output = run("supervised", *command, "progress=false", f"run_dir={tmp_path}")
     assert "digit accuracy" in output
     assert "ink squared_error" in output

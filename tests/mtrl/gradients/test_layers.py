@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl import gradients
 from mtrl.errors import InputError
@@ -87,3 +90,36 @@ def test_a_layer_of_ones_own_gets_its_gradients_by_its_rule() -> None:
     expected = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     torch.testing.assert_close(batched.source(losses).jacobian(), expected)
     batched.forget()
+
+
+class Products(TorchDispatchMode):
+    """The depths of all batched products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depths: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm):
+            self.depths.append(args[-1].shape[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_output_is_the_same_layer_without_a_product_of_depth_one(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, x, delta = EnsembleLinear(2, 5, 1), torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 1)
+
+    def gradients_of(y: torch.Tensor) -> list[torch.Tensor]:
+        return [y, *torch.autograd.grad(y, [x, layer.weight, layer.bias], delta.to(y.dtype))]
+
+    with Products() as products:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = layer(x)
+        found = gradients_of(y)
+    assert 1 not in products.depths
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        plain = torch.baddbmm(layer.bias.unsqueeze(1), x.flatten(1, -2), layer.weight).view(2, 3, 4, 1)
+    assert all(map(torch.equal, found, gradients_of(plain)))
+    double = layer.double()
+    assert torch.autograd.gradgradcheck(double, x.detach().double().requires_grad_())

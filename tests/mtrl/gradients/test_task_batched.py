@@ -14,6 +14,7 @@ from mtrl.combiners import Combiner, Needs
 from mtrl.errors import InputError
 from mtrl.gradients import Combination, NonFiniteError, TaskBatched, pipeline
 from mtrl.gradients.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
+from mtrl.gradients.task_batched import CHUNK, in_chunks
 
 T, B, FEATURES = 4, 5, 6
 
@@ -647,3 +648,11 @@ def test_non_finite_values_stop_before_anything_is_written(
             assert torch.equal(old, parameter.grad)
     if quantity == "loss" or (task == 3 and needs != "losses"):
         assert combiner.calls == 0
+
+
+@pytest.mark.parametrize("columns", [5, CHUNK, 3 * CHUNK, 3 * CHUNK + 7])
+def test_a_long_product_in_chunks_is_the_product(columns: int) -> None:
+    torch.manual_seed(0)
+    rows, before = torch.randn(T, columns, dtype=torch.float64), torch.randn(T, T, dtype=torch.float64)
+    torch.testing.assert_close(in_chunks(rows, before), before + rows @ rows.T)
+    torch.testing.assert_close(in_chunks(rows[:, :-1], 0.0), rows[:, :-1] @ rows[:, :-1].T)

@@ -9,6 +9,8 @@ from mtrl.supervised.updates import OptimizerOptions, Setup
 from tests.disguised import AWAY, another_device, on_host, same, through_a_file  # noqa: F401
 from tests.mtrl.supervised.test_training import problem
 
+# As of the device whose name the disguise has, where nothing would be copied.
+pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
 CPU = torch.device("cpu")
 DRAWN_THERE = ("graddrop", "sign_agnostic_drop")
 
