@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mtrl.run.files import write_json
 from mtrl.run.machine import device_of, machine
-from scripts.benchmarks import envs, overhead, solvers, throughput
+from scripts.benchmarks import envs, options, overhead, solvers, throughput
 from scripts.benchmarks.timing import table_of
 from scripts.entry import run
 from scripts.methods import load_plugins
@@ -55,6 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 COMMANDS: dict[str, tuple[Any, list[str]]] = {
     "overhead": (overhead, ["methods", "plugins", "hidden-sizes", "cases"]),
     "solvers": (solvers, ["methods", "plugins", "tasks"]),
+    "options": (options, ["tasks", "batch-size"]),
     "envs": (envs, ["benchmarks", "workers"]),
     "throughput": (throughput, ["methods", "plugins", "hidden-sizes", "benchmarks", "workers", "batch-size", "steps"]),
 }

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -153,6 +154,29 @@ class TrainConfig(RunConfig):
             reset_updates=self.reset_updates,
             eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
         )
+
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "categorical": {"agent.critic_loss": "mse"},
+    "return_scale": {"agent.reward_scale": "sigma"},
+    "residual": {"agent.critic.block": "mlp"},
+    "layer_norm": {"agent.critic.layer_norm": False},
+    "actor_layer_norm": {"agent.actor.layer_norm": False},
+    "critic_size": {"agent.critic.hidden_sizes": None},
+    "mean": {"agent.twins": "min"},
+    "temperature": {"agent.initial_temperature": 1.0},
+    "target_entropy": {"agent.target_entropy": None},
+    "weight_decay": {"agent.critic.weight_decay": 0.0},
+    "updates": {"updates_per_step": 1.0},
+    "batch": {"batch_size": 128},
+}
+"""What ``without=ELEMENT`` takes away from an agent: that element is then as in ``agent=kurin``."""
+for _name, _keys in WITHOUT.items():
+    _node = OmegaConf.create()
+    for _key, _value in _keys.items():
+        OmegaConf.update(_node, _key, _value)
+    ConfigStore.instance().store(_name, _node, group="without", package="_global_")
 
 
 def load_config(directory: Path) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Every combiner drives the agent that ``scripts/train.py`` builds from its configuration."""
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from agents.sac import MultiTaskSAC
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl import combiners
+from mtrl.errors import InputError
 from scripts.build import make_agent, make_combiners
 from scripts.configuration import TrainConfig
 from tests.configured import configured
@@ -29,11 +31,12 @@ def filled_agent(config: TrainConfig) -> MultiTaskSAC:
     agent = make_agent(config, TASKS, torch.device("cpu"), capacity=100)
     random = np.random.default_rng(0)
     n = len(TASKS)
-    for _ in range(50):
+    for step_ in range(50):
         step: Any = SimpleNamespace(
             rewards=random.normal(size=n),
             next_observations=random.normal(size=(n, OBSERVATION_SIZE)).astype(np.float32),
             terminated=np.zeros(n, bool),
+            truncated=np.full(n, step_ % 10 == 9),
             unstable=np.zeros(n, bool),
         )
         observations = random.normal(size=(n, OBSERVATION_SIZE)).astype(np.float32)
@@ -69,6 +72,68 @@ def test_methods_that_need_positive_losses_serve_the_critic_alone(name: str) -> 
     else:
         assert made["actor"].name == name
         assert remark is None
+
+
+def sides(*overrides: str) -> dict[str, Any]:
+    made, _ = make_combiners(configured(*overrides), len(TASKS))
+    return made
+
+
+def test_each_side_can_have_a_combiner_of_its_own_with_its_options() -> None:
+    made = sides("combiner=mgda", "combiner.normalization=l2", "combiner.actor=pcgrad")
+    assert (made["critic"].name, made["actor"].name) == ("mgda", "pcgrad")
+    assert made["critic"].normalization == "l2"
+    made = sides("combiner=unitary", "combiner.critic={name:cagrad,c:0.2,smooth:0.5}", "combiner.actor={name:modo}")
+    assert (made["critic"].name, made["actor"].name) == ("cagrad", "modo")
+    assert made["critic"].momentum == 0.5
+    assert made["critic"].inner.c == 0.2
+    assert made["actor"].halves
+    made = sides("combiner=mgda", "combiner.every=4", "combiner.actor=unitary")  # wrappers are the run's combiner's
+    assert made["critic"].period == 4
+    assert type(made["actor"]) is combiners.get("unitary")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["combiner.actor=famo"], r"combiner.actor: famo needs positive losses, which the actor's are not"),
+        (["combiner.actor=pcgrd"], r"unknown combiner 'pcgrd': did you mean 'pcgrad'\?"),
+        (
+            ["combiner.critic=[mgda]"],
+            r"combiner.critic: expected a name or {name: NAME, option: value}, got \['mgda'\]",
+        ),
+        (["combiner.critic={c:1}"], r"combiner.critic: expected a name or"),
+        (["combiner.actor={name:cagrad,d:1}"], "unknown option of cagrad 'd'"),
+        (["combiner.actor={name:mgda,every:0}"], "every of mgda: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_a_side_that_cannot_be_made_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sides("combiner=unitary", *overrides)
+
+
+def test_every_state_of_the_newer_agent_goes_on_bit_for_bit() -> None:
+    """Per-side combiners under wrappers, codes of tasks, the scale of returns, and a reset in between."""
+    config = configured(
+        *("combiner=gradnorm", "combiner.every=2", "combiner.actor={name:modo,gamma:0.1,every:3,smooth:0.5}"),
+        *("agent=large", "agent.hidden_sizes=[16,16]", "agent.critic.hidden_sizes=[16,16]", "batch_size=8"),
+        "agent.task_encoding=embedding",
+    )
+    agent, restored = filled_agent(config), filled_agent(config)
+    for step in range(5):
+        agent.update()
+        if step == 2:
+            agent.reset()
+    restored.load_state_dict(copy.deepcopy(agent.state_dict()))
+    for _ in range(7):
+        agent.update()
+        restored.update(insight=True)
+    for one, other in zip(agent._networks().values(), restored._networks().values(), strict=True):
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
+    for one, other in zip(agent.objectives.combiners.values(), restored.objectives.combiners.values(), strict=True):
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
 
 
 def test_conflict_is_measured_for_unitary_too() -> None:

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from agents.sac import SACConfig
+from mtrl.run.directory import flatten
+from scripts.configuration import WITHOUT
 from tests.configured import configured
 
 
@@ -26,6 +28,24 @@ def test_every_part_is_a_key_of_its_own() -> None:
     config = configured("benchmark=mt10", "agent=large", *changed)
     assert dataclasses.asdict(config.agent)["critic"]["hidden_sizes"] == [64, 64]
     assert (config.agent.critics, config.agent.twins, config.updates_per_step) == (3, "min", 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in WITHOUT if name != "nothing"])
+def test_an_element_is_taken_away_alone(name: str) -> None:
+    kurin, large = (
+        flatten(dataclasses.asdict(configured("benchmark=mt10", f"agent={own}"))) for own in ("kurin", "large")
+    )
+    found = flatten(dataclasses.asdict(configured("benchmark=mt10", "agent=large", f"without={name}")))
+    changed = {key: value for key, value in found.items() if value != large.get(key, ...)}
+    assert set(changed) <= set(WITHOUT[name])
+    assert all(found[key] == kurin[key] for key in WITHOUT[name])
+
+
+def test_without_nothing_an_agent_is_as_it_is() -> None:
+    assert configured("benchmark=quickstart", "agent=cpu", "without=nothing") == configured(
+        "benchmark=quickstart", "agent=cpu"
+    )
+    assert configured("agent=cpu", "without=updates", "updates_per_step=3").updates_per_step == 3
 
 
 def test_a_benchmark_says_more_of_its_batch_than_an_agent() -> None:

@@ -34,7 +34,23 @@ KEYS = [
     "task",
     "combiner",
     "combiner.name",
+    "combiner.actor",
+    "combiner.critic",
+    "combiner.every",
+    "combiner.smooth",
+    "combiner.log",
+    "without",
+    "updates_per_step",
+    "resets",
+    "eval.goals",
+    "eval.video",
     "agent",
+    "agent.actor",
+    "agent.critic.block",
+    "agent.critic.hidden_sizes",
+    "agent.critic_loss",
+    "agent.critics",
+    "agent.reward_scale",
     "agent.hidden_sizes",
     "agent.discount",
     "agent.learning_rate",
@@ -100,6 +116,13 @@ def check(overrides: list[str]) -> TrainConfig | None:
 @example(["seed=0", "+="])
 @example(["seed=18446744073709551615"])
 @example(["~combiner"])
+@example(["combiner.actor={name:mgda,every:0}"])
+@example(["combiner.critic=famo", "combiner.actor=famo"])
+@example(["agent.reward_scale=return", "agent.discount=1"])
+@example(["agent.critic.block=residual", "agent.critic.hidden_sizes=[8,9]"])
+@example(["resets=[0]", "updates_per_step=0"])
+@example(["without=null"])
+@example(["~without"])
 @example(["agent.buffer_size=1e400"])
 def test_overrides(overrides: list[str]) -> None:
     config = check(overrides)

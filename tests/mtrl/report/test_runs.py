@@ -272,6 +272,19 @@ def test_where_one_option_is_switched_at_a_time_names_tell_which(tmp_path: Path)
     ]
 
 
+def test_methods_are_told_apart_by_the_options_of_each_side(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", "unitary")
+    write_run(tmp_path / "2", "mgda", options={"actor": "pcgrad"})
+    write_run(tmp_path / "3", "mgda", options={"actor": {"name": "cagrad", "c": 0.2}})
+    write_run(tmp_path / "4", "mgda", options={"actor": {"name": "cagrad", "c": 0.4}})
+    write_run(tmp_path / "5", "mgda", options={"every": 5})
+    write_run(tmp_path / "6", "mgda", options={"every": 1})
+    found = comparison(tmp_path)
+    names = ["unitary", "mgda every=1", "mgda every=5", "mgda+cagrad c=0.2", "mgda+cagrad c=0.4", "mgda+pcgrad"]
+    assert [method.name for method in found.methods] == names
+    assert found.configuration["combiner.actor.c"]["mgda+cagrad c=0.4"] == "0.4"
+
+
 def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
     agent = {"hidden_sizes": [400, 400, 400], "learning_rate": 3e-4, "rescale": False}
     write_run(tmp_path / "1", "unitary", config={"agent": agent})

@@ -14,6 +14,13 @@ from mtrl.sweep.supervision import at_one_time, requested, sweep_directory
 from mtrl.text import quoted
 
 
+def test_run_directories_tell_which_combiner_a_side_has() -> None:
+    own = ["combiner=mgda", "combiner.actor={name:cagrad,c:0.2}", "seed=1"]
+    named = run_dir_of("runs", own, {"combiner.actor"})
+    assert named.startswith("runs/{name}-combiner.actor_name_cagrad_c_0.2_")
+    assert run_dir_of("runs", ["combiner.actor=pcgrad"], {"combiner.actor"}) == "runs/{name}-combiner.actor_pcgrad"
+
+
 def test_run_directories_tell_what_a_sweep_varies_beyond_their_default_names() -> None:
     overrides = ["seed=1", "agent.hidden_sizes=[64,64]", "+combiner.c=0.5", "agent.discount=0.9"]
     varied = {"agent.hidden_sizes", "combiner.c"}
