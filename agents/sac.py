@@ -7,6 +7,7 @@ gradients into one. Defaults are those of Kurin et al. (2022), table 1, unless a
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from agents.values import CategoricalValues, ScalarValues, Values
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, RunError
 from mtrl.gradients import TaskBatched
+from mtrl.gradients.precision import float32_products
 from mtrl.ranges import Count, Finite, Fraction, NotNegative, Positive, Within, check_fields
 from mtrl.rl.protocols import Floats, Step
 from mtrl.run import random_state
@@ -184,8 +186,8 @@ class MultiTaskSAC:
         capacity: transitions per task that the replay buffer holds.
         seed: of initial weights, exploration and sampling.
         device: where networks and buffer live.
-        precision: of the networks' products and activations in updates: ``fp32``, or ``bf16`` by autocast. Weights,
-            optimizers, targets, losses, Gramians and the policy that acts are in float32.
+        precision: of the networks' products in updates: ``fp32``, ``tf32``, or ``bf16`` by autocast, activations too.
+            Weights, optimizers, targets, losses, Gramians and the policy that acts are in float32.
 
     Raises:
         InputError: if both objectives share a combiner, or the buffer does not fit.
@@ -331,6 +333,10 @@ class MultiTaskSAC:
             RunError: if a loss, gradient or weight is not finite (objective, task and method named). A captured
                 update finds a combined gradient that is not with the next update or `state_dict`, its task unnamed.
         """
+        with float32_products(self.device, tf32=True) if self.precision == "tf32" else nullcontext():
+            return self._update(insight)
+
+    def _update(self, insight: bool) -> dict[str, Any]:
         pieces, plain = self.pieces, self.plain_pieces()
         if insight:
             pieces = plain

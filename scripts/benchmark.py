@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from mtrl.run.files import write_json
-from mtrl.run.machine import device_of, machine
+from mtrl.run.machine import device_of, keep_freed_memory, machine
 from scripts.benchmarks import envs, options, overhead, solvers, throughput
 from scripts.benchmarks.timing import table_of
 from scripts.entry import run
@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
 def main(command_line: Sequence[str] | None = None) -> None:
     """Measures, prints the table and writes the JSON file."""
     arguments = parser().parse_args(command_line)
+    keep_freed_memory()  # as in training, too
     device = device_of(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)

@@ -12,7 +12,9 @@ from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector, benchmark_
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
+from mtrl.gradients.precision import has_bf16, precision_of
 from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.directory import read_config
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.initial_weights import state_of_run
 from scripts.configuration import TrainConfig
@@ -138,6 +140,22 @@ def initial_weights(config: TrainConfig, tasks: list[str], path: Path) -> dict[s
     # Tried before anything is written, on an agent with next to no buffer.
     make_agent(config, tasks, torch.device("cpu"), capacity=1).start_from(state)
     return state
+
+
+def settle_precision(config: TrainConfig, path: Path, device: torch.device) -> str | None:
+    """Fills in what ``precision=auto`` means: what it meant when the run in a directory began, or else means here.
+
+    Returns a remark for the user where the device has no units for it.
+
+    Raises:
+        InputError: if the device has no such products.
+    """
+    if config.precision == "auto" and (path / "config.yaml").exists():
+        config.precision = read_config(path).get("precision", "fp32")  # a run of before there was a choice
+    config.precision = precision_of(config.precision, device)
+    if config.precision == "bf16" and not has_bf16(device):
+        return f"precision=bf16 is emulated on this {device.type}, which has no units for it: fp32 is faster"
+    return None
 
 
 def nothing_learned(config: TrainConfig) -> str | None:

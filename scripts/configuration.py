@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from agents.sac import SACConfig
 from envs.metaworld.shared import Options
 from mtrl.errors import InputError
+from mtrl.gradients.precision import PRECISIONS
 from mtrl.ranges import Count, Index, Positive, Seed, check_fields
 from mtrl.rl.loop import Schedule
 from mtrl.run.directory import read_config
@@ -115,7 +116,7 @@ class TrainConfig(RunConfig):
     updates_per_step: Positive = 1.0
     resets: list[Count] = field(default_factory=list)
     reset_updates: Index = 1000
-    precision: Annotated[str, Literal["fp32", "bf16"]] = "fp32"
+    precision: Annotated[str, Literal["auto", *PRECISIONS]] = "fp32"
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: ReplayCheckpointConfig = field(default_factory=ReplayCheckpointConfig)
     log: EveryConfig = field(default_factory=EveryConfig)

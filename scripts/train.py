@@ -33,7 +33,7 @@ from envs.metaworld.rendering import film, use_offscreen_backend
 from mtrl.report.learning_curve import print_outcome
 from mtrl.rl.loop import OnBest, Trainer
 from mtrl.run.directory import RunDirectory, directory_of
-from mtrl.run.machine import device_of, machine, peak_memory
+from mtrl.run.machine import device_of, keep_freed_memory, machine, peak_memory
 from mtrl.run.record import combiner_name
 from mtrl.sweep.launch import launch
 from scripts import build
@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> None:
     if config.eval.video is not None:
         use_offscreen_backend()
     say = partial(print, file=sys.stderr)
+    keep_freed_memory()
     tasks = build.task_names(config)
     device = device_of(config.device)
     threads = 1 if config.threads is None and device.type == "cuda" else config.threads  # it only launches
@@ -76,6 +77,7 @@ def train(config: TrainConfig) -> None:
     method = combiner_name(config.combiner)
     name = "-".join(filter(None, [config.benchmark.name, config.task, method, f"seed{config.seed}"]))
     path = directory_of(config.run_dir, name)
+    slow = build.settle_precision(config, path, device)
     initial = build.initial_weights(config, tasks, path)
     with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         directory.checkpoints.keep = config.checkpoint.keep
@@ -86,10 +88,10 @@ def train(config: TrainConfig) -> None:
             return
         if directory.longer:
             say(f"{path} is finished, and goes on to {config.steps:,} steps; all other keys are the same.")
-        for one in filter(None, [remark, build.nothing_learned(config)]):
+        for one in filter(None, [remark, slow, build.nothing_learned(config)]):
             say(one)
         say(
-            f"{len(tasks)} tasks, {config.steps:,} steps, {method}, {device}; "
+            f"{len(tasks)} tasks, {config.steps:,} steps, {method}, {device}, {config.precision}; "
             f"replay buffer of {memory / 2**30:.2f} GiB; run directory {path}"
         )
         agent = build.make_agent(config, tasks, device, capacity=capacity)

@@ -56,7 +56,7 @@ class Generator(torch.Generator):
     """The CPU's generator, which says that it is on the device that it was made for."""
 
     def __new__(cls, device: Any = "cpu") -> Self:
-        return super().__new__(cls, "cpu")
+        return super().__new__(cls, "cpu")  # type: ignore[call-arg]
 
     def __init__(self, device: Any = "cpu") -> None:
         self._device = torch.device(device)

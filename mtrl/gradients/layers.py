@@ -216,9 +216,13 @@ class EnsembleLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[E, ..., features]`` to the same shape."""
+        if x.dtype != self.weight.dtype and len(self.weight) == 1:
+            return functional.layer_norm(x, x.shape[-1:], self.weight[0], self.bias[0], self.eps)
+        # Under autocast, x goes on in its own type, which scale and shift would widen.
+        scale, shift = self.weight.to(x.dtype), self.bias.to(x.dtype)
         shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
         normalized = functional.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return torch.addcmul(self.bias.view(shape), normalized, self.weight.view(shape))
+        return torch.addcmul(shift.view(shape), normalized, scale.view(shape))
 
 
 @register_rule(EnsembleLayerNorm, task_dim=1)

@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, RunError
+from mtrl.gradients.precision import float32_products, inner_products
 from mtrl.gradients.promises import entries
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
@@ -166,7 +167,8 @@ def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None, activations: 
     if combiner.needs == "jacobian":
         assert seen is not None
         check_finite("gradient", seen.sum(1))
-        return combiner.combine(losses, seen, activations)
+        with float32_products(seen.device, tf32=False):
+            return combiner.combine(losses, seen, activations)
     if seen is not None:
         check_finite("gradient", seen.diagonal().view(-1, len(losses)).sum(0))
     weights = combiner.weights(losses, seen)
@@ -185,7 +187,7 @@ def describe(
     """What was done, with the Gramian and every task's alignment; to be called after `gradients`."""
     if combiner.needs == "jacobian":
         jacobian = source.jacobian()  # once more: the method may have overwritten it
-        gramian = jacobian @ jacobian.T
+        gramian = inner_products(jacobian)
         return Combination(losses, None, gramian, cosines(gramian, jacobian @ found, found.norm()), norm)
     gramian = source.gramian() if seen is None or combiner.halves else seen
     return Combination(losses, found, gramian, weighted_cosines(gramian, found), norm)

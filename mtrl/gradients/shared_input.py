@@ -23,6 +23,7 @@ from mtrl.gradients.pipeline import (
     norm_of,
     wide_type,
 )
+from mtrl.gradients.precision import inner_products
 
 Read = TypeVar("Read", bound="Tensor | tuple[Tensor, ...]")
 """What a head reads: a feature map, or several."""
@@ -352,8 +353,7 @@ class ByParameters(_LossByLoss):
     def gramian(self) -> Tensor:
         """See `Source`."""
         if self.measured is None and _bytes(len(self.losses), self.shared) <= self.memory_limit:
-            jacobian = self.jacobian()
-            return jacobian @ jacobian.T
+            return inner_products(self.jacobian())
         measured = self.shared if self.measured is None else self.measured
         gramian: Tensor | None = None
         block: list[Tensor] = []
@@ -363,7 +363,7 @@ class ByParameters(_LossByLoss):
             if not following or _bytes(len(self.losses), [*block, *following]) > self.memory_limit:
                 jacobian, *_ = _rows(self.losses, block, (), True)
                 self.replicas.mean_(jacobian)
-                product = jacobian @ jacobian.T
+                product = inner_products(jacobian)
                 gramian = product if gramian is None else gramian + product
                 block = []
         assert gramian is not None
@@ -407,7 +407,7 @@ class ByRepresentation(_LossByLoss):
     def gramian(self) -> Tensor:
         """See `Source`."""
         jacobian = self._by_maps(True)
-        return self.replicas.gramian(jacobian @ jacobian.T)
+        return self.replicas.gramian(inner_products(jacobian))
 
     def along(self, direction: Tensor, scale: float) -> Gradients:
         """See `Source`: passed back through the encoder."""

@@ -31,10 +31,8 @@ from mtrl.gradients.pipeline import (
     differentiate,
     wide_type,
 )
+from mtrl.gradients.precision import inner_products
 from mtrl.gradients.shared_input import ByParameters
-
-CHUNK = 4096
-"""How many columns of a Jacobian a GPU multiplies at once for the Gramian."""
 
 ALIGNED = 4
 """At multiples of how many numbers a Jacobian's rows begin on a GPU, which loads them together."""
@@ -513,23 +511,6 @@ class TaskBatched:
                     "used outside its forward, or a hook changes what it gets or gives"
                 )
         return finite
-
-
-def inner_products(rows: Tensor, before: Tensor | None = None) -> Tensor:
-    """``rows rows^T``, ``[T, T]``, plus what came ``before``; on a GPU as the sum of products of `CHUNK` columns.
-
-    There, one product of few rows and a million columns may be left to a single processor.
-    """
-    if rows.is_cuda and rows.shape[1] > CHUNK:
-        return in_chunks(rows, 0.0 if before is None else before)
-    return rows @ rows.T if before is None else torch.addmm(before, rows, rows.T)
-
-
-def in_chunks(rows: Tensor, before: Tensor | float) -> Tensor:
-    """``before + rows rows^T``, ``[T, T]``, as the sum of products of `CHUNK` columns."""
-    whole = rows.shape[1] // CHUNK * CHUNK
-    chunks = rows[:, :whole].view(len(rows), whole // CHUNK, CHUNK).transpose(0, 1)
-    return torch.addmm(before + torch.bmm(chunks, chunks.mT).sum(0), rows[:, whole:], rows[:, whole:].T)
 
 
 def _differ(found: Tensor, expected: Tensor, magnitude: float, allowed: float) -> bool:

@@ -26,6 +26,7 @@ from agents.sac import (
 from agents.values import ScalarValues
 from mtrl import combiners
 from mtrl.errors import InputError, RunError
+from tests.products import MATMUL, Products
 
 TASKS = ["reach-v3", "push-v3", "door-open-v3"]
 OBSERVATION, ACTION, SAMPLES = 5, 2, 6
@@ -474,3 +475,25 @@ def test_products_in_bfloat16_change_an_update_by_rounding_alone(combiner: str, 
         assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
     observations = np.ones((3, OBSERVATION), np.float32)
     assert exact.policy()(observations) == pytest.approx(rounded.policy()(observations), abs=1e-2)
+
+
+def test_tf32_holds_for_the_products_of_an_update_and_for_nothing_else() -> None:
+    """On the CPU, where being told so changes no number without AMX-FP16."""
+    before, told = MATMUL.fp32_precision, dict[str, list[str]]()
+    for precision in ("fp32", "tf32", "bf16"):
+        agent = make_agent("pcgrad", precision=precision)
+        fill(agent)
+        agent.update()  # the first checks promises
+        with Products() as products:
+            agent.update()
+        told[precision] = products.told
+        assert MATMUL.fp32_precision == before
+        agent.replay.fields.rewards.fill_(torch.nan)
+        with pytest.raises(RunError, match="non-finite"):
+            agent.update()
+        assert MATMUL.fp32_precision == before
+    # J J^T of critic and actor, and nothing else, is taken as without.
+    assert told["tf32"].count("ieee") == 2
+    assert set(told["tf32"]) == {"tf32", "ieee"}
+    assert set(told["fp32"]) == set(told["bf16"]) == {before, "ieee"}
+    assert len(told["fp32"]) == len(told["tf32"]) > 20

@@ -38,8 +38,8 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
 def trained(name: str, way: str, group: distributed.ProcessGroup | None, **options: Any) -> list[Tensor]:
     """The parameters, and losses, weights, alignments and norms of every step."""
     torch.manual_seed(0)
-    own = {"weights": [0.5, 2.0, 0.3]} if name == "fixed" else {}
-    model, combiner = Model(), combiners.make(name, TASKS, seed=1, **own)
+    own: dict[str, dict[str, Any]] = {"fixed": {"weights": [0.5, 2.0, 0.3]}, "modo": {"halves": False}}
+    model, combiner = Model(), combiners.make(name, TASKS, seed=1, **own.get(name, {}))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     found: list[Tensor] = []
     for x, y in batches():

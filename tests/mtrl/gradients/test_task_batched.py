@@ -14,7 +14,7 @@ from mtrl.combiners import Combiner, Needs
 from mtrl.errors import InputError
 from mtrl.gradients import Combination, NonFiniteError, TaskBatched, pipeline
 from mtrl.gradients.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
-from mtrl.gradients.task_batched import CHUNK, in_chunks
+from mtrl.gradients.precision import CHUNK, in_chunks
 
 T, B, FEATURES = 4, 5, 6
 
