@@ -1,6 +1,6 @@
 """What things cost on this machine: ``python scripts/benchmark.py overhead``.
 
-Each command prints a table and writes one JSON file with every single measurement.
+Each command prints a table, and writes it as Markdown beside one JSON file with every single measurement.
 """
 
 import argparse
@@ -16,10 +16,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import torch
 from rich.console import Console
 
-from mtrl.run.files import write_json
+from mtrl.gradients.precision import PRECISIONS
+from mtrl.run.files import write_json, write_text
 from mtrl.run.machine import device_of, keep_freed_memory, machine
-from scripts.benchmarks import envs, options, overhead, solvers, throughput
-from scripts.benchmarks.timing import table_of
+from scripts.benchmarks import envs, options, overhead, packing, solvers, throughput
+from scripts.benchmarks.timing import markdown_of, table_of
 from scripts.entry import run
 from scripts.methods import load_plugins
 
@@ -41,6 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "repeats": {"type": positive, "default": 5, "help": "by default 5"},
     "threads": {"type": positive, "help": "of torch; by default what torch chooses"},
     "device": {"default": "auto", "help": "auto, cpu or cuda"},
+    "precision": {"nargs": "+", "choices": ["auto", *PRECISIONS], "default": ["fp32"], "help": "by default fp32"},
+    "runs": {"nargs": "+", "type": positive, "default": [1, 2, 4, 8], "help": "at once, by default 1, 2, 4 and 8"},
     "out": {"type": Path, "help": "by default runs/benchmark/COMMAND.json"},
     "methods": {"nargs": "+", "help": "by default all; of throughput, unitary and pcgrad"},
     "plugins": {"nargs": "+", "default": [], "help": "Python files with methods of your own"},
@@ -52,12 +55,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "batch-size": {"type": positive, "default": 128, "help": "samples per task, by default 128"},
     "steps": {"type": positive, "default": 20, "help": "iterations a round, by default 20"},
 }
+_TRAINING = ["precision", "hidden-sizes", "benchmarks", "workers", "batch-size", "steps"]
 COMMANDS: dict[str, tuple[Any, list[str]]] = {
-    "overhead": (overhead, ["methods", "plugins", "hidden-sizes", "cases"]),
+    "overhead": (overhead, ["methods", "plugins", "precision", "hidden-sizes", "cases"]),
     "solvers": (solvers, ["methods", "plugins", "tasks"]),
     "options": (options, ["tasks", "batch-size"]),
     "envs": (envs, ["benchmarks", "workers"]),
-    "throughput": (throughput, ["methods", "plugins", "hidden-sizes", "benchmarks", "workers", "batch-size", "steps"]),
+    "throughput": (throughput, ["methods", "plugins", *_TRAINING]),
+    "packing": (packing, ["runs", *_TRAINING]),
 }
 """Each command's file, and the options that it has beside those of all commands."""
 
@@ -88,14 +93,16 @@ def main(command_line: Sequence[str] | None = None) -> None:
     out = arguments.out or Path("runs/benchmark") / f"{arguments.command}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, {"command": arguments.command, **about, "rows": rows})
-    console = Console()
-    console.print(table_of(command.TITLE, command.WORDS, command.lines(rows)))
-    console.print(
+    where = (
         f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['gpu'] or 'no GPU'}, "
-        f"device {device}; {', '.join(' '.join(item) for item in about['versions'].items())}",
-        highlight=False,
+        f"device {device}; {', '.join(' '.join(item) for item in about['versions'].items())}"
     )
-    print(f"written to {out}")
+    lines = list(command.lines(rows))
+    write_text(out.with_suffix(".md"), markdown_of(command.TITLE, command.WORDS, lines, where))
+    console = Console()
+    console.print(table_of(command.TITLE, command.WORDS, lines))
+    console.print(where, highlight=False)
+    print(f"written to {out} and, as Markdown, {out.with_suffix('.md').name}")
 
 
 if __name__ == "__main__":

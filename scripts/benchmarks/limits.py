@@ -1,6 +1,7 @@
 """What a full SAC update is measured against: its own matrix products, and a plain implementation."""
 
 import copy
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 from agents.networks import Critics, mlp
 from agents.sac import MultiTaskSAC, actor_losses, critic_losses, critic_targets, temperature_loss
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
+from mtrl.gradients.precision import float32_products
 from scripts.benchmarks.timing import Work
 
 
 def matrix_products(agent: MultiTaskSAC) -> Work:
     """The matrix products of one update with a plain backward pass, of all tasks' batches, and nothing else."""
     samples, hidden = len(agent.tasks) * agent.batch_size, agent.config.hidden_sizes
+    kind = torch.bfloat16 if agent.precision == "bf16" else torch.float32
     size = OBSERVATION_SIZE + len(agent.tasks)
     actor, critic = [size, *hidden, 2 * ACTION_SIZE], [size + ACTION_SIZE, *hidden, 1]
     passes = [  # how many networks of which sizes; whether back to their weights, and to their inputs
@@ -35,13 +38,20 @@ def matrix_products(agent: MultiTaskSAC) -> Work:
             for rows, inner, columns in shapes:
                 operands = torch.randn(members, rows, inner), torch.randn(members, inner, columns)
                 result = torch.empty(members, rows, columns)
-                products.append([tensor.to(agent.device) for tensor in (*operands, result)])
+                products.append([tensor.to(agent.device, kind) for tensor in (*operands, result)])
 
     def update() -> None:
         for left, right, result in products:
             torch.bmm(left, right, out=result)
 
-    return update
+    return _in_precision(agent, update)
+
+
+def _in_precision(agent: MultiTaskSAC, update: Work) -> Work:
+    """An update whose float32 products are the agent's."""
+    if agent.precision != "tf32":
+        return update
+    return float32_products(agent.device, tf32=True)(update)
 
 
 class _Members(nn.Sequential):
@@ -73,16 +83,21 @@ def plain_sac(agent: MultiTaskSAC) -> Work:
         torch.autograd.backward(loss)
         optimizer.step()
 
+    rounded = partial(torch.autocast, agent.device.type, torch.bfloat16, enabled=agent.precision == "bf16")
+
     def update() -> None:
         batch = agent.replay.sample(agent.batch_size, generator)
         alpha = log_alpha.detach().exp().unsqueeze(-1)
-        targets = critic_targets(actor, target_critics, batch, alpha, config.discount, generator)
-        descend(optimizers[0], critic_losses(critics, batch, targets).mean())
-        losses, log_prob = actor_losses(actor, critics, batch, alpha, generator)
+        with rounded():
+            targets = critic_targets(actor, target_critics, batch, alpha, config.discount, generator)
+            loss = critic_losses(critics, batch, targets).mean()
+        descend(optimizers[0], loss)
+        with rounded():
+            losses, log_prob = actor_losses(actor, critics, batch, alpha, generator)
         descend(optimizers[1], losses.mean())
         descend(optimizers[2], temperature_loss(log_alpha, log_prob, agent.target_entropy))
         with torch.no_grad():
             for target, parameter in zip(target_critics.parameters(), critics.parameters(), strict=True):
                 target.lerp_(parameter, config.target_update_rate)
 
-    return update
+    return _in_precision(agent, update)

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from statistics import median
 
 import torch
@@ -17,7 +18,7 @@ from mtrl.gradients.pipeline import Gradients, Source
 from mtrl.gradients.shared_input import ByParameters
 from scripts.benchmarks.limits import linear_critics, matrix_products, plain_sac
 from scripts.benchmarks.timing import Line, Row, Work, interleaved, ratio, seconds
-from scripts.benchmarks.updates import chosen, make_agent, make_update
+from scripts.benchmarks.updates import chosen, make_agent, make_update, modes
 
 try:
     from torchjd.aggregation import PCGrad, PCGradWeighting
@@ -99,13 +100,15 @@ _KINDS = dict.fromkeys(RIVALS, "rival") | dict.fromkeys(YARDSTICKS, "yardstick")
 def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times the full SAC update under every method, each right after unitary's, in rounds over all methods.
 
-    Rivals take part in fewer: at 50 tasks, one of their updates takes as long as all methods here together.
+    Rivals take part in fewer: at 50 tasks, one of their updates takes as long as all methods here together. No graph
+    can hold them: they and the yardsticks are measured where no update is captured, unitary's neither.
     """
     names = chosen(arguments.methods, [*combiners.names(), *_KINDS])
-    installed = [name for name in names if Engine is not None or not name.startswith("torchjd")]
     rows: list[Row] = []
-    for num_tasks, batch_size in arguments.cases:
-        make = partial(make_agent, num_tasks, batch_size, arguments.hidden_sizes, device)
+    for (num_tasks, batch_size), mode in product(arguments.cases, modes(arguments, device)):
+        make = partial(make_agent, num_tasks, batch_size, arguments.hidden_sizes, device, mode)
+        measured = [name for name in names if mode.compile == "off" or name not in _KINDS]
+        installed = [name for name in measured if Engine is not None or not name.startswith("torchjd")]
         agent = make()
         unitary = make_update(agent, "unitary")
 
@@ -113,10 +116,11 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
             return seconds(unitary, device), seconds(update, device)
 
         costs = {name: partial(pair, _update(name, agent, make)) for name in installed}
-        base, own = interleaved(costs, arguments.repeats, f"{num_tasks} tasks x {batch_size} samples", rarely=RIVALS)
-        for name in names:
+        title = f"{num_tasks} tasks x {batch_size} samples, {' '.join(mode.words.values())}"
+        base, own = interleaved(costs, arguments.repeats, title, rarely=RIVALS)
+        for name in measured:
             needs = _KINDS.get(name) or combiners.get(name).needs
-            row: Row = {"tasks": num_tasks, "batch_size": batch_size, "method": name, "needs": needs}
+            row: Row = {"tasks": num_tasks, "batch_size": batch_size, "method": name, "needs": needs} | mode.words
             if name in own:
                 row |= {"unitary_seconds": base[name], "seconds": own[name]}
                 row |= {"median": median(own[name]), "ratio": ratio(own[name], base[name])}
@@ -143,4 +147,5 @@ def lines(rows: list[Row]) -> Iterator[Line]:
     order = ["losses", "gramian", "jacobian", "yardstick", "rival"]
     for row in sorted(rows, key=lambda row: (order.index(row["needs"]), row["method"])):
         cell = f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})" if "ratio" in row else "not installed"
-        yield (row["method"], row["needs"]), {f"{row['tasks']} x {row['batch_size']}": cell}
+        mode = f" {row['precision']}" + (" captured" if row["launches"] == "captured" else "")
+        yield (row["method"], row["needs"]), {f"{row['tasks']} x {row['batch_size']}{mode}": cell}

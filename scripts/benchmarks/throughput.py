@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from statistics import median
 
 import torch
@@ -12,34 +13,35 @@ from envs.metaworld import TaskVector, benchmark_tasks
 from mtrl import combiners
 from mtrl.run.machine import cores
 from scripts.benchmarks.timing import Line, Row, Times, Work, interleaved_steps
-from scripts.benchmarks.updates import chosen, make_agent, make_update
+from scripts.benchmarks.updates import chosen, make_agent, make_update, modes
 
-TITLE, WORDS = "one vector step with one update: milliseconds", ("benchmark", "method")
+TITLE, WORDS = "one vector step with one update: milliseconds", ("benchmark", "method", "precision", "launches")
 
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times rounds of stepping alone, updating alone, and training's iteration, which overlaps them."""
     methods = chosen(arguments.methods, combiners.names()) if arguments.methods else ["unitary", "pcgrad"]
     rows: list[Row] = []
-    for name in arguments.benchmarks:
+    for name, mode in product(arguments.benchmarks, modes(arguments, device)):
         tasks = benchmark_tasks(name)
-        agent = make_agent(len(tasks), arguments.batch_size, arguments.hidden_sizes, device)
+        agent = make_agent(len(tasks), arguments.batch_size, arguments.hidden_sizes, device, mode)
         with TaskVector(tasks, seed=0, num_workers=arguments.workers) as vector:
-            iteration = _iteration(agent, vector)
+            iteration = iteration_of(agent, vector)
             for method in methods:
                 update = make_update(agent, method)
                 alone, both = partial(iteration, lambda: None), partial(iteration, update)
                 works: dict[str, Work] = {"stepping": alone, "updating": update, "both": both}
-                title = f"{name} {method}"
+                title = " ".join([name, method, *mode.words.values()])
                 wall, processor = interleaved_steps(works, arguments.steps, arguments.repeats, title, device)
                 both_seconds, least = median(wall["both"]), _least(wall, processor, device)
-                row: Row = {"benchmark": name, "method": method, "seconds": wall, "cpu_seconds": processor}
+                row: Row = {"benchmark": name, "method": method, **mode.words}
+                row |= {"seconds": wall, "cpu_seconds": processor}
                 row |= {"least_seconds": least, "ratio": both_seconds / least, "steps_per_second": 1 / both_seconds}
                 rows.append(row)
     return rows
 
 
-def _iteration(agent: MultiTaskSAC, vector: TaskVector) -> Callable[[Work], None]:
+def iteration_of(agent: MultiTaskSAC, vector: TaskVector) -> Callable[[Work], None]:
     """One iteration of training, with something in place of its update."""
     observations = vector.reset()
 
@@ -63,10 +65,10 @@ def _least(wall: Times, processor: Times, device: torch.device) -> float:
 
 
 def lines(rows: list[Row]) -> Iterator[Line]:
-    """One line a benchmark and method."""
+    """One line a benchmark, method and mode."""
     for row in rows:
         times = {phase: 1e3 * median(taken) for phase, taken in row["seconds"].items()}
         times["least possible"] = 1e3 * row["least_seconds"]
         numbers = times | {"ratio": row["ratio"], "steps/s": row["steps_per_second"]}
         shown = {column: f"{number:.2f}" for column, number in numbers.items()}
-        yield (row["benchmark"], row["method"]), shown
+        yield tuple(row[word] for word in WORDS), shown

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from mtrl.report.tables import Cell
+from mtrl.report.tables import Table as Report
+
 Work = Callable[[], object]
 CPU = torch.device("cpu")
 Row = dict[str, Any]
@@ -84,20 +87,33 @@ def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
     return track(items, title, console=console, disable=not console.is_terminal)
 
 
+def joined(lines: Iterable[Line]) -> tuple[list[str], list[tuple[tuple[str, ...], list[str]]]]:
+    """Columns of numbers in the order in which they are first met, and each line's words and numbers."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for words, numbers in lines:
+        found.setdefault(words, {}).update(numbers)
+    columns = list(dict.fromkeys(column for numbers in found.values() for column in numbers))
+    return columns, [(words, [numbers.get(column, "") for column in columns]) for words, numbers in found.items()]
+
+
 def table_of(title: str, words: Collection[str], lines: Iterable[Line]) -> Table:
     """A table with columns of words on the left, and each line's numbers in some of the columns beside them."""
-    joined: dict[tuple[str, ...], dict[str, str]] = {}
-    for line, numbers in lines:
-        joined.setdefault(line, {}).update(numbers)
-    columns = dict.fromkeys(column for numbers in joined.values() for column in numbers)
+    columns, rows = joined(lines)
     made = Table(
         *(Column(word, no_wrap=word == "method") for word in words),  # a method's name is searched for
         *(Column(column, justify="right") for column in columns),
         title=title,
     )
-    for line, numbers in joined.items():
-        made.add_row(*line, *(numbers.get(column, "") for column in columns))
+    for own, numbers in rows:
+        made.add_row(*own, *numbers)
     return made
+
+
+def markdown_of(title: str, words: Collection[str], lines: Iterable[Line], note: str) -> str:
+    """The same as Markdown."""
+    columns, rows = joined(lines)
+    body: list[list[Cell]] = [[*own, *numbers] for own, numbers in rows]
+    return Report("benchmark", title, [*words, *columns], body, note).markdown()
 
 
 def _finish(device: torch.device) -> None:

@@ -1,7 +1,8 @@
 """Agents to time, with something to learn from."""
 
+import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +13,7 @@ from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import unknown_name
 from mtrl.gradients import TaskBatched
+from mtrl.gradients.precision import precision_of
 from scripts.benchmarks.timing import Work
 
 
@@ -21,8 +23,32 @@ def make_combiner(name: str, num_tasks: int) -> Combiner:
     return combiners.make(name, num_tasks, rescale=True, **options)
 
 
+class Mode(NamedTuple):
+    """How updates are computed."""
+
+    precision: str = "fp32"
+    compile: str = "auto"
+
+    @property
+    def words(self) -> dict[str, str]:
+        """For a row: the precision, and what became of the updates' operations."""
+        return {"precision": self.precision, "launches": "off" if self.compile == "off" else "captured"}
+
+
+def modes(arguments: argparse.Namespace, device: torch.device) -> list[Mode]:
+    """Those asked for; on a GPU, each precision with updates captured as graphs and without."""
+    ways = ["auto", "off"] if device.type == "cuda" else ["off"]
+    return [Mode(precision_of(name, device), way) for name in arguments.precision for way in ways]
+
+
 def make_agent(
-    num_tasks: int, batch_size: int, hidden_sizes: list[int], device: torch.device, *, capacity: int = 300
+    num_tasks: int,
+    batch_size: int,
+    hidden_sizes: list[int],
+    device: torch.device,
+    mode: Mode = Mode(),  # noqa: B008 - it is never changed
+    *,
+    capacity: int = 300,
 ) -> MultiTaskSAC:
     """An agent with random transitions to learn from."""
     agent = MultiTaskSAC(
@@ -31,11 +57,12 @@ def make_agent(
         ACTION_SIZE,
         make_combiner("unitary", num_tasks),
         make_combiner("unitary", num_tasks),
-        SACConfig(hidden_sizes=hidden_sizes),
+        SACConfig(hidden_sizes=hidden_sizes, compile=mode.compile),
         batch_size=batch_size,
         capacity=capacity,
         seed=0,
         device=device,
+        precision=mode.precision,
     )
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
