@@ -3,12 +3,13 @@
 # make soak         hours of breaking things: long runs, hundreds of kills, tens of thousands of odd inputs
 # make digits       every method on the supervised benchmark, five seeds: the table of docs/supervised.md
 # make docs         the documentation site, into site/
+# make gpu          on a new GPU: tests, captures, benchmarks, then MT10 until it is stopped; a page in runs/gpu
 # make install      only create .venv and install, everything; make quickstart installs what training needs
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test lint docs soak digits install
+.PHONY: quickstart test lint docs soak digits gpu install
 install: $(INSTALLED)-dev
 
 # Each mark is written last: what was interrupted is done again, and so is what the requirements changed for.
@@ -40,6 +41,9 @@ test: lint docs
 soak: install
 	$(BIN)/python tests/reliability/soak.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability --hypothesis-profile=soak
+
+gpu: install
+	$(BIN)/python scripts/gpu.py
 
 DIGITS := $(BIN)/python scripts/supervised.py -m 'seed=range(1,6)' epochs=25 learning_rate_decay=0.9 \
 	hydra/launcher=joblib hydra.sweep.dir=runs/digits

@@ -19,7 +19,7 @@ from rich.console import Console
 from mtrl.gradients.precision import PRECISIONS
 from mtrl.run.files import write_json, write_text
 from mtrl.run.machine import device_of, keep_freed_memory, machine
-from scripts.benchmarks import envs, options, overhead, packing, solvers, throughput
+from scripts.benchmarks import capture, envs, options, overhead, packing, solvers, throughput
 from scripts.benchmarks.timing import markdown_of, table_of
 from scripts.entry import run
 from scripts.methods import load_plugins
@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[Any, list[str]]] = {
     "options": (options, ["tasks", "batch-size"]),
     "envs": (envs, ["benchmarks", "workers"]),
     "throughput": (throughput, ["methods", "plugins", *_TRAINING]),
+    "capture": (capture, ["methods", "plugins", "precision", "hidden-sizes", "tasks", "batch-size"]),
     "packing": (packing, ["runs", *_TRAINING]),
 }
 """Each command's file, and the options that it has beside those of all commands."""

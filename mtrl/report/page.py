@@ -4,12 +4,13 @@ import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mtrl.report.section import Section, typed
-from mtrl.report.tables import text_of
+from mtrl.report.tables import Table, text_of
 from mtrl.run.files import write_text
 
 
@@ -31,17 +32,28 @@ def write_report(sections: Sequence[Section], folder: Path, command: Sequence[st
         for table in section.tables:
             write_text(tables / f"{prefix}{table.name}.csv", table.csv())
             write_text(tables / f"{prefix}{table.name}.md", table.markdown())
+    return _rendered(
+        "page.html.j2",
+        folder,
+        sections=sections,
+        command=typed(command),
+        image=lambda picture: images[id(picture)],
+    )
+
+
+def write_tables(
+    title: str, facts: Sequence[str], tables: Sequence[Table], files: Sequence[Path], folder: Path
+) -> Path:
+    """Writes ``index.html`` in an existing folder: paragraphs, tables, and links to files; returns the page."""
+    return _rendered("tables.html.j2", folder, title=title, facts=facts, tables=tables, files=files)
+
+
+def _rendered(template: str, folder: Path, **values: Any) -> Path:
     loader = PackageLoader("mtrl.report", "")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = folder / "index.html"
-    rendered = environment.get_template("page.html.j2").render(
-        sections=sections,
-        command=typed(command),
-        image=lambda picture: images[id(picture)],
-        text_of=text_of,
-        link=lambda file: quote(os.path.relpath(file, folder)),
-    )
-    write_text(page, rendered)
+    link = {"text_of": text_of, "link": lambda file: quote(os.path.relpath(file, folder))}
+    write_text(page, environment.get_template(template).render(**values, **link))
     return page

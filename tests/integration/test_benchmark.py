@@ -1,8 +1,12 @@
 """The benchmark script at sizes that take seconds: what it prints and writes, not how fast anything is."""
 
+import contextlib
 import json
 import statistics
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +17,9 @@ from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.gradients import TaskBatched
 from scripts import benchmark
-from scripts.benchmarks import overhead, solvers
+from scripts.benchmarks import overhead, packing, solvers
+from scripts.benchmarks.timing import joined
+from scripts.benchmarks.updates import Mode, modes
 
 SMALL = ["--hidden-sizes", "8", "8", "--repeats", "2"]
 
@@ -40,6 +46,70 @@ def test_overhead_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert row["ratio"] == pytest.approx(statistics.median(ratios))
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*names, "2 x 3", "3 x 2", "out.json"])
+
+
+def test_each_precision_has_a_column_and_its_own_unitary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["pcgrad", "graddrop", "matrix_products", "plain_sac", "retain_graph_loop"]
+    options = ["--precision", "fp32", "bf16", "--cases", "2x3", "--methods", *methods]
+    result = measured(tmp_path / "out.json", "overhead", *options, *SMALL)
+    assert [(r["precision"], r["method"]) for r in result["rows"]] == [
+        (precision, method) for precision in ("fp32", "bf16") for method in methods
+    ]
+    assert {row["launches"] for row in result["rows"]} == {"off"}  # without a GPU nothing is captured
+    assert "2 x 3 bf16" in capsys.readouterr().out
+    lines = (tmp_path / "out.md").read_text().splitlines()
+    assert lines[2] == "| method | needs | 2 x 3 fp32 | 2 x 3 bf16 |"
+    assert len(lines) > 4 + len(methods)
+    with pytest.raises(InputError, match="precision=tf32 is not there on cpu"):
+        benchmark.main(["overhead", "--device", "cpu", "--precision", "tf32"])
+
+
+def test_on_a_gpu_captured_and_eager_updates_stand_side_by_side() -> None:
+    arguments = SimpleNamespace(precision=["fp32", "bf16"])
+    ways = modes(arguments, torch.device("cuda"))  # type: ignore[arg-type]
+    assert [(way.precision, way.words["launches"]) for way in ways] == [
+        *(("fp32", launches) for launches in ("captured", "off")),
+        *(("bf16", launches) for launches in ("captured", "off")),
+    ]
+    rows = [
+        {"tasks": 2, "batch_size": 3, "method": "pcgrad", "needs": "gramian", "ratio": 1.5, "median": 0.1} | way.words
+        for way in ways
+    ]
+    ((words, numbers),) = joined(overhead.lines(rows))[1]
+    assert words == ("pcgrad", "gramian")
+    assert joined(overhead.lines(rows))[0][:2] == ["2 x 3 fp32 captured", "2 x 3 fp32"]
+    assert numbers == ["1.50 (100)"] * 4
+
+
+def test_captures_of_every_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured(tmp_path / "out.json", "capture", "--tasks", "2", "--batch-size", "3", *SMALL)
+    assert [row["method"] for row in result["rows"]] == combiners.names()
+    assert all(row["obstacle"] == "there is no GPU" and row["difference"] == 0 for row in result["rows"])
+    assert "captured" in capsys.readouterr().out
+
+
+def test_runs_side_by_side_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In threads, with environments that do nothing."""
+
+    class Environments(contextlib.nullcontext[None]):
+        def __init__(self, tasks: list[str], **options: object) -> None:
+            super().__init__()
+
+    steps = list[str]()
+    monkeypatch.setattr(packing, "TaskVector", Environments)
+    monkeypatch.setattr(packing, "iteration_of", lambda agent, vector: lambda update: steps.append(update()))
+    barrier = threading.Barrier(2)
+    work = (barrier, "mt10", 2, [4], "cpu", Mode(), 1, 3, 2)
+    with ThreadPoolExecutor(2) as pool:
+        rates = [made.result() for made in [pool.submit(packing._begin, barrier, 1, *work[1:]) for _ in range(2)]]
+    assert [len(own) for own in rates] == [2, 2]  # rounds, without the one to warm up
+    assert len(steps) == 2 * 3 * 3
+    monkeypatch.setattr(packing, "iteration_of", lambda agent, vector: 1 / 0)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
+        pool.submit(packing._begin, barrier, 1, *work[1:]).result()
+    assert barrier.broken  # so that nobody waits for it
+    rows = [{"benchmark": "mt10", "precision": "fp32", "runs": runs, "together": [10.0 * runs]} for runs in (1, 2)]
+    assert joined(packing.lines(rows)) == (["1 at once", "2 at once"], [(("mt10", "fp32"), ["10.0", "20.0"])])
 
 
 def test_overhead_of_some_without_torchjd(

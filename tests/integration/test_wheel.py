@@ -41,7 +41,7 @@ def needed(requirement: str, found: set[str]) -> set[str]:
 def test_it_holds_mtrl_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"mtrl"}
-    assert {"mtrl/py.typed", "mtrl/report/page.py", "mtrl/report/page.html.j2"} <= set(names)
+    assert {"mtrl/py.typed", "mtrl/report/page.py", "mtrl/report/page.html.j2", "mtrl/report/page.css"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
