@@ -17,7 +17,7 @@ from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.gradients import TaskBatched
 from scripts import benchmark
-from scripts.benchmarks import overhead, packing, solvers
+from scripts.benchmarks import options, overhead, packing, solvers
 from scripts.benchmarks.timing import joined
 from scripts.benchmarks.updates import Mode, modes
 
@@ -149,6 +149,18 @@ def test_solvers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(row["seconds"]) == 2 if "seconds" in row else row["no_solution"] for row in result["rows"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
+
+
+def test_options_of_the_agent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = ("agent.critics=1", "agent.task_encoding=embedding", options.INSIGHT, "agent=cpu")
+    assert set(changed) <= set(options.CHANGED)
+    monkeypatch.setattr(options, "CHANGED", changed)
+    result = measured(tmp_path / "out.json", "options", "--tasks", "2", "--batch-size", "4", "--repeats", "1")
+    assert [row["option"] for row in result["rows"]] == ["agent=kurin", *changed]
+    assert all(row["ratio"] > 0 for row in result["rows"])
+    assert all(option in capsys.readouterr().out for option in changed[:1])
 
 
 @pytest.mark.parametrize("command", ["overhead", "solvers"])
