@@ -7,6 +7,7 @@ one is done. The same command goes on where it was stopped: what went well is no
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -77,9 +78,10 @@ def steps_of(out: Path, device: torch.device, *, small: bool) -> list[Step]:
 def do(step: Step, out: Path) -> dict[str, Any]:
     """Runs a step; what it says goes into a file, or, of training, to the terminal. Gives what became of it."""
     start = time.time()
+    own = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # which `run` has set
     with (out / f"{step.name}.txt").open("w") as said:
         where = None if step.name == TRAINING else said
-        process = subprocess.Popen([sys.executable, *step.command], stdout=where, stderr=where)
+        process = subprocess.Popen([sys.executable, *step.command], stdout=where, stderr=where, env=own)
         try:
             code = process.wait()
         except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from scripts.gpu import Step, go_through, steps_of
 from tests.configured import configured
 
 ABOUT = {"gpu": "Some GPU", "processor": "Some CPU", "cores": 4, "versions": {"torch": "2.13"}}
+FIRST = "import os\nassert 'HYDRA_FULL_ERROR' not in os.environ, 'tracebacks'\n"
 
 
 def step(name: str, code: str, out: Path, **options: Any) -> Step:
@@ -21,12 +22,15 @@ def step(name: str, code: str, out: Path, **options: Any) -> Step:
     return Step(name, ["-c", f"open({str(out / 'done')!r}, 'a').write('{name} ')\n{code}"], **options)
 
 
-def test_a_step_that_fails_is_told_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_fails_is_told_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = [
         step("tests", "print('all passed')", tmp_path),
-        step("capture", "print('first')\nraise SystemExit('no & such device')", tmp_path),
+        step("capture", f"{FIRST}print('first')\nraise SystemExit('no & such device')", tmp_path),
         step("report", "", tmp_path, again=True),
     ]
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as it is within a script
     rows = [{"method": "mgda", "needs": "gramian", "precision": "fp32", "obstacle": None, "difference": 0.0}]
     (tmp_path / "capture.json").write_text(json.dumps({"rows": rows}))
     for _ in range(2):
