@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -22,13 +22,23 @@ from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.initial_weights import state_of_run
 from mtrl.run.machine import device_of, machine, peak_memory
 from mtrl.supervised import Benchmark, benchmarks, methods
+from mtrl.supervised.loading import LoadingOptions
 from mtrl.supervised.loop import Schedule, Trainer, start_from
+from mtrl.supervised.problem import Precision
+from mtrl.supervised.scan import problems
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import supervise
 from scripts.configuration import RunConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
 from scripts.methods import choice, load_plugins, read_methods
+
+
+@dataclass
+class DataOptions(LoadingOptions):
+    """How data sets are read, and whether all of them is looked at first."""
+
+    check: bool = False
 
 
 @dataclass(kw_only=True)
@@ -48,6 +58,9 @@ class SupervisedConfig(RunConfig):
     method: dict[str, Any] = field(default_factory=dict)
     reference: Any = None  # a mapping to numbers; Hydra fills in nothing but what has no type or has the keys already
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    precision: Annotated[str, Literal["fp32", "bf16"]] = "fp32"
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
@@ -79,10 +92,13 @@ def train(config: SupervisedConfig) -> None:
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)
     benchmark = make_benchmark(config)
+    if config.data.check:
+        check_data(benchmark, config.data)
     benchmark.model.to(device)
     tasks = list(benchmark.tasks)
     setup = Setup(benchmark, make_combiner(config, tasks), config.optimizer, cast(Wrt, config.wrt), config.seed)
     update = methods.make(setup=setup, **config.method)
+    update.model.compute(cast(Precision, config.precision), channels_last=config.channels_last)
     benchmark = dataclasses.replace(benchmark, model=update.model)
     name = f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
     path = directory_of(config.run_dir, name)
@@ -102,6 +118,7 @@ def train(config: SupervisedConfig) -> None:
             schedule(config),
             seed=config.seed,
             device=device,
+            loading=config.data,
             show_progress=config.progress,
         )
         say(
@@ -123,6 +140,16 @@ def make_benchmark(config: SupervisedConfig) -> Benchmark:
     if config.data_dir is not None and options.get("data_dir") is None:
         options["data_dir"] = config.data_dir  # refused by a benchmark that reads no files
     return benchmarks.make(tasks=config.tasks, dropout=config.dropout, **options)
+
+
+def check_data(benchmark: Benchmark, options: LoadingOptions) -> None:
+    """Prints everything that is wrong with the data, and raises `InputError` if something is."""
+    found = 0
+    for line in problems(benchmark, options):
+        print(line, file=sys.stderr)
+        found += 1
+    if found:
+        raise InputError(f"data.check: {found:,} samples cannot be used: they are listed above")
 
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:

@@ -5,9 +5,11 @@ import json
 import math
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -19,7 +21,7 @@ from mtrl.run.member_report import report
 from mtrl.text import number
 
 # What may differ between the parts of one run: where and how it is computed, not what.
-_FREE_KEYS = {"device", "run_dir", "num_workers", "debug", "progress", "wandb", "plugins"}
+_FREE_KEYS = {"data", "device", "run_dir", "num_workers", "debug", "progress", "wandb", "plugins"}
 _FREE_KEYS |= {"checkpoint.keep", "checkpoint.keep_replay", "eval.video"}
 _LENGTHS = ("steps", "epochs")
 """What may become more, and then the run goes on, finished or not."""
@@ -74,6 +76,8 @@ class RunDirectory:
             warnings.warn(message, stacklevel=3)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
+        # A process that is forked from this one, and may outlive it, shall not hold the lock.
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(self._lock)))
 
     def _claim(self) -> None:
         """Makes the directory this run's, or checks that it is."""
@@ -165,6 +169,11 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, float]:
     if "final" in summary:
         return {"eval/success_mean": summary["final"]["success_mean"]}
     return {f"test/{key}": value for key, value in summary.get("test", {}).items()}
+
+
+def _close(file: weakref.ref[TextIO]) -> None:
+    if opened := file():
+        opened.close()
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

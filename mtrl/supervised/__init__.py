@@ -4,6 +4,17 @@
 Importing this needs torch and numpy alone; scikit-learn and SciPy are loaded by the data sets that come with them.
 """
 
-from mtrl.supervised.problem import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
+from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split
+from mtrl.supervised.tasks import MaskedTargets, Metric, Task, WholeSplit, classification, regression
 
-__all__ = ["Benchmark", "Metric", "MultiTaskModel", "Split", "Task", "classification", "regression"]
+__all__ = [
+    "Benchmark",
+    "MaskedTargets",
+    "Metric",
+    "MultiTaskModel",
+    "Split",
+    "Task",
+    "WholeSplit",
+    "classification",
+    "regression",
+]

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +20,13 @@ from mtrl.run import random_state
 from mtrl.run.directory import RunDirectory
 from mtrl.run.initial_weights import check_weights
 from mtrl.run.session import Session
+from mtrl.supervised.loading import Loader, LoadingOptions, Portion
 from mtrl.supervised.measures import Distance, shared_gradients
-from mtrl.supervised.problem import Benchmark, Metric, MultiTaskModel, Seen, Split, Task, has_any, seen, task_loss
-from mtrl.supervised.updates import Batch, Update
+from mtrl.supervised.problem import Batch, Benchmark, MultiTaskModel
+from mtrl.supervised.tasks import Measure, Task, has_any, seen, task_loss
+from mtrl.supervised.updates import Update
 
 SELECTIONS = ("mean", "per_metric", "gain")
-_EVALUATION_BATCH = 1000
 _EXTRA_BATCHES = 1 << 20  # keeps the seeds of a method's extra batches apart from those of the epochs
 
 
@@ -57,7 +59,7 @@ class Schedule:
     insight_every: int = 0
 
 
-def metrics_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Metric]]:
+def metrics_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Measure]]:
     """Every metric and its task's name, by key: ``CL`` for a task's first, ``CL/<name>`` for others."""
     return {
         task if metric is described.metrics[0] else f"{task}/{metric.name}": (task, metric)
@@ -66,38 +68,31 @@ def metrics_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Metric]]:
     }
 
 
-def evaluate(benchmark: Benchmark, split: Split, device: torch.device) -> dict[str, float]:
-    """All metrics over a split, by the keys of `metrics_of`, and the losses as ``loss/<task>``.
+def evaluate(benchmark: Benchmark, batches: Iterable[Batch]) -> dict[str, float]:
+    """All metrics over the batches of a split, by the keys of `metrics_of`, and the losses as ``loss/<task>``.
 
-    Each is over the samples that have its task's target; NaN where none has.
+    Each is over the samples that have its task's target; NaN where none has. The batches are on the model's device.
     """
     model, tasks = benchmark.model, benchmark.tasks
-    metrics = metrics_of(tasks)
-    judged = {key: name for key, (name, _) in metrics.items()} | {f"loss/{name}": name for name in tasks}
-    sums, counts = dict.fromkeys(judged, 0.0), dict.fromkeys(tasks, 0.0)
+    device = next(model.parameters()).device
+    meters = {key: (name, metric.meter(tasks[name], device)) for key, (name, metric) in metrics_of(tasks).items()}
+    losses, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0.0)
     training = model.training
     model.eval()
     with torch.no_grad():
-        for indices in torch.split(torch.arange(len(split)), _EVALUATION_BATCH):
-            inputs, targets = split.batch(indices, device)
+        for inputs, targets in batches:
             outputs = model(inputs)
             found = {name: seen(task, outputs[name], targets[name]) for name, task in tasks.items()}
-            for key, (name, metric) in metrics.items():
-                sums[key] += _sum(metric, found[name])
+            for name, meter in meters.values():
+                if len(found[name].targets):
+                    meter.update(found[name].outputs, found[name].targets)
             for name, task in tasks.items():
                 count = float(found[name].shares.sum())
                 counts[name] += count
-                sums[f"loss/{name}"] += float(task_loss(task, outputs[name], targets[name])) * count
+                losses[name] += float(task_loss(task, outputs[name], targets[name])) * count
     model.train(training)
-    return {key: sums[key] / counts[name] if counts[name] else math.nan for key, name in judged.items()}
-
-
-def _sum(metric: Metric, found: Seen) -> float:
-    """A metric's sum over samples, of which one whose target is there in part counts in part."""
-    if not len(found.targets):
-        return 0.0
-    values, shares = metric.per_sample(found.outputs, found.targets), found.shares
-    return float(values.sum() if bool((shares == 1).all()) else (values.flatten() * shares).sum())
+    values = {key: float(meter.compute()) if counts[name] else math.nan for key, (name, meter) in meters.items()}
+    return values | {f"loss/{name}": loss / counts[name] if counts[name] else math.nan for name, loss in losses.items()}
 
 
 def means(tasks: Mapping[str, Task], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -172,6 +167,7 @@ class Trainer:
         *,
         seed: int,
         device: torch.device,
+        loading: LoadingOptions | None = None,
         show_progress: bool = True,
     ) -> None:
         self.benchmark, self.update, self.schedule = benchmark, update, schedule
@@ -181,6 +177,7 @@ class Trainer:
         if not self.batches:
             raise InputError(f"batch_size={schedule.batch_size}, but there are {len(benchmark.train)} training samples")
         benchmark.check(device)
+        self.loader = Loader(benchmark, device, seed=seed, options=loading)
         self.session = Session(run, schedule.epochs * self.batches, device=device, show_progress=show_progress)
         self.epoch_seconds: list[float] = []
         self.chosen: dict[str, dict[str, Any]] = {}
@@ -203,18 +200,18 @@ class Trainer:
             RunError: if a loss, gradient or weight is not finite, or no model could be selected.
         """
         session = self.session
-        with session.running(self) as resumed:
+        with session.running(self) as resumed, closing(self.loader):
             if not resumed:
                 torch.manual_seed(self.seed)
                 session.begin()
             self.benchmark.model.train()
             while not self._ended():
-                order = torch.randperm(len(self.benchmark.train), generator=self._generator(self.epoch))
-                portions = torch.split(order, self.schedule.batch_size)
-                for position in range(session.step % self.batches, self.batches):
+                begun = session.step % self.batches
+                batches = self.loader.batches(self._requests(begun))
+                for position in range(begun, self.batches):
                     if position:
                         session.stop_if_asked(f"in epoch {self.epoch + 1}")
-                    self._advance(position, portions[position])
+                    self._advance(position, batches)
                     session.progress.advance(session.step)
                 self._end_epoch()
                 session.stop_if_asked(f"in epoch {self.epoch + 1}")
@@ -238,9 +235,10 @@ class Trainer:
             return found | means(self.benchmark.tasks, found)
 
         tested = {}
-        for criterion, chosen in self.chosen.items() if test else ():
-            self.benchmark.model.load_state_dict(chosen["model"])
-            tested[criterion] = evaluate(self.benchmark, self.benchmark.test, self.device)
+        with closing(self.loader):
+            for criterion, chosen in self.chosen.items() if test else ():
+                self.benchmark.model.load_state_dict(chosen["model"])
+                tested[criterion] = self._evaluate("test")
         return {
             "tasks": list(self.benchmark.tasks),
             "metrics": {
@@ -264,19 +262,38 @@ class Trainer:
         """Random numbers by the run's seed and this number: no state, so nothing to resume."""
         return torch.Generator().manual_seed(self.seed * 2_000_003 + number)
 
-    def _advance(self, position: int, indices: Tensor) -> None:
+    def _requests(self, position: int) -> Iterator[list[Portion]]:
+        """What the epoch's updates from a position on need: a batch, and a second one where the method draws it."""
+        samples, size, epoch, done = len(self.benchmark.train), self.schedule.batch_size, self.epoch, self.session.step
+        order = torch.randperm(samples, generator=self._generator(epoch))
+        for step, chosen in enumerate(torch.split(order, size)[position : self.batches], start=done):
+            request = [Portion("training", chosen.tolist(), epoch)]
+            if self.update.second_batch:
+                number = _EXTRA_BATCHES + step
+                others = torch.randint(samples, (size,), generator=self._generator(number))
+                request.append(Portion("training", others.tolist(), number))
+            yield request
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        return evaluate(self.benchmark, self.loader.whole(split, self.benchmark.evaluation_batch))
+
+    def _advance(self, position: int, batches: Iterator[list[Batch]]) -> None:
         begun = time.monotonic()
         epoch, schedule = self.epoch, self.schedule
         if position == 0:
             self.update.set_learning_rate(schedule.learning_rate * schedule.learning_rate_decay**epoch)
-        batch = self.benchmark.train.batch(indices, self.device)
+        try:
+            batch, *others = next(batches)
+        except RunError:
+            self.session.stop_if_asked(f"in epoch {epoch + 1}")  # what asks to stop may have ended the workers too
+            raise
         every = schedule.insight_every
         if every and position + 1 == self.batches and (epoch + 1) % every == 0:
             measured = time.monotonic()
             self._conflict = self._insight(batch)
             begun += time.monotonic() - measured  # no part of what the method costs
         try:
-            logged = self.update.step(batch, self._another_batch, self.distance.moved)
+            logged = self.update.step(batch, partial(self._second, others), self.distance.moved)
         except NonFiniteError as error:
             task = "" if error.task is None else f" of task {list(self.benchmark.tasks)[error.task]}"
             where = f"{task} in epoch {epoch + 1}, update {self.session.step + 1}"
@@ -293,10 +310,10 @@ class Trainer:
         self.session.step += 1
         self._partial_seconds += time.monotonic() - begun
 
-    def _another_batch(self) -> Batch:
-        generator = self._generator(_EXTRA_BATCHES + self.session.step)
-        indices = torch.randint(len(self.benchmark.train), (self.schedule.batch_size,), generator=generator)
-        return self.benchmark.train.batch(indices, self.device)
+    def _second(self, others: list[Batch]) -> Batch:
+        if not others:
+            raise RunError(f"{type(self.update).__name__} draws a second batch: it has to say so, second_batch = True")
+        return others[0]
 
     def _insight(self, batch: Batch) -> dict[str, Any]:
         """Conflict of the shared parameters' gradients, whatever the method takes its own by."""
@@ -307,7 +324,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Validates, selects and logs."""
         seconds = self.session.clock()
-        validated = evaluate(self.benchmark, self.benchmark.validation, self.device)
+        validated = self._evaluate("validation")
         averages = means(self.benchmark.tasks, validated)
         for criterion, score in self._scores.items():
             value = score(validated)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 from mtrl.gradients import Combination
 from mtrl.gradients.pipeline import weighted_cosines
 from mtrl.gradients.shared_input import ByParameters
-from mtrl.supervised.problem import MultiTaskModel, Targets, Task, task_losses
+from mtrl.supervised.problem import MultiTaskModel
+from mtrl.supervised.tasks import Targets, Task, task_losses
 
 
 def shared_gradients(
-    model: MultiTaskModel, tasks: Mapping[str, Task], batch: tuple[Tensor, Mapping[str, Targets]]
+    model: MultiTaskModel, tasks: Mapping[str, Task], batch: tuple[Any, Mapping[str, Targets]]
 ) -> Combination:
     """The tasks' gradients by the encoder's parameters on one batch, measured without dropout.
 

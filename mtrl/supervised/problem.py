@@ -2,163 +2,37 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple
+from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from mtrl.errors import InputError, unknown_name
+from mtrl.supervised.tasks import MaskedTargets, Targets, Task, unmasked
+
+Precision = Literal["fp32", "bf16"]
 
 
-def _no_nan(targets: Tensor) -> Tensor:
-    """Which samples' targets are complete."""
-    return ~_entries(targets).isnan().any(1)
+Batch = tuple[Any, dict[str, Targets]]
+"""Inputs ``[N, ...]``, or what else the encoder takes that has a ``to(device)``, and targets ``[N, ...]`` by task."""
 
 
-def _entries(targets: Tensor) -> Tensor:
-    """``[N, ...]`` as ``[N, entries]``."""
-    return targets.unsqueeze(1).flatten(1)
+class Samples(Protocol):
+    """A map-style data set, such as a ``torch.utils.data.Dataset``: `Split`, or whatever reads files.
 
-
-@dataclass(frozen=True)
-class Metric:
-    """How well a task is done: a mean over the samples that have a target.
-
-    Attributes:
-        name: for keys and tables, e.g. ``"accuracy"``.
-        higher_is_better: the direction.
-        per_sample: of a head's outputs and the task's targets, one number per sample: ``[N]``.
+    Where it has a method ``batch`` as `Split` has one, that makes batches; else torch's ``default_collate`` does.
     """
 
-    name: str
-    higher_is_better: bool
-    per_sample: Callable[[Tensor, Tensor], Tensor]
+    def __len__(self) -> int:
+        """How many samples there are."""
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Mapping[str, Any]]:
+        """A sample's input and its targets by task (one with a mask is a `MaskedTargets`)."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task: what is minimised, and what is reported.
-
-    Attributes:
-        loss: of a head's outputs and the task's targets, a scalar: the mean over the samples. It is shown those samples
-            that have a target.
-        metrics: at least one; the first is the one that the task is judged by.
-        check: of a head's outputs for one sample and all targets of a split, whether these fit; raises `InputError`.
-        present: of targets ``[N, ...]``, which samples have one: ``[N]``, true or false, or the share of a target that
-            is there where `loss` and `metrics` take incomplete ones. By default those without a NaN.
-    """
-
-    loss: Callable[[Tensor, Tensor], Tensor]
-    metrics: tuple[Metric, ...]
-    check: Callable[[Tensor, Tensor], None] = lambda outputs, targets: None
-    present: Callable[[Tensor], Tensor] = _no_nan
-
-
-class MaskedTargets(NamedTuple):
-    """Targets ``[N, ...]`` of a batch, and a mask ``[N]`` that is true where a sample has one."""
-
-    values: Tensor
-    mask: Tensor
-
-
-Targets = Tensor | MaskedTargets
-
-
-class Seen(NamedTuple):
-    """Of a batch, what a task can be judged by: the samples that have a target."""
-
-    outputs: Tensor
-    targets: Tensor
-    shares: Tensor
-    """How much of each target is there, in (0, 1]."""
-
-
-def seen(task: Task, outputs: Tensor, targets: Targets) -> Seen:
-    """The samples of a batch that have a target, none left out where all have one."""
-    values, mask = targets if isinstance(targets, MaskedTargets) else (targets, None)
-    shares = task.present(values)
-    if mask is not None:
-        shares = shares * mask
-    kept = shares > 0
-    if bool(kept.all()):
-        return Seen(outputs, values, shares)
-    return Seen(outputs[kept], values[kept], shares[kept])
-
-
-def has_any(task: Task, targets: Targets) -> Tensor:
-    """Whether any sample of a batch has a target, as 0 or 1; nothing waits for the device."""
-    values, mask = targets if isinstance(targets, MaskedTargets) else (targets, True)
-    return ((task.present(values) > 0) & mask).any().long()
-
-
-def task_loss(task: Task, outputs: Tensor, targets: Targets) -> Tensor:
-    """A task's mean loss over the samples of a batch that have a target; without any, 0 with a gradient of zeros."""
-    found = seen(task, outputs, targets)
-    return task.loss(found.outputs, found.targets) if len(found.targets) else found.outputs.sum()
-
-
-def _check_labels(ignore_index: int, outputs: Tensor, targets: Tensor) -> None:
-    classes = outputs.shape[1]
-    if targets.ndim != 1 or targets.dtype != torch.long:
-        raise InputError(
-            f"expected labels [N] of type int64, {ignore_index} where there is none, "
-            f"got {list(targets.shape)} of {targets.dtype}"
-        )
-    outside = (((targets < 0) | (targets >= classes)) & (targets != ignore_index)).nonzero()
-    if len(outside):
-        record = int(outside[0])
-        expected = f"expected 0 to {classes - 1}, or {ignore_index} where there is none"
-        raise InputError(f"record {record} has label {int(targets[record])}, {expected}")
-
-
-def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
-    given, expected = list(outputs.shape[1:]), list(targets.shape[1:])
-    if given != expected:
-        raise InputError(f"the head gives {given} per sample, but a target is {expected}")
-
-
-def classification(ignore_index: int = -100) -> Task:
-    """Cross-entropy of logits ``[N, classes]`` against labels ``[N]``; judged by accuracy.
-
-    A label of ``ignore_index`` is a missing one.
-    """
-    accuracy = Metric("accuracy", True, lambda outputs, labels: (outputs.argmax(1) == labels).float())
-    loss = partial(F.cross_entropy, ignore_index=ignore_index)
-    return Task(loss, (accuracy,), partial(_check_labels, ignore_index), lambda labels: labels != ignore_index)
-
-
-def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Each sample's, the mean over the entries that it has: ``[N]``."""
-    there = ~_entries(targets).isnan()
-    errors = _entries((outputs - targets).square())
-    return errors.mean(1) if bool(there.all()) else torch.where(there, errors, 0).sum(1) / there.sum(1)
-
-
-def regression() -> Task:
-    """Mean squared error of outputs and targets of one shape ``[N, ...]``; judged by the same.
-
-    An entry that is NaN is a missing one: the mean is over the others.
-    """
-    error = Metric("squared_error", False, _squared_errors)
-    return Task(
-        _mean_squared_error, (error,), _check_shapes, lambda targets: (~_entries(targets).isnan()).float().mean(1)
-    )
-
-
-def _mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    there = ~targets.isnan()
-    return F.mse_loss(outputs, targets) if bool(there.all()) else F.mse_loss(outputs[there], targets[there])
-
-
-Values = Mapping[str, Tensor]
-"""By task."""
-
-
-def task_losses(tasks: Mapping[str, Task], outputs: Values, targets: Mapping[str, Targets]) -> list[Tensor]:
-    """The losses in the order of the tasks, each over the samples that have its target."""
-    return [task_loss(task, outputs[name], targets[name]) for name, task in tasks.items()]
+Augmentation = Callable[[Any, dict[str, Any]], tuple[Any, Mapping[str, Any]]]
+"""Of a training sample's input and targets, what is made of them; it draws from torch's global random generator."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +40,7 @@ class Split:
     """Samples in memory: inputs and, by task, as many targets, ``[N, ...]``, N at least 1; else an `InputError`.
 
     ``masks`` (``[N]``, true or false) are for tasks of which some samples have no target; what stands in its place does
-    not matter then. Another class with ``__len__`` and ``batch`` can take its place.
+    not matter then.
     """
 
     inputs: Tensor
@@ -190,22 +64,52 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, dict[str, Targets]]:
-        """The samples at ``indices``: inputs, and targets by task."""
-        return self.inputs[indices].to(device), {task: self._of(task, indices, device) for task in self.targets}
+    def __getitem__(self, index: int) -> Batch:
+        """One sample: its input, and its targets by task."""
+        return self.batch(index)
 
-    def _of(self, task: str, indices: Tensor, device: torch.device) -> Targets:
-        values, mask = self.targets[task][indices].to(device), self.masks.get(task)
-        return values if mask is None else MaskedTargets(values, mask[indices].to(device))
+    def whole(self) -> dict[str, Targets]:
+        """All targets by task."""
+        return {
+            task: MaskedTargets(values, self.masks[task]) if task in self.masks else values
+            for task, values in self.targets.items()
+        }
+
+    def batch(self, indices: Tensor | Sequence[int] | int) -> Batch:
+        """The samples at ``indices``: inputs, and targets by task."""
+        chosen = torch.as_tensor(indices)
+        return self.inputs[chosen], {task: self._of(task, chosen) for task in self.targets}
+
+    def _of(self, task: str, indices: Tensor) -> Targets:
+        values, mask = self.targets[task][indices], self.masks.get(task)
+        return values if mask is None else MaskedTargets(values, mask[indices])
 
 
 class MultiTaskModel(nn.Module):
-    """A shared encoder, from inputs to the representation z, and one head per task, from z to outputs."""
+    """A shared encoder, from inputs to the representation z, and one head per task, from z to outputs.
+
+    Attributes:
+        autocast: the type of products and activations, by torch's autocast; z and the outputs are float32 again, and so
+            are weights, losses and gradients. None computes in the parameters' own type.
+        channels_last: whether images ``[N, C, H, W]`` are laid out by pixels.
+    """
 
     def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleDict(heads)
+        try:
+            self.heads = nn.ModuleDict(heads)
+        except KeyError as error:
+            raise InputError(f"a task's name cannot be that of a part of torch's modules: {error.args[0]}") from error
+        self.autocast: torch.dtype | None = None
+        self.channels_last = False
+
+    def compute(self, precision: Precision, *, channels_last: bool) -> None:
+        """Sets the arithmetic (``fp32`` is the parameters' own type) and the layout of images and their weights."""
+        self.autocast = torch.bfloat16 if precision == "bf16" else None
+        self.channels_last = channels_last
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """The outputs by task."""
@@ -213,11 +117,29 @@ class MultiTaskModel(nn.Module):
 
     def representations(self, inputs: Tensor) -> list[Tensor]:
         """What each task's head reads: T times the same z."""
-        return [self.encoder(inputs)] * len(self.heads)
+        return [self.encode(inputs)] * len(self.heads)
 
     def outputs(self, representations: Sequence[Tensor]) -> dict[str, Tensor]:
         """The outputs by task, each head reading its own of T representations."""
-        return {name: head(z) for (name, head), z in zip(self.heads.items(), representations, strict=True)}
+        return {name: self.output(name, z) for name, z in zip(self.heads, representations, strict=True)}
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """What the encoder makes of the inputs."""
+        if self.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self._computed(self.encoder, inputs)
+
+    def output(self, task: str, z: Tensor) -> Tensor:
+        """What a task's head makes of a representation."""
+        return self._computed(self.heads[task], z)
+
+    def _computed(self, part: nn.Module, given: Tensor) -> Tensor:
+        if self.autocast is None:
+            made: Tensor = part(given)
+            return made
+        with torch.autocast(next(self.parameters()).device.type, self.autocast):
+            made = part(given)
+        return made.float()
 
     def last_shared_layer(self) -> list[nn.Parameter]:
         """The parameters of the encoder's last layer that has any."""
@@ -230,51 +152,92 @@ class Benchmark:
     """A problem, and the untrained model for it. `mtrl.supervised.data.example` is one to copy.
 
     Models are selected by the validation split; the test split is read once, after training.
+
+    Attributes:
+        tasks: by name.
+        model: an encoder and a head for each of them.
+        train: the samples that the model learns from.
+        validation: those that it is selected by.
+        test: those that the selected one is reported on.
+        augment: changes training samples, inputs and targets together; None leaves them as they are.
+        evaluation_batch: how many samples are evaluated at once.
     """
 
     tasks: Mapping[str, Task]
     model: MultiTaskModel
-    train: Split
-    validation: Split
-    test: Split
+    train: Samples
+    validation: Samples
+    test: Samples
+    augment: Augmentation | None = field(default=None, kw_only=True)
+    evaluation_batch: int = field(default=1000, kw_only=True)
+
+    @property
+    def splits(self) -> dict[str, Samples]:
+        """By what messages call them."""
+        return {"training": self.train, "validation": self.validation, "test": self.test}
+
+    def first_outputs(self, device: torch.device) -> dict[str, Tensor]:
+        """The model's outputs for the first training sample, ``[1, ...]`` by task; `InputError` if one is missing."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            outputs: dict[str, Tensor] = self.model(placed(batch_of(self.train, [0]), device)[0])
+        self.model.train(training)
+        check_names("the model has no head", outputs, self.tasks)
+        return outputs
 
     def check(self, device: torch.device) -> None:
         """Raises `InputError` on the first target that does not fit its head (split, task and record named).
 
-        Likewise on a split in which all targets of a task are missing.
-
-        Splits of other classes than `Split` are not looked at.
+        Likewise on a split in which all targets of a task are missing. Of splits of other classes than `Split` the
+        first sample is looked at; `mtrl.supervised.scan` looks at all.
         """
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            outputs = self.model(self.train.batch(torch.tensor([0]), device)[0])
-        self.model.train(training)
-        _check_names("the model has no head", outputs, self.tasks)
-        for name, split in self._splits():
-            if isinstance(split, Split):
-                _check_names(f"the {name} split has no targets", split.targets, self.tasks)
-                for task, described in self.tasks.items():
-                    try:
-                        _check_targets(described, outputs[task], split.targets[task], split.masks.get(task))
-                    except InputError as error:
-                        raise InputError(f"{name} split, task {task}: {error}") from error
+        outputs = self.first_outputs(device)
+        for name, split in self.splits.items():
+            whole = isinstance(split, Split)
+            targets = split.whole() if isinstance(split, Split) else placed(batch_of(split, [0]), device)[1]
+            check_names(f"the {name} split has no targets", targets, self.tasks)
+            for task, described in self.tasks.items():
+                try:
+                    check_targets(described, outputs[task], *unmasked(targets[task]), some=whole)
+                except InputError as error:
+                    raise InputError(f"{name} split, task {task}: {error}") from error
 
     def missing(self) -> list[str]:
         """What to tell of targets that are missing, in words; nothing of splits of other classes than `Split`."""
         told = []
-        for name, split in self._splits():
-            for task, described in self.tasks.items() if isinstance(split, Split) else ():
+        for name, split in self.splits.items():
+            if not isinstance(split, Split):
+                continue
+            for task, described in self.tasks.items():
                 shares = described.present(split.targets[task]) * split.masks.get(task, torch.tensor(True))
                 if count := int((shares < 1).sum()):
                     told.append(f"{name} split, task {task}: {count:,} of {len(split):,} targets are missing")
         return told
 
-    def _splits(self) -> tuple[tuple[str, Split], ...]:
-        return ("training", self.train), ("validation", self.validation), ("test", self.test)
+
+def batch_of(samples: Samples, indices: Sequence[int]) -> Batch:
+    """The samples of a data set at ``indices``, as one batch; `InputError` if they are no inputs and targets."""
+    together = getattr(samples, "batch", None)
+    found = together(indices) if together else default_collate([samples[index] for index in indices])
+    if not isinstance(found, tuple | list) or len(found) != 2 or not isinstance(found[1], Mapping):
+        raise InputError(f"{type(samples).__name__}: a sample is not a pair of an input and targets by task")
+    return found[0], dict(found[1])
 
 
-def _check_targets(task: Task, outputs: Tensor, targets: Tensor, mask: Tensor | None) -> None:
+def placed(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device; from pinned memory nothing waits for it."""
+
+    def put(targets: Targets) -> Targets:
+        if isinstance(targets, MaskedTargets):
+            return MaskedTargets(*(part.to(device, non_blocking=True) for part in targets))
+        return targets.to(device, non_blocking=True)
+
+    return batch[0].to(device, non_blocking=True), {task: put(targets) for task, targets in batch[1].items()}
+
+
+def check_targets(task: Task, outputs: Tensor, targets: Tensor, mask: Tensor | None, *, some: bool = True) -> None:
+    """Raises `InputError` if targets do not fit a head's outputs, or none is there where ``some`` have to be."""
     if mask is not None and not bool(mask.all()):
         # Nobody looks at what is masked; records keep their numbers.
         targets = targets[torch.where(mask, torch.arange(len(mask)), mask.int().argmax())]
@@ -282,23 +245,12 @@ def _check_targets(task: Task, outputs: Tensor, targets: Tensor, mask: Tensor | 
     there = task.present(targets)
     if there.shape != (len(targets),):
         raise InputError(f"present gives {list(there.shape)}, expected one entry for each of {len(targets)} targets")
-    if not bool((there > 0).any()) or (mask is not None and not bool(mask.any())):
+    if some and (not bool((there > 0).any()) or (mask is not None and not bool(mask.any()))):
         raise InputError(f"all {len(targets)} targets are missing")
 
 
-def _check_names(what: str, found: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> None:
+def check_names(what: str, found: Mapping[str, Any], tasks: Mapping[str, Task]) -> None:
+    """Raises `InputError` if ``found`` lacks a task."""
     for task in tasks:
         if task not in found:
             raise InputError(f"{what} of task {task}; there are {', '.join(found) or 'none'}")
-
-
-def check_tasks(names: Sequence[str], valid: Sequence[str]) -> list[str]:
-    """The names; `InputError` if there are none, one is not among the valid ones, or one comes twice."""
-    if not names:
-        raise InputError(f"no task was chosen; valid: {', '.join(valid)}")
-    for name in names:
-        if name not in valid:
-            raise unknown_name("task", name, valid)
-    if len(set(names)) < len(names):
-        raise InputError(f"a task comes twice in [{', '.join(names)}]")
-    return list(names)

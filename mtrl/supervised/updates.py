@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.ranges import FractionBelowOne, NotNegative, check, check_fields
-from mtrl.supervised.problem import Benchmark, Targets, Task
+from mtrl.supervised.problem import Batch, Benchmark
+from mtrl.supervised.tasks import Task
 
-Batch = tuple[Tensor, dict[str, Targets]]
 Wrt = Literal["shared", "last", "representation"]
 
 
@@ -69,6 +69,8 @@ class Update(ABC):
     """Whether it has a use for a combiner."""
     usual_wrt: ClassVar[Wrt] = "shared"
     """The ``wrt`` by default."""
+    second_batch: ClassVar[bool] = False
+    """Whether a step draws another batch."""
 
     def __init__(self, setup: Setup) -> None:
         self.model, self.tasks = setup.benchmark.model, setup.benchmark.tasks
@@ -83,8 +85,8 @@ class Update(ABC):
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """Updates the model on a batch; returns scalars to log, ``loss/<task>`` among them, and ``count/<counter>``.
 
-        ``draw`` gives another, independent batch of the training set; ``moved`` is to be called after every change of
-        the shared parameters.
+        ``draw`` gives a method with a `second_batch` another, independent batch of the training set; ``moved`` is to be
+        called after every change of the shared parameters.
         """
 
     def set_learning_rate(self, learning_rate: float) -> None:

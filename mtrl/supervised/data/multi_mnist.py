@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -54,10 +55,8 @@ def multi_mnist(
     test = _labelled_digits(Path(data_dir), "t10k")
     parts = [(digits[:-validation], labels[:-validation]), (digits[-validation:], labels[-validation:]), test]
     layout = {"offset": 6, "canvas": 36, "size": _SIDE, "kernel": 5, "padding": 0}
-    overlaid = make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, **layout)
-    for part in (overlaid.train, overlaid.validation, overlaid.test):
-        part.inputs.sub_(_MEAN).div_(_DEVIATION)
-    return overlaid
+    scaled = partial(make_benchmark, mean=_MEAN, deviation=_DEVIATION)
+    return scaled(tasks, parts, dropout, pairs_per_digit, data_seed, **layout)
 
 
 def _labelled_digits(directory: Path, part: str) -> tuple[Tensor, Tensor]:

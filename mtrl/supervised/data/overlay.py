@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split, check_tasks, classification, regression
+from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split
+from mtrl.supervised.tasks import check_tasks, classification, regression
 
 TASKS = ("CL", "CR", "RL", "RR")
 """Classify (C) or reconstruct (R) the left (L) or right (R) digit (Gama & Grassi, 2025, section 3.1)."""
@@ -77,6 +78,8 @@ def make_benchmark(
     kernel: int,
     padding: int,
     size: int,
+    mean: float = 0.0,
+    deviation: float = 1.0,
     **layout: int,
 ) -> Benchmark:
     """A benchmark of overlaid digits.
@@ -90,6 +93,8 @@ def make_benchmark(
         kernel: side of the encoder's convolutions.
         padding: of these.
         size: side of the image, in pixels.
+        mean: what is subtracted from pixels.
+        deviation: what they are divided by then.
         **layout: ``offset`` and ``canvas``, see `overlay`.
     """
     tasks = check_tasks(tasks, TASKS)
@@ -100,7 +105,7 @@ def make_benchmark(
         right = torch.randint(len(digits), (len(left),), generator=generator)
         targets = {"CL": labels[left], "CR": labels[right], "RL": digits[left], "RR": digits[right]}
         images = overlay(digits[left], digits[right], size=size, **layout).unsqueeze(1)
-        splits.append(Split(images, {task: targets[task] for task in tasks}))
+        splits.append(Split((images - mean) / deviation, {task: targets[task] for task in tasks}))
     side = sources[0][0].shape[-1]
     heads = {task: _classifier(dropout) if task[0] == "C" else _decoder(side, dropout) for task in tasks}
     kinds = {task: classification() if task[0] == "C" else regression() for task in tasks}

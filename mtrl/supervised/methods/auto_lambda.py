@@ -8,8 +8,9 @@ from torch.func import functional_call
 
 from mtrl.ranges import Positive
 from mtrl.supervised.methods import method
-from mtrl.supervised.problem import task_losses
-from mtrl.supervised.updates import Batch, Setup, Update, named
+from mtrl.supervised.problem import Batch
+from mtrl.supervised.tasks import task_losses
+from mtrl.supervised.updates import Setup, Update, named
 
 
 @method("auto_lambda")
@@ -27,6 +28,7 @@ class AutoLambdaUpdate(Update):
     """
 
     combines = False
+    second_batch = True
 
     def __init__(self, setup: Setup, *, initial_weight: Positive = 0.1, learning_rate: Positive = 1e-4) -> None:
         super().__init__(setup)

@@ -8,8 +8,9 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.gradients import Aliases, backward
 from mtrl.supervised.methods import method
-from mtrl.supervised.problem import task_losses
-from mtrl.supervised.updates import Batch, Setup, Update, named
+from mtrl.supervised.problem import Batch
+from mtrl.supervised.tasks import task_losses
+from mtrl.supervised.updates import Setup, Update, named
 
 
 @method("combined")

@@ -9,8 +9,9 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.methods import method
-from mtrl.supervised.problem import task_loss
-from mtrl.supervised.updates import Batch, Setup, Update, named
+from mtrl.supervised.problem import Batch
+from mtrl.supervised.tasks import task_loss
+from mtrl.supervised.updates import Setup, Update, named
 
 
 @method("individual_steps")
@@ -37,8 +38,8 @@ class IndividualSteps(Update):
         inputs, targets = batch
         found: dict[str, Tensor] = {}
         for number, group in enumerate(self.groups):
-            z = self.model.encoder(inputs)
-            losses = [task_loss(self.tasks[name], self.model.heads[name](z), targets[name]) for name in group]
+            z = self.model.encode(inputs)
+            losses = [task_loss(self.tasks[name], self.model.output(name, z), targets[name]) for name in group]
             self.model.zero_grad()  # gradients of other heads are None, so that the optimizer leaves them alone
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self.optimizers[number % len(self.optimizers)].step()

@@ -15,8 +15,8 @@ from mtrl.errors import InputError
 from mtrl.ranges import Count, PositiveFraction, check
 from mtrl.supervised.methods import method
 from mtrl.supervised.methods.combined import CombinedUpdate
-from mtrl.supervised.problem import MultiTaskModel
-from mtrl.supervised.updates import Batch, Setup
+from mtrl.supervised.problem import Batch, MultiTaskModel
+from mtrl.supervised.updates import Setup
 
 _SIZES = ("out_features", "out_channels", "num_features")  # what layers call the number of their units
 
@@ -55,12 +55,13 @@ class RoamingModel(MultiTaskModel):
         found = []
         for task in range(len(self.heads)):
             self._task = task
-            found.append(self.encoder(inputs))
+            found.append(self.encode(inputs))
         return found
 
     def _masked(self, name: str, layer: nn.Module, _: Any, output: Tensor) -> Tensor:
         behind = 0 if isinstance(layer, nn.Linear) else output.ndim - 2
-        return output * self.get_buffer(name)[self._task].view(-1, *[1] * behind)
+        mask = self.get_buffer(name)[self._task].to(output.dtype)
+        return output * mask.view(-1, *[1] * behind)
 
 
 @method("maximum_roaming")

@@ -12,7 +12,7 @@ from mtrl.errors import InputError
 from mtrl.ranges import Index, NotNegative
 from mtrl.supervised.methods import method
 from mtrl.supervised.methods.combined import CombinedUpdate
-from mtrl.supervised.problem import Benchmark
+from mtrl.supervised.problem import Benchmark, batch_of, placed
 from mtrl.supervised.updates import Setup, named
 
 
@@ -98,7 +98,7 @@ class Homogenized(Combiner):
 def _rotations(benchmark: Benchmark) -> list[nn.Linear]:
     model = benchmark.model
     training = model.training
-    inputs, _ = benchmark.train.batch(torch.arange(2), next(model.parameters()).device)
+    inputs, _ = placed(batch_of(benchmark.train, [0, 1]), next(model.parameters()).device)
     with torch.no_grad():
         z = model.eval().encoder(inputs)
     model.train(training)

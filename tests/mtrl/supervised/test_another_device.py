@@ -5,6 +5,7 @@ import torch
 
 from mtrl import combiners
 from mtrl.supervised.methods.combined import CombinedUpdate
+from mtrl.supervised.problem import placed
 from mtrl.supervised.updates import OptimizerOptions, Setup
 from tests.disguised import AWAY, another_device, on_host, same, through_a_file  # noqa: F401
 from tests.mtrl.supervised.test_training import problem
@@ -23,7 +24,7 @@ def made(name, device, wrt):
     update = CombinedUpdate(Setup(benchmark, combiner, OptimizerOptions("sgd", momentum=0.9, learning_rate=0.05), wrt))
 
     def step(number):
-        batch = benchmark.train.batch(torch.arange(16) + 16 * number, device)
+        batch = placed(benchmark.train.batch(torch.arange(16) + 16 * number), device)
         return update.step(batch, lambda: batch, lambda: None)
 
     return benchmark.model, update, step

@@ -1,5 +1,6 @@
 import gzip
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,11 @@ from mtrl.errors import InputError
 from mtrl.supervised import Split, benchmarks
 from mtrl.supervised.data.multi_mnist import multi_mnist, read_idx
 from mtrl.supervised.data.overlay import overlay
+
+
+def make(*arguments: Any, **options: Any) -> Any:
+    """A benchmark whose splits are all in memory."""
+    return benchmarks.make(*arguments, **options)
 
 
 def idx(array):
@@ -54,13 +60,13 @@ def source_digits(benchmark):
 
 
 def test_no_digit_is_in_two_splits():
-    digits = source_digits(benchmarks.make("multi_digits", pairs_per_digit=2))
+    digits = source_digits(make("multi_digits", pairs_per_digit=2))
     assert digits["train"].isdisjoint(digits["validation"] | digits["test"])
     assert digits["validation"].isdisjoint(digits["test"])
 
 
 def test_every_digit_is_the_left_one_equally_often():
-    benchmark = benchmarks.make("multi_digits", pairs_per_digit=3)
+    benchmark = make("multi_digits", pairs_per_digit=3)
     assert len(benchmark.train) == 3 * 1078
     assert len(benchmark.train.inputs[0, 0]) == 10
     counts = {image.numpy().tobytes(): 0 for image in benchmark.train.targets["RL"]}
@@ -70,24 +76,24 @@ def test_every_digit_is_the_left_one_equally_often():
 
 
 def test_the_image_shows_the_digits_of_its_targets():
-    split = benchmarks.make("multi_digits", pairs_per_digit=1).validation
+    split = make("multi_digits", pairs_per_digit=1).validation
     again = overlay(split.targets["RL"], split.targets["RR"], offset=2, canvas=10, size=10)
     assert torch.equal(split.inputs[:, 0], again)
 
 
 def test_data_do_not_depend_on_the_global_seed_but_on_their_own():
     torch.manual_seed(1)
-    one = benchmarks.make("multi_digits", ["CL"], pairs_per_digit=1)
+    one = make("multi_digits", ["CL"], pairs_per_digit=1)
     torch.manual_seed(2)
-    two = benchmarks.make("multi_digits", ["CL"], pairs_per_digit=1)
-    other = benchmarks.make("multi_digits", ["CL"], pairs_per_digit=1, data_seed=1)
+    two = make("multi_digits", ["CL"], pairs_per_digit=1)
+    other = make("multi_digits", ["CL"], pairs_per_digit=1, data_seed=1)
     assert torch.equal(one.train.inputs, two.train.inputs)
     assert not torch.equal(one.train.inputs, other.train.inputs)
 
 
 @pytest.mark.parametrize("tasks", [["CL"], ["RR", "CL"], ["CL", "CR", "RL", "RR"]])
 def test_any_combination_of_tasks(tasks):
-    benchmark = benchmarks.make("multi_digits", tasks, pairs_per_digit=1, dropout=0.5)
+    benchmark = make("multi_digits", tasks, pairs_per_digit=1, dropout=0.5)
     outputs = benchmark.model(benchmark.train.inputs[:3])
     assert list(outputs) == list(benchmark.tasks) == tasks
     for name, task in benchmark.tasks.items():
@@ -95,7 +101,7 @@ def test_any_combination_of_tasks(tasks):
 
 
 def test_multi_mnist_from_torchvisions_layout(mnist):
-    benchmark = multi_mnist(("CL", "RR"), data_dir=str(mnist), validation=4)
+    benchmark: Any = multi_mnist(("CL", "RR"), data_dir=str(mnist), validation=4)
     assert [len(s) for s in (benchmark.train, benchmark.validation, benchmark.test)] == [8, 4, 5]
     assert benchmark.train.inputs.shape == (8, 1, 28, 28)
     assert benchmark.train.targets["CL"].tolist() == list(range(8))
@@ -184,12 +190,12 @@ def test_splits_are_checked():
 )
 def test_bad_requests_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        benchmarks.make(**arguments)
+        make(**arguments)
 
 
 def test_a_benchmark_of_ones_own(tmp_path):
-    benchmark = benchmarks.make("custom", ["ink"], file="mtrl/supervised/data/example.py")
+    benchmark = make("custom", ["ink"], file="mtrl/supervised/data/example.py")
     assert list(benchmark.tasks) == ["ink"]
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(InputError, match="make_benchmark"):
-        benchmarks.make("custom", file=str(tmp_path / "empty.py"))
+        make("custom", file=str(tmp_path / "empty.py"))

@@ -14,8 +14,9 @@ from mtrl.gradients.shared_input import ByParameters
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import read_metrics
 from mtrl.supervised import Benchmark, Metric, MultiTaskModel, Split, Task, classification, methods, regression
+from mtrl.supervised.loading import Loader
 from mtrl.supervised.loop import Schedule, Trainer, evaluate
-from mtrl.supervised.problem import MaskedTargets, task_losses
+from mtrl.supervised.tasks import MaskedTargets, task_losses
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 
 CPU = torch.device("cpu")
@@ -108,7 +109,7 @@ def test_losses_and_jacobian_are_those_of_the_samples_that_are_there(pattern: in
     there = patterns()[pattern]
     torch.manual_seed(pattern)
     split, model = data(there, pattern), model_for(KINDS)
-    inputs, targets = split.batch(torch.arange(N), CPU)
+    inputs, targets = split.batch(torch.arange(N))
     losses = task_losses(TASKS, model(inputs), targets)
     parameters = list(model.parameters())
     jacobian = ByParameters(losses, parameters, (), False, memory_limit=1 << 30).jacobian()
@@ -130,7 +131,7 @@ def test_metrics_count_what_is_there(pattern: int, size: int) -> None:
     there = {task: mask.repeat(-(-size // N))[:size] for task, mask in patterns()[pattern].items()}
     split = data(there, pattern)
     model = model_for(KINDS)
-    found = evaluate(Benchmark(TASKS, model, split, split, split), split, CPU)
+    found = evaluated(Benchmark(TASKS, model, split, split, split), "test")
     outputs = model(split.inputs)
     for task in KINDS:
         known, values, made = there[task], split.targets[task], outputs[task].detach()
@@ -141,6 +142,10 @@ def test_metrics_count_what_is_there(pattern: int, size: int) -> None:
         assert found[f"loss/{task}"] == pytest.approx(loss, rel=1e-5)
         accuracy = (made[known].argmax(-1) == values[known]).double().mean() if "label" in task else None
         assert found[task] == pytest.approx(loss if accuracy is None else float(accuracy), rel=1e-5)
+
+
+def evaluated(benchmark: Benchmark, split: str) -> dict[str, float]:
+    return evaluate(benchmark, Loader(benchmark, CPU).whole(split, benchmark.evaluation_batch))
 
 
 def update_of(benchmark: Benchmark, method: str, combiner: str, wrt: Wrt) -> object:
@@ -169,7 +174,7 @@ def test_every_method_trains_through_batches_without_a_target(method: str, combi
     nothing = {task: torch.zeros(N, dtype=torch.bool) for task in KINDS}
     before = {name: tensor.clone() for name, tensor in update.model.named_parameters()}  # type: ignore[attr-defined]
     for number, there in enumerate([nothing, nothing | {"one": ~nothing["one"]}, *patterns()[3:9], nothing]):
-        batch = data(there, number).batch(torch.arange(N), CPU)
+        batch = data(there, number).batch(torch.arange(N))
         logged = update.step(batch, lambda batch=batch: batch, lambda: None)  # type: ignore[attr-defined]
         assert all(bool(value.isfinite().all()) for value in logged.values())
         for name, parameter in update.model.named_parameters():  # type: ignore[attr-defined]
@@ -189,7 +194,7 @@ def test_a_complete_task_is_not_touched_by_what_another_misses(name: str) -> Non
         there["label"] = torch.ones(N, dtype=torch.bool)
         split = data(there, 1)
         model = model_for(KINDS)
-        inputs, targets = split.batch(torch.arange(N), CPU)
+        inputs, targets = split.batch(torch.arange(N))
         task_losses(TASKS, model(inputs), targets)[0].backward()
         found.append(next(model.heads["label"].parameters()).grad)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
@@ -280,6 +285,7 @@ def test_a_runs_training_loss_is_over_the_batches_that_had_a_target(tmp_path) ->
     trainer = Trainer(benchmark, update, run, schedule, seed=1, device=CPU, show_progress=False)  # type: ignore[arg-type]
     trainer.train()
     run.close()
+    assert isinstance(benchmark.train, Split)
     outputs = benchmark.model(benchmark.train.inputs)["one"][0].detach()
     expected = float((outputs - benchmark.train.targets["one"][0]).square().mean())
     for entry in read_metrics(tmp_path / "run" / "metrics.jsonl"):

@@ -11,6 +11,7 @@ from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import read_metrics
 from mtrl.supervised import Benchmark, Metric, MultiTaskModel, Split, Task, classification, regression
+from mtrl.supervised.loading import Loader
 from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metrics_of, start_from
 from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
 from mtrl.supervised.methods.combined import CombinedUpdate
@@ -28,9 +29,9 @@ class Forbidden(Split):
 
     locked = True
 
-    def batch(self, indices, device):
+    def batch(self, indices):
         assert not self.locked, "the test split was read before the end"
-        return super().batch(indices, device)
+        return super().batch(indices)
 
 
 def problem(seed=0, dropout=0.2, split=Split):
@@ -76,6 +77,10 @@ def trainer(path, benchmark, update, seed=1, **schedule):
     except InputError:
         run.close()
         raise
+
+
+def evaluated(benchmark, split):
+    return evaluate(benchmark, Loader(benchmark, CPU).whole(split, benchmark.evaluation_batch))
 
 
 def timeless(path):
@@ -176,7 +181,7 @@ def test_runs_are_deterministic_and_seeds_differ(tmp_path):
 
 def test_training_improves_and_logs_every_epoch(tmp_path):
     benchmark = problem(dropout=0.0)
-    before = evaluate(benchmark, benchmark.validation, CPU)
+    before = evaluated(benchmark, "validation")
     _, summary = trained(tmp_path, benchmark, combined(benchmark), epochs=10)
     assert summary["validation"]["accuracy_mean"] > (before["a"] + before["b"]) / 2 + 0.1
     assert summary["validation"]["c"] < 0.8 * before["c"]
@@ -224,7 +229,7 @@ def test_the_selected_model_is_the_one_that_is_tested(tmp_path):
         assert abs(summary["selection"]["scores"][key]) == best(values)
         assert summary["selection"]["epochs"][key] == 1 + values.index(best(values))
         benchmark.model.load_state_dict(one.chosen[key]["model"])
-        assert summary["test"][key] == evaluate(benchmark, benchmark.test, CPU)[key]
+        assert summary["test"][key] == evaluated(benchmark, "test")[key]
 
 
 def test_patience_ends_a_run_without_progress(tmp_path):
@@ -338,7 +343,7 @@ def stepped(update, benchmark, steps=5):
     generator = torch.Generator().manual_seed(7)
     for _ in range(steps):
         indices = torch.randint(96, (16,), generator=generator)
-        update.step(benchmark.train.batch(indices, CPU), lambda: None, lambda: None)
+        update.step(benchmark.train.batch(indices), lambda: None, lambda: None)
     return torch.cat([p.detach().flatten() for p in benchmark.model.parameters()])
 
 
@@ -362,7 +367,7 @@ def test_individual_steps_follow_equation_4():
     one, other = problem(dropout=0.0), problem(dropout=0.0)
     found = stepped(IndividualSteps(setup(one, optimizer=SGD)), one, steps=1)
     indices = torch.randint(96, (16,), generator=torch.Generator().manual_seed(7))
-    inputs, targets = other.train.batch(indices, CPU)
+    inputs, targets = other.train.batch(indices)
     for name, task in other.tasks.items():
         other.model.zero_grad()
         task.loss(other.model(inputs)[name], targets[name]).backward()
@@ -381,7 +386,7 @@ def test_auto_lambda_looks_ahead_along_the_exact_gradient():
     update = AutoLambdaUpdate(setup(benchmark, optimizer=OptimizerOptions("sgd", learning_rate=rate)))
 
     def batch(start):
-        inputs, targets = benchmark.train.batch(torch.arange(start, start + 16), CPU)
+        inputs, targets = benchmark.train.batch(torch.arange(start, start + 16))
         return inputs.double(), {name: t.double() if t.is_floating_point() else t for name, t in targets.items()}
 
     def losses(model, data):
@@ -418,7 +423,7 @@ def test_rotations_stay_rotations_and_bring_gradients_together():
     benchmark = problem(dropout=0.0)
     update = rotograd(benchmark)
     update.optimizer.param_groups[0]["lr"] = 0.0
-    batch = benchmark.train.batch(torch.arange(64), CPU)
+    batch = benchmark.train.batch(torch.arange(64))
     before, *_, after = [update.step(batch, lambda: None, lambda: None) for _ in range(40)]
     for task in benchmark.tasks:
         assert -1 < after[f"rotation_loss/{task}"] < before[f"rotation_loss/{task}"] - 0.02
