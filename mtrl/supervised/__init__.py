@@ -5,7 +5,7 @@ Importing this needs torch and numpy alone; scikit-learn and SciPy are loaded by
 """
 
 from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split
-from mtrl.supervised.tasks import MaskedTargets, Metric, Task, WholeSplit, classification, regression
+from mtrl.supervised.tasks import MaskedTargets, Metric, Task, WholeSplit, binary, classification, regression
 
 __all__ = [
     "Benchmark",
@@ -15,6 +15,7 @@ __all__ = [
     "Split",
     "Task",
     "WholeSplit",
+    "binary",
     "classification",
     "regression",
 ]

@@ -218,6 +218,23 @@ def classification(ignore_index: int = -100) -> Task:
     return Task(loss, (accuracy,), partial(_check_labels, ignore_index), lambda labels: labels != ignore_index)
 
 
+def binary() -> Task:
+    """Cross-entropy of one logit ``[N]`` against targets ``[N]`` of 0 or 1, as floats; judged by accuracy.
+
+    A target that is NaN is a missing one.
+    """
+    accuracy = Metric("accuracy", True, lambda logits, targets: ((logits > 0) == (targets > 0.5)).float())
+    return Task(F.binary_cross_entropy_with_logits, (accuracy,), _check_binary)
+
+
+def _check_binary(outputs: Tensor, targets: Tensor) -> None:
+    _check_shapes(outputs, targets)
+    outside = ((targets != 0) & (targets != 1) & ~targets.isnan()).nonzero()
+    if len(outside):
+        record = int(outside[0, 0])
+        raise InputError(f"record {record} has target {float(targets[record].flatten()[0]):g}, expected 0 or 1, or NaN")
+
+
 def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
     """Each sample's, the mean over the entries that it has: ``[N]``."""
     there = ~_entries(targets).isnan()
