@@ -14,11 +14,12 @@ _STEPS = 3
 class MessagePassing(nn.Module):
     """From molecules to vectors: three rounds of messages between all atoms, then attention over the atoms.
 
-    It is the example network of ``torch_geometric`` (``NNConv``, ``GRU``, ``Set2Set``) that Navon et al. (2022) and their
-    successors train, for molecules that are padded to one size. Its layers give the same numbers, without a matrix of
-    ``width`` x ``width`` for every pair of atoms: the matrix of a pair is a sum of 128, weighed by its hidden units, so
-    that each atom is multiplied by these 128 first. Atoms are described by element, atomic number and bonded hydrogens,
-    pairs by distance and bond; the papers have bond orders, hybridisation and aromaticity besides, which RDKit derives.
+    It is the example network of ``torch_geometric`` (``NNConv``, ``GRU``, ``Set2Set``) that Navon et al. (2022) and
+    their successors train, for molecules that are padded to one size. Its layers give the same numbers, without a
+    matrix of ``width`` x ``width`` for every pair of atoms: the matrix of a pair is a sum of 128, weighed by its hidden
+    units, so that each atom is multiplied by these 128 first. Atoms are described by element, atomic number and bonded
+    hydrogens, pairs by distance and bond; the papers have bond orders, hybridisation and aromaticity besides, which
+    RDKit derives.
 
     Inputs are ``[N, atoms, 4]``: atomic numbers, 0 where there is no atom, and coordinates in Angstrom. Outputs are
     ``[N, width]``.
@@ -72,7 +73,8 @@ class MessagePassing(nn.Module):
         moved = torch.einsum("njc,cok->njko", x, bases).reshape(count, atoms * _HIDDEN, width)
         constant = (apart.to(x) @ x) @ self.matrices.bias.view(width, width)
         summed = weights.reshape(count, atoms, atoms * _HIDDEN).to(moved.dtype) @ moved + constant
-        return summed / apart.sum(2, keepdim=True).clamp(min=1) + self.root(x)
+        own: Tensor = self.root(x)
+        return summed / apart.sum(2, keepdim=True).clamp(min=1) + own
 
     def pooled(self, x: Tensor, there: Tensor) -> Tensor:
         """The atoms' sum under attention that looks at them three times, ``[N, 2 width]``; ``Set2Set``."""

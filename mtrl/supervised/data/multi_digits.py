@@ -1,6 +1,7 @@
 """Overlaid handwritten digits from scikit-learn's own wheel: real data, nothing to download."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -35,5 +36,5 @@ def multi_digits(
     labels = torch.as_tensor(source.target, dtype=torch.int64)
     shuffled = torch.randperm(len(digits), generator=torch.Generator().manual_seed(data_seed))
     parts = [(digits[part], labels[part]) for part in shuffled.tensor_split([1078, 1437])]
-    layout = {"offset": 2, "canvas": 10, "size": 10, "kernel": 3, "padding": 1}
+    layout: dict[str, Any] = {"offset": 2, "canvas": 10, "size": 10, "kernel": 3, "padding": 1}
     return make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, **layout)

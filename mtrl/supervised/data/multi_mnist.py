@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,19 +50,30 @@ def multi_mnist(
         raise InputError(
             f"benchmark=multi_mnist needs data_dir=DIR with train-images-idx3-ubyte and the others. {SOURCE}"
         )
-    digits, labels = _labelled_digits(Path(data_dir), "train")
-    if not 0 < validation < len(digits):
-        raise InputError(f"validation: expected 1 to {len(digits) - 1} of {len(digits)} digits, got {validation}")
-    test = _labelled_digits(Path(data_dir), "t10k")
-    parts = [(digits[:-validation], labels[:-validation]), (digits[-validation:], labels[-validation:]), test]
-    layout = {"offset": 6, "canvas": 36, "size": _SIDE, "kernel": 5, "padding": 0}
+    parts = read_splits(Path(data_dir), validation)
+    layout: dict[str, Any] = {"offset": 6, "canvas": 36, "size": _SIDE, "kernel": 5, "padding": 0}
     scaled = partial(make_benchmark, mean=_MEAN, deviation=_DEVIATION)
     return scaled(tasks, parts, dropout, pairs_per_digit, data_seed, **layout)
 
 
-def _labelled_digits(directory: Path, part: str) -> tuple[Tensor, Tensor]:
-    images_file, labels_file = (_find(directory, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-    images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
+def read_splits(directory: Path, validation: int, source: str = SOURCE) -> list[tuple[Tensor, Tensor]]:
+    """The images ``[N, 28, 28]`` in [0, 1] and labels ``[N]`` of the training, validation and test split.
+
+    The last ``validation`` training images are held out. Raises `InputError` if a file is missing, incomplete or not of
+    MNIST's kind, with the ``source`` where it can be had.
+    """
+    digits, labels = _labelled_digits(directory, "train", source)
+    if not 0 < validation < len(digits):
+        raise InputError(f"validation: expected 1 to {len(digits) - 1} of {len(digits)} digits, got {validation}")
+    test = _labelled_digits(directory, "t10k", source)
+    return [(digits[:-validation], labels[:-validation]), (digits[-validation:], labels[-validation:]), test]
+
+
+def _labelled_digits(directory: Path, part: str, source: str) -> tuple[Tensor, Tensor]:
+    images_file, labels_file = (
+        _find(directory, f"{part}-{kind}-ubyte", source) for kind in ("images-idx3", "labels-idx1")
+    )
+    images, labels = read_idx(images_file, 3, source), read_idx(labels_file, 1, source)
     if images.shape[1:] != (_SIDE, _SIDE):
         raise InputError(f"{images_file}: images of {images.shape[1]}x{images.shape[2]} pixels, expected 28x28")
     if len(images) != len(labels):
@@ -74,16 +86,16 @@ def _labelled_digits(directory: Path, part: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).float() / 255, torch.from_numpy(labels).long()
 
 
-def _find(directory: Path, name: str) -> Path:
+def _find(directory: Path, name: str, source: str) -> Path:
     folders = [directory, directory / "raw", directory / "MNIST" / "raw"]
     dotted = name.replace("-idx", ".idx")  # in some copies
     for folder, candidate in product(folders, (name, f"{name}.gz", dotted, f"{dotted}.gz")):
         if (folder / candidate).is_file():
             return folder / candidate
-    raise InputError(f"there is no {name} or {name}.gz in {', '.join(map(str, folders))}. {SOURCE}")
+    raise InputError(f"there is no {name} or {name}.gz in {', '.join(map(str, folders))}. {source}")
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
+def read_idx(path: Path, dimensions: int, source: str = SOURCE) -> np.ndarray:
     """The writable array of so many dimensions in an IDX file of unsigned bytes, gzipped if its name ends in ``.gz``.
 
     Raises `InputError` if the file is damaged, incomplete, or holds something else.
@@ -92,12 +104,12 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         content = path.read_bytes()
         data = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is damaged or only partly copied ({error}). {SOURCE}") from error
+        raise InputError(f"{path} is damaged or only partly copied ({error}). {source}") from error
     start = 4 * (1 + dimensions)
     if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
-        raise InputError(f"{path} is not an IDX file of bytes in {dimensions} dimensions. {SOURCE}")
+        raise InputError(f"{path} is not an IDX file of bytes in {dimensions} dimensions. {source}")
     shape = np.frombuffer(data, ">u4", dimensions, 4).tolist()
     expected = math.prod(shape) + start
     if len(data) != expected:
-        raise InputError(f"{path} has {len(data):,} bytes, its header says {expected:,}: only partly copied? {SOURCE}")
+        raise InputError(f"{path} has {len(data):,} bytes, its header says {expected:,}: only partly copied? {source}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

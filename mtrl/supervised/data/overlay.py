@@ -80,6 +80,7 @@ def make_benchmark(
     size: int,
     mean: float = 0.0,
     deviation: float = 1.0,
+    right_sources: Sequence[tuple[Tensor, Tensor]] | None = None,
     **layout: int,
 ) -> Benchmark:
     """A benchmark of overlaid digits.
@@ -95,16 +96,17 @@ def make_benchmark(
         size: side of the image, in pixels.
         mean: what is subtracted from pixels.
         deviation: what they are divided by then.
+        right_sources: what the right one is drawn from, split by split; None is ``sources``.
         **layout: ``offset`` and ``canvas``, see `overlay`.
     """
     tasks = check_tasks(tasks, TASKS)
     generator = torch.Generator().manual_seed(data_seed)
     splits = []
-    for digits, labels in sources:
+    for (digits, labels), (others, their_labels) in zip(sources, right_sources or sources, strict=True):
         left = torch.arange(len(digits)).repeat(pairs_per_digit)
-        right = torch.randint(len(digits), (len(left),), generator=generator)
-        targets = {"CL": labels[left], "CR": labels[right], "RL": digits[left], "RR": digits[right]}
-        images = overlay(digits[left], digits[right], size=size, **layout).unsqueeze(1)
+        right = torch.randint(len(others), (len(left),), generator=generator)
+        targets = {"CL": labels[left], "CR": their_labels[right], "RL": digits[left], "RR": others[right]}
+        images = overlay(digits[left], others[right], size=size, **layout).unsqueeze(1)
         splits.append(Split((images - mean) / deviation, {task: targets[task] for task in tasks}))
     side = sources[0][0].shape[-1]
     heads = {task: _classifier(dropout) if task[0] == "C" else _decoder(side, dropout) for task in tasks}

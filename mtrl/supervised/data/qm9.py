@@ -29,8 +29,8 @@ _EV = 27.211386246  # per Hartree, as torch_geometric has it
 class Property(NamedTuple):
     """One target: its column, and how it is reported.
 
-    ``atoms`` are Hartree of one H, C, N, O and F, by the data set's own ``atomref.txt``: what is predicted is the energy
-    without theirs, of atomisation.
+    ``atoms`` are Hartree of one H, C, N, O and F, by the data set's own ``atomref.txt``: what is predicted is the
+    energy without theirs, of atomisation.
     """
 
     column: str
@@ -58,7 +58,7 @@ PROPERTIES = {
     ),
     "Cv": Property("Heatcapacity_Cv_cal_mol_K", "cal_mol_K"),
 }
-"""The eleven of the literature (Navon et al., 2022), in its order and units; the gap between HOMO and LUMO is left out."""
+"""The eleven of the literature (Navon et al., 2022), in its order and units; without the gap of HOMO and LUMO."""
 
 
 @benchmark("qm9")
@@ -138,9 +138,7 @@ def _read(row: Row, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
         found[: len(numbers)] = np.column_stack([numbers, np.array(coordinates, float).reshape(len(numbers), 3)])
         targets = [_target(PROPERTIES[task], row.values, numbers) for task in tasks]
     except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{row.place}: expected elements, coordinates and properties of a molecule ({error})"
-        ) from error
+        raise InputError(f"{row.place}: these are no elements, coordinates and properties ({error})") from error
     if not np.isfinite(found).all() or not np.isfinite(targets).all():
         raise InputError(f"{row.place}: a number is not finite")
     return torch.from_numpy(found), torch.tensor(targets, dtype=torch.float64)

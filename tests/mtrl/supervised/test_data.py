@@ -199,3 +199,34 @@ def test_a_benchmark_of_ones_own(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(InputError, match="make_benchmark"):
         make("custom", file=str(tmp_path / "empty.py"))
+
+
+def test_multi_fashion_is_not_resampled_and_its_second_article_is_in_the_other_corner(mnist):
+    benchmark = make("multi_fashion", ["CL", "RL", "RR"], data_dir=str(mnist), validation=4)
+    split = benchmark.train
+    assert split.inputs.shape == (16, 1, 36, 36)
+    images = split.inputs[:, 0] * 0.3530 + 0.2860
+    left, right = split.targets["RL"], split.targets["RR"]
+    torch.testing.assert_close(images[:, :8, :28], left[:, :8])
+    torch.testing.assert_close(images[:, 28:, 8:], right[:, 20:])
+    torch.testing.assert_close(images[:, 8:28, 8:28], torch.maximum(left[:, 8:, 8:], right[:, :20, :20]))
+    assert split.targets["CL"].tolist() == [*range(8), *range(8)]
+    assert benchmark.model(split.inputs)["RR"].shape == (16, 28, 28)
+    with pytest.raises(InputError, match=r"there is no train-images.*dataset-fashion-mnist"):
+        make("multi_fashion", data_dir="/nowhere")
+
+
+def test_multi_fashion_and_mnist_has_the_digit_on_the_left(mnist, tmp_path):
+    other = tmp_path / "fashion"
+    other.mkdir()
+    for name, count in (("train", 9), ("t10k", 6)):
+        (other / f"{name}-images-idx3-ubyte").write_bytes(idx(np.full((count, 28, 28), 51)))
+        (other / f"{name}-labels-idx1-ubyte").write_bytes(idx(np.full(count, 7)))
+    where = {"data_dir": str(other), "mnist_dir": str(mnist)}
+    benchmark = make("multi_fashion_and_mnist", ["CL", "CR", "RR"], validation=3, **where)
+    assert [len(split) for split in (benchmark.train, benchmark.validation, benchmark.test)] == [18, 6, 10]
+    assert set(benchmark.train.targets["CR"].tolist()) == {7}
+    assert torch.equal(benchmark.test.targets["RR"], torch.full((10, 28, 28), 51 / 255))
+    assert benchmark.test.targets["CL"].tolist() == [0, 1, 2, 3, 4] * 2
+    with pytest.raises(InputError, match=r"needs benchmark.mnist_dir=DIR. MNIST is published"):
+        make("multi_fashion_and_mnist", data_dir=str(other))

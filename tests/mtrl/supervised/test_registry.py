@@ -15,6 +15,7 @@ from mtrl.registry import Registry
 from mtrl.supervised import benchmarks, methods
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 
+BENCHMARKS = ["celeba", "multi_digits", "multi_fashion", "multi_fashion_and_mnist", "multi_mnist", "qm9"]
 METHODS = ["auto_lambda", "combined", "individual_optimizers", "individual_steps", "maximum_roaming", "rotograd"]
 
 
@@ -30,7 +31,7 @@ def defaults(maker):
 
 def test_what_the_package_registers_is_found_without_a_list():
     assert methods.method.names() == METHODS
-    assert benchmarks.benchmark.names() == ["celeba", "multi_digits", "multi_mnist", "qm9"]
+    assert benchmarks.benchmark.names() == BENCHMARKS
     assert defaults(methods.method.get("rotograd")) == {"learning_rate_scale": 1.0, "homogenize": True, "burn_in": 20}
     assert defaults(methods.method.get("combined")) == {}
     assert defaults(benchmarks.benchmark.get("multi_digits")) == {"pairs_per_digit": 5, "data_seed": 0}
