@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from agents.sac import MultiTaskSAC
-from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector, benchmark_tasks, check_tasks
+from envs.gymnasium import Gymnasium
+from envs.metaworld import MetaWorld, Options, benchmark_tasks, check_tasks
+from envs.shared import Family
+from envs.vector import TaskVector
 from mtrl import combiners
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, unknown_name
@@ -21,12 +24,32 @@ from scripts.configuration import TrainConfig
 from scripts.methods import load_plugins
 
 
-def task_names(config: TrainConfig) -> list[str]:
-    """The tasks that a configuration asks for: the benchmark's, a selection of them, or any list.
+def make_family(config: TrainConfig) -> Family:
+    """The tasks that a configuration asks for.
 
     Raises:
-        InputError: on an unknown task, or keys that do not fit the benchmark.
+        InputError: on an unknown task, keys that do not fit the benchmark, or environments that do not.
     """
+    benchmark = config.benchmark
+    if config.is_metaworld:
+        options = {one.name: getattr(benchmark, one.name) for one in dataclasses.fields(Options)}
+        family: Family = MetaWorld(_metaworld_tasks(config), Options(**options))
+    else:
+        family = Gymnasium(
+            config.tasks or [],
+            envs=config.envs or [],
+            file=benchmark.file,
+            options=benchmark.options or {},
+            horizon=benchmark.horizon,
+            pad=bool(config.pad),
+        )
+    if config.metric == "score" and not family.reference_returns:
+        raise InputError("metric=score needs the returns of a random policy and of an expert, for every task")
+    return family
+
+
+def _metaworld_tasks(config: TrainConfig) -> list[str]:
+    """The benchmark's tasks, a selection of them, or any list."""
     name = config.benchmark.name
     if name == "mt1":
         if config.task is None or config.tasks is not None:
@@ -110,13 +133,12 @@ def replay_capacity(config: TrainConfig, num_tasks: int) -> int:
     return max(1, min(config.agent.buffer_size // num_tasks, config.steps))
 
 
-def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, capacity: int) -> MultiTaskSAC:
+def make_agent(config: TrainConfig, family: Family, device: torch.device, *, capacity: int) -> MultiTaskSAC:
     """The agent that a configuration describes, untrained, with a replay buffer of ``capacity`` per task."""
-    made, _ = make_combiners(config, len(tasks))
+    made, _ = make_combiners(config, len(family.tasks))
     return MultiTaskSAC(
-        tasks,
-        OBSERVATION_SIZE,
-        ACTION_SIZE,
+        family.tasks,
+        *family.sizes(),
         made["critic"],
         made["actor"],
         config.agent,
@@ -128,7 +150,7 @@ def make_agent(config: TrainConfig, tasks: list[str], device: torch.device, *, c
     )
 
 
-def initial_weights(config: TrainConfig, tasks: list[str], path: Path) -> dict[str, Any] | None:
+def initial_weights(config: TrainConfig, family: Family, path: Path) -> dict[str, Any] | None:
     """The agent's state that a run in a directory begins with, by ``init_from``; None where it has begun already.
 
     Raises:
@@ -138,7 +160,7 @@ def initial_weights(config: TrainConfig, tasks: list[str], path: Path) -> dict[s
         return None
     state: dict[str, Any] = state_of_run(Path(config.init_from), "agent")["agent"]
     # Tried before anything is written, on an agent with next to no buffer.
-    make_agent(config, tasks, torch.device("cpu"), capacity=1).start_from(state)
+    make_agent(config, family, torch.device("cpu"), capacity=1).start_from(state)
     return state
 
 
@@ -165,15 +187,11 @@ def nothing_learned(config: TrainConfig) -> str | None:
     return f"nothing will be learned: steps={config.steps} is not beyond warmup_steps={config.warmup_steps}"
 
 
-def make_environments(config: TrainConfig, tasks: list[str], **changed: Any) -> TaskVector:
-    """The environments of training, some of their options changed."""
-    own = {"seed": config.seed, "num_workers": config.num_workers}
-    options = dataclasses.asdict(config.benchmark) | own | changed
-    del options["name"]
-    return TaskVector(tasks, **options)
+def make_environments(config: TrainConfig, family: Family) -> TaskVector:
+    """The environments of training."""
+    return TaskVector(family, seed=config.seed, num_workers=config.num_workers)
 
 
-def make_evaluation_environments(config: TrainConfig, tasks: list[str]) -> TaskVector:
-    """Environments for evaluation: all 50 goals in turn (or the run's one), each episode up to its first success."""
-    goals = "fixed" if config.benchmark.goals == "fixed" else "evaluation"
-    return make_environments(config, tasks, terminate_on_success=True, goals=goals)
+def make_evaluation_environments(config: TrainConfig, family: Family) -> TaskVector:
+    """The environments of evaluation; their episodes may end at the first success where nothing else is measured."""
+    return make_environments(config, family.evaluated(whole_episodes=config.metric not in (None, "success")))

@@ -13,7 +13,7 @@ from rich.text import Text
 from mtrl.errors import InputError
 from mtrl.ranges import Count, Seed
 from mtrl.report.page import write_report
-from mtrl.report.runs import load_runs
+from mtrl.report.runs import load_runs, metric_keys
 from mtrl.report.section import Section
 from mtrl.report.supervised import compare_supervised, supervised_section
 from mtrl.report.tables import text_of
@@ -28,8 +28,8 @@ class CompareConfig:
     runs: str = MISSING
     out: str = "report"
     baseline: str = "unitary"
-    metric: str = "eval/success_mean"
-    task_metric: str = "eval/success/"
+    metric: str | None = None
+    task_metric: str | None = None
     last_k: Count = 5
     seed: Seed = 0
     debug: bool = False
@@ -54,10 +54,11 @@ def compare_runs(options: CompareConfig) -> None:
 
 def sections(options: CompareConfig) -> list[Section]:
     """The report for the kind of runs that there are."""
-    runs, left_out = load_runs(Path(options.runs), options.metric, options.task_metric)
+    metric, task_metric = metric_keys(Path(options.runs), options.metric, options.task_metric)
+    runs, left_out = load_runs(Path(options.runs), metric, task_metric)
     given: dict[str, Any] = {"baseline": options.baseline, "seed": options.seed, "left_out": left_out}
     if runs[0].kind == "rl":
-        return [training_section(compare_training(runs, metric=options.metric, last_k=options.last_k, **given))]
+        return [training_section(compare_training(runs, metric=metric, last_k=options.last_k, **given))]
     for key in ("metric", "task_metric", "last_k"):
         if getattr(options, key) != getattr(CompareConfig, key):
             raise InputError(

@@ -1,6 +1,7 @@
 """The configuration of training, with every key's range; `configs/train.yaml` holds the defaults."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agents.sac import SACConfig
-from envs.metaworld.shared import Options
+from envs.metaworld import Options
 from mtrl.errors import InputError
 from mtrl.gradients.precision import PRECISIONS
 from mtrl.ranges import Count, Index, Positive, Seed, check_fields
@@ -17,11 +18,14 @@ from mtrl.rl.loop import Schedule
 from mtrl.run.directory import read_config
 from mtrl.run.extracted_weights import WAYS
 from mtrl.run.machine import device_of
+from mtrl.run.record import MEASURES
 from mtrl.run.sinks import check_wandb
 from scripts.methods import COMBINER_DEFAULTS
 
+METAWORLD = "mt1", "mt10", "mt25", "mt50"
+"""Benchmarks with tasks of their own."""
 HELD_OUT_SEED = 1_000_003
-"""Every run of every seed is evaluated on the same held-out goals."""
+"""Every run of every seed is evaluated on the same held-out goals, or, where there are none, in the same episodes."""
 
 
 @dataclass
@@ -83,9 +87,12 @@ class RunConfig:
 
 @dataclass
 class BenchmarkConfig(Options):
-    """Which tasks, and how they are played."""
+    """Which tasks, and how they are played; all but ``horizon`` of how is Meta-World's alone."""
 
     name: str = MISSING
+    horizon: Count | None = None  # type: ignore[assignment]  # Meta-World: 500; others: the environment's own
+    file: str | None = None  # of one's own environments, for benchmark=custom
+    options: Any = None  # of the function in it, by name
 
 
 @dataclass
@@ -95,7 +102,9 @@ class EvalConfig:
     every: Count = 10_000
     episodes: Count = 50
     goals: Annotated[str, Literal["training", "held_out", "both"]] = "both"
-    """Those that training uses, which is Meta-World's protocol; 50 others, the same for every seed; or each."""
+    """Those that training uses, which is Meta-World's protocol; 50 others, the same for every seed; or each.
+
+    Other environments have no goals: their episodes of evaluation are those of one seed, the same for every run."""
     beside: bool | None = None
     """Play it while training goes on; null does so where the updates are computed on a GPU."""
     video: Annotated[str, Literal["best"]] | None = None
@@ -109,6 +118,9 @@ class TrainConfig(RunConfig):
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     task: str | None = None
     tasks: list[str] | None = None
+    envs: list[Any] | None = None
+    pad: bool | None = None
+    metric: Annotated[str, Literal[*MEASURES]] | None = None
     agent: SACConfig = field(default_factory=SACConfig)
     steps: Count = MISSING
     warmup_steps: Count = MISSING
@@ -123,6 +135,39 @@ class TrainConfig(RunConfig):
     num_workers: Count | None = None
     threads: Count | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses values out of range, and keys that are of other environments."""
+        super().__post_init__()
+        benchmark = self.benchmark
+        for key, whose in self._keys_of_others():
+            raise InputError(f"{key} is for {whose}, not for benchmark={benchmark.name}")
+        if self.is_metaworld and benchmark.horizon is None:
+            benchmark.horizon = Options.horizon
+        if not isinstance(benchmark.options or {}, dict):
+            raise InputError(f"benchmark.options: expected {{name: value}}, got {benchmark.options!r}")
+        if benchmark.file is not None:
+            benchmark.file = str(Path(benchmark.file).absolute())
+
+    @property
+    def is_metaworld(self) -> bool:
+        """Whether the tasks are Meta-World's."""
+        return self.envs is None and self.benchmark.file is None and self.benchmark.name != "gymnasium"
+
+    def _keys_of_others(self) -> Iterator[tuple[str, str]]:
+        """Keys that are set, but have no meaning for these environments, and whom they are for."""
+        benchmark = self.benchmark
+        if self.envs is not None and (benchmark.file is not None or benchmark.name in METAWORLD):
+            yield "envs", "benchmark=gymnasium"
+        if self.is_metaworld:
+            others = {"pad": self.pad, "benchmark.options": benchmark.options}
+            yield from ((key, "Gymnasium environments") for key, value in others.items() if value is not None)
+            return
+        if self.task is not None:
+            yield "task", "benchmark=mt1"
+        for one in fields(Options):
+            if one.name != "horizon" and getattr(benchmark, one.name) != one.default:
+                yield f"benchmark.{one.name}", "Meta-World"
+
     @property
     def eval_seeds(self) -> dict[str, int]:
         """The seeds of evaluation's environments, by the goals that are played.
@@ -130,6 +175,10 @@ class TrainConfig(RunConfig):
         Raises:
             InputError: if other goals are asked for where there is but one.
         """
+        if not self.is_metaworld:
+            if self.eval.goals != "both":
+                raise InputError(f"eval.goals={self.eval.goals} is for Meta-World: other environments have no goals")
+            return {"seeded": HELD_OUT_SEED}
         seeds = {"training": self.seed, "held_out": HELD_OUT_SEED}
         if self.benchmark.goals == "fixed":
             if self.eval.goals == "held_out":
@@ -153,6 +202,7 @@ class TrainConfig(RunConfig):
             updates_per_step=self.updates_per_step,
             resets=tuple(self.resets),
             reset_updates=self.reset_updates,
+            metric=self.metric,
             eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
         )
 

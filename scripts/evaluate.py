@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,15 +13,16 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from envs.metaworld.rendering import Film, contact_sheet, film, use_offscreen_backend
+from envs.rendering import Film, Frame, contact_sheet, use_offscreen_backend
 from mtrl.errors import InputError, RunError
 from mtrl.ranges import Count
-from mtrl.report.learning_curve import print_success
+from mtrl.report.learning_curve import print_measures
 from mtrl.rl.evaluation import evaluate
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.files import write_json
 from mtrl.run.machine import device_of
-from scripts.build import make_agent, make_evaluation_environments
+from mtrl.run.record import GOALS
+from scripts.build import make_agent, make_evaluation_environments, make_family
 from scripts.configuration import load_config
 from scripts.entry import hydra_main, run
 
@@ -43,36 +44,37 @@ class EvaluateConfig:
 def evaluate_run(options: EvaluateConfig) -> None:
     """Plays the evaluation episodes with one of a run's policies, writes what came of them, films the first."""
     directory = Path(options.run)
-    if options.video:
-        use_offscreen_backend()
     trained = load_config(directory)
     trained.num_workers = options.num_workers
     trained.eval.goals = options.goals or trained.eval.goals
+    if options.video:
+        use_offscreen_backend(required=trained.is_metaworld)
+    seeds, family = trained.eval_seeds, make_family(trained)
     step, weights = stored_policy(directory, options.which)
-    tasks = trained.tasks or []
-    policy = make_agent(trained, tasks, device_of(options.device), capacity=1).policy(weights)
+    policy = make_agent(trained, family, device_of(options.device), capacity=1).policy(weights)
     torch.set_num_threads(1)  # one observation per task is too little to share
     console = Console(stderr=True)
     bar = partial(Progress, console=console, disable=not console.is_terminal)
-    with make_evaluation_environments(trained, tasks) as environments, bar() as progress:
+    with make_evaluation_environments(trained, family) as environments, bar() as progress:
         found: dict[str, dict[str, Any]] = {}
-        for goals, seed in trained.eval_seeds.items():
-            playing = progress.add_task(f"{goals} goals", total=options.episodes * environments.num_tasks)
+        for goals, seed in seeds.items():
+            playing = progress.add_task(GOALS[goals], total=options.episodes * environments.num_tasks)
 
             def count(finished: Sequence[int], playing: TaskID = playing) -> None:
                 progress.update(playing, completed=sum(finished))
 
-            found[goals] = evaluate(policy, environments, options.episodes, seed, count).summary()
-    print_success(found, options.episodes, Console())
+            played = evaluate(policy, environments, options.episodes, seed, count, metric=trained.metric)
+            found[goals] = played.summary()
+    print_measures(found, options.episodes, Console())
     file = directory / f"evaluation-{step}.json"
     write_json(file, {"step": step, "episodes": options.episodes, **found})
     print(f"written to {file}")
     if options.video:
         folder = directory / f"video-{step}"
-        first = next(iter(trained.eval_seeds.values()))
+        first = next(iter(seeds.values()))
         with bar() as progress:
-            films = film(policy, environments, first)
-            write_videos(progress.track(films, environments.num_tasks, description="filming"), folder)
+            films = family.evaluated(whole_episodes=True).films(policy, first)
+            write_videos(progress.track(films, len(family.tasks), description="filming"), folder)
         print(f"videos in {folder}, all tasks in {folder / 'contact_sheet.png'}")
 
 
@@ -114,11 +116,13 @@ def write_videos(films: Iterable[Film], folder: Path) -> None:
     with TemporaryDirectory(prefix=".video-", dir=folder.parent) as temporary:
         unfinished = Path(temporary) / folder.name
         unfinished.mkdir()
-        last_frames, episodes = [], {}
+        last_frames: list[tuple[Film, Frame]] = []
+        episodes: dict[str, dict[str, Any]] = {}
         for made in films:
             made.save(unfinished / f"{made.task}.gif")
-            last_frames.append((made.task, made.frames[-1], made.success))
-            episodes[made.task] = {"success": made.success, "steps": made.steps}
+            last_frames.append((replace(made, frames=[]), made.frames[-1]))
+            told = {"success": made.success, "steps": made.steps, "return": made.episode_return}
+            episodes[made.task] = {key: value for key, value in told.items() if value is not None}
         contact_sheet(last_frames, unfinished / "contact_sheet.png")
         write_json(unfinished / "episodes.json", episodes)
         if folder.exists():

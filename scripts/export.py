@@ -11,7 +11,7 @@ import torch
 from omegaconf import MISSING
 
 from mtrl.run.files import write_atomically
-from scripts.build import make_agent
+from scripts.build import make_agent, make_family
 from scripts.configuration import load_config
 from scripts.entry import hydra_main, run
 from scripts.evaluate import stored_policy
@@ -31,10 +31,10 @@ def export(options: ExportConfig) -> None:
     """Writes one of the policies that a run has kept."""
     trained = load_config(Path(options.run))
     step, weights = stored_policy(Path(options.run), options.which)
-    tasks = trained.tasks or []
-    agent = make_agent(trained, tasks, torch.device("cpu"), capacity=1)
+    family = make_family(trained)
+    agent = make_agent(trained, family, torch.device("cpu"), capacity=1)
     agent.actor.load_state_dict(weights)
-    policy = {"network": agent.actor_arguments, "weights": agent.policy_state(), "tasks": tasks, "step": step}
+    policy = {"network": agent.actor_arguments, "weights": agent.policy_state(), "tasks": family.tasks, "step": step}
     write_atomically(Path(options.out), lambda file: torch.save(policy, file))
     print(f"the policy of step {step:,} of {options.run} is in {options.out}")
 

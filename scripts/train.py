@@ -28,8 +28,8 @@ import torch
 from rich.console import Console
 
 from agents.replay import ReplayBuffer
-from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, TaskVector
-from envs.metaworld.rendering import film, use_offscreen_backend
+from envs.rendering import use_offscreen_backend
+from envs.shared import Family
 from mtrl.report.learning_curve import print_outcome
 from mtrl.rl.loop import OnBest, Trainer
 from mtrl.run.directory import RunDirectory, directory_of
@@ -42,15 +42,15 @@ from scripts.entry import CONFIGS, hydra_main, run
 from scripts.evaluate import write_videos
 
 
-def film_best(config: TrainConfig, path: Path) -> OnBest:
+def film_best(config: TrainConfig, family: Family, path: Path) -> OnBest:
     """What films policies into a run's directory; where that fails, it says so, and training goes on."""
     seed = next(iter(config.eval_seeds.values()))
 
-    def on_best(step: int, policy: Callable[[Any], Any], environments: TaskVector) -> None:
+    def on_best(step: int, policy: Callable[[Any], Any]) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # one observation per task is too little to share
         try:
-            write_videos(film(policy, environments, seed), path / f"video-{step}")
+            write_videos(family.films(policy, seed), path / f"video-{step}")
         except Exception as error:  # a renderer can fail in any way
             print(f"warning: no film of step {step}: {' '.join(str(error).split())}", file=sys.stderr)
         finally:
@@ -62,10 +62,11 @@ def film_best(config: TrainConfig, path: Path) -> OnBest:
 def train(config: TrainConfig) -> None:
     """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
     if config.eval.video is not None:
-        use_offscreen_backend()
+        use_offscreen_backend(required=config.is_metaworld)
     say = partial(print, file=sys.stderr)
     keep_freed_memory()
-    tasks = build.task_names(config)
+    family = build.make_family(config)
+    tasks = family.tasks
     device = device_of(config.device)
     threads = 1 if config.threads is None and device.type == "cuda" else config.threads  # it only launches
     if threads is not None:
@@ -73,12 +74,12 @@ def train(config: TrainConfig) -> None:
     build.extract_weights(config, tasks)
     _, remark = build.make_combiners(config, len(tasks))
     capacity = build.replay_capacity(config, len(tasks))
-    memory = ReplayBuffer.check_memory(len(tasks), capacity, OBSERVATION_SIZE, ACTION_SIZE, device)
+    memory = ReplayBuffer.check_memory(len(tasks), capacity, *family.sizes(), device)
     method = combiner_name(config.combiner)
     name = "-".join(filter(None, [config.benchmark.name, config.task, method, f"seed{config.seed}"]))
     path = directory_of(config.run_dir, name)
     slow = build.settle_precision(config, path, device)
-    initial = build.initial_weights(config, tasks, path)
+    initial = build.initial_weights(config, family, path)
     with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         directory.checkpoints.keep = config.checkpoint.keep
         if directory.finished:
@@ -94,11 +95,11 @@ def train(config: TrainConfig) -> None:
             f"{len(tasks)} tasks, {config.steps:,} steps, {method}, {device}, {config.precision}; "
             f"replay buffer of {memory / 2**30:.2f} GiB; run directory {path}"
         )
-        agent = build.make_agent(config, tasks, device, capacity=capacity)
+        agent = build.make_agent(config, family, device, capacity=capacity)
         if initial is not None:
             agent.start_from(initial)
-        evaluation = partial(build.make_evaluation_environments, config, tasks)
-        with build.make_environments(config, tasks) as environments:
+        evaluation = partial(build.make_evaluation_environments, config, family)
+        with build.make_environments(config, family) as environments:
             trainer = Trainer(
                 agent,
                 environments,
@@ -107,7 +108,7 @@ def train(config: TrainConfig) -> None:
                 config.schedule,
                 device=device,
                 show_progress=config.progress,
-                on_best=None if config.eval.video is None else film_best(config, path),
+                on_best=None if config.eval.video is None else film_best(config, family, path),
             )
             trainer.train()
         directory.finish(

@@ -120,7 +120,7 @@ def test_combiners_and_gradients_need_torch_and_numpy_alone(graph: dict[str, set
         ),
         ("mtrl.run.directory", {*ENVIRONMENTS, "hydra", "ray", "wandb"}),
         ("scripts.train", {"ray", "wandb", "torchjd", "joblib", "submitit"}),
-        ("envs.metaworld.worker", {"torch", "hydra"}),
+        ("envs.worker, envs.gymnasium, envs.metaworld.task", {"torch", "hydra", "PIL"}),
     ],
 )
 def test_what_is_not_asked_for_is_not_imported(wanted: str, unwanted: set[str]) -> None:

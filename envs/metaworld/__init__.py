@@ -1,7 +1,7 @@
-"""Meta-World task vectors; importing this loads neither MuJoCo nor Meta-World."""
+"""Meta-World's tasks; importing this loads neither MuJoCo nor Meta-World."""
 
-from envs.metaworld.shared import ACTION_SIZE, OBSERVATION_SIZE
+from envs.metaworld.family import MetaWorld, make_vector
+from envs.metaworld.options import ACTION_SIZE, OBSERVATION_SIZE, Options
 from envs.metaworld.tasks import benchmark_tasks, check_tasks
-from envs.metaworld.vector import TaskVector
 
-__all__ = ["ACTION_SIZE", "OBSERVATION_SIZE", "TaskVector", "benchmark_tasks", "check_tasks"]
+__all__ = ["ACTION_SIZE", "OBSERVATION_SIZE", "MetaWorld", "Options", "benchmark_tasks", "check_tasks", "make_vector"]

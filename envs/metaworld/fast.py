@@ -9,6 +9,7 @@ round these differently from processor to processor.
 Nothing is replaced when this is imported: a worker calls `install` in its own process.
 """
 
+import functools
 import math
 import sys
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ _MINUS_ONE, _ONE = np.float32(-1), np.float32(1)
 _MOCAP_QUATERNION = np.array([1.0, 0.0, 1.0, 0.0])
 
 
+@functools.cache
 def install() -> None:
     """Puts every replacement in place, in this process."""
     for owner, name, replacement in replacements():

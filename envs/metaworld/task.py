@@ -3,15 +3,17 @@
 import math
 import pickle
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import mujoco
 import numpy as np
+from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task as Goal
 from numpy.typing import NDArray
 
-from envs.metaworld.shared import OBSERVATION_SIZE, Options
+from envs.metaworld.options import ACTION_SIZE, OBSERVATION_SIZE, Options
+from envs.shared import Outcome
 
 NUM_GOALS = 50
 
@@ -19,17 +21,6 @@ PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 _STATE = ("episode", "episode_return", "episode_success", "observation")
 _MODEL_FIELDS = ("body_pos", "site_pos")  # all that the tasks change in their models
 _BAD_STATE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
-
-
-class Outcome(NamedTuple):
-    """What one step of one task led to, named as in `mtrl.rl.protocols.Step`."""
-
-    next_observations: NDArray[np.float64]
-    rewards: float
-    terminated: bool
-    truncated: bool
-    success: bool
-    unstable: bool
 
 
 class TaskEnv:
@@ -47,6 +38,11 @@ class TaskEnv:
         observation: ``[39]``, what to act on next.
     """
 
+    observation_space = Box(-np.inf, np.inf, (OBSERVATION_SIZE,), np.float32)
+    action_space = Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
+    tells_success = True
+    restarted = False
+
     def __init__(self, name: str, seed: int, options: Options) -> None:
         self.name, self.options = name, options
         self.env = ALL_V3_ENVIRONMENTS[name](reward_function_version=options.reward_version)
@@ -58,6 +54,11 @@ class TaskEnv:
         self._warnings = self.env.data.warning.number[_BAD_STATE]
         self.episode, self.episode_return, self.episode_success = -1, 0.0, False
         self.observation = np.zeros(OBSERVATION_SIZE)
+
+    @property
+    def episode_length(self) -> int:
+        """Steps of the current episode so far."""
+        return int(self.env.curr_path_length)
 
     @property
     def goals(self) -> list[NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""What a training run ends with: success rates, a learning curve, where everything is, what to do next."""
+"""What a training run ends with: success rates or returns, a learning curve, where everything is, what to do next."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,30 +13,31 @@ from rich.table import Column, Table
 from mtrl.report import drawing
 from mtrl.run.metrics import read_metrics
 from mtrl.run.record import GOALS, PREFIXES, RunRecord, read_record
-from mtrl.text import argument
+from mtrl.text import argument, number
 
 _MAX_LABELLED = 10
 
 
 def _draw(run: RunRecord, file: Path) -> None:
-    """Success against vector steps, each task thin and their mean thick."""
+    """What policies are chosen by against vector steps, each task thin and their mean thick."""
+    measure = run.summary.measure if run.summary else "success"
     goals = run.summary.evaluated_on if run.summary else ["training"]
     prefix = PREFIXES[goals[0]]
-    entries = [e for e in read_metrics(run.directory / "metrics.jsonl") if f"{prefix}success_mean" in e]
+    entries = [e for e in read_metrics(run.directory / "metrics.jsonl") if f"{prefix}{measure}_mean" in e]
     steps = [entry["step"] for entry in entries]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for task in run.tasks:
         label = task if len(run.tasks) <= _MAX_LABELLED else None
-        rates = np.array([e.get(f"{prefix}success/{task}") for e in entries], float)
+        rates = np.array([e.get(f"{prefix}{measure}/{task}") for e in entries], float)
         axes.plot(steps, rates, marker=".", lw=1, alpha=0.7, label=label)
     if len(run.tasks) > 1:
         for own, style in zip(goals, ("-", ":"), strict=False):
-            mean = np.array([e.get(f"{PREFIXES[own]}success_mean") for e in entries], float)
+            mean = np.array([e.get(f"{PREFIXES[own]}{measure}_mean") for e in entries], float)
             axes.plot(steps, mean, style, color="black", marker="o", lw=2.5, label=f"mean over tasks, {GOALS[own]}")
     axes.set(
-        ylabel=f"success rate over {run.config['eval']['episodes']} episodes",
-        ylim=(-0.03, 1.03),
+        ylabel=f"{NAMES[measure]} over {run.config['eval']['episodes']} episodes",
+        ylim=(-0.03, 1.03) if measure == "success" else None,
         title=f"{run.benchmark}, {run.method}, seed {run.seed}",
     )
     drawing.label_progress(figure, drawing.VECTOR_STEPS, len(run.tasks))
@@ -45,19 +46,41 @@ def _draw(run: RunRecord, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def print_success(found: Mapping[str, Mapping[str, Any]], episodes: int, console: Console) -> None:
-    """Prints success rates (in [0, 1]) by task, and their mean, on each kind of goals (`Evaluation.summary`)."""
-    table = Table("task", *(Column(GOALS[goals], justify="right") for goals in found))
-    for task in next(iter(found.values()))["success"]:
-        table.add_row(task, *(f"{own['success'][task]:.2f}" for own in found.values()))
+NAMES = {"success": "success rate", "score": "normalised return", "return": "return"}
+"""What measures are called."""
+
+
+def print_measures(found: Mapping[str, Mapping[str, Any]], episodes: int, console: Console) -> None:
+    """Prints what was measured by task, and the means, on each kind of goals (`Evaluation.summary`).
+
+    Of success alone, a column for each kind of goals; else one for each measure.
+    """
+    columns: list[tuple[str, Mapping[str, Any], str]] = []
+    for goals, own in found.items():
+        measures = [measure for measure in NAMES if own.get(f"{measure}_mean") is not None]
+        other = f", {GOALS[goals]}" if len(found) > 1 else ""
+        columns += [(GOALS[goals] if measures == ["success"] else NAMES[m] + other, own, m) for m in measures]
+    table = Table("task", *(Column(name, justify="right") for name, _, _ in columns))
+    for task in columns[0][1][_plural(columns[0][2])]:
+        table.add_row(task, *(_digits(own[_plural(measure)][task], measure) for _, own, measure in columns))
     table.add_section()
-    table.add_row("mean over tasks", *(f"{own['success_mean']:.2f}" for own in found.values()), style="bold")
-    console.print(f"Success rate over {episodes} episodes per task", highlight=False, soft_wrap=True)
+    means = (_digits(own[f"{measure}_mean"], measure) for _, own, measure in columns)
+    table.add_row("mean over tasks", *means, style="bold")
+    what = NAMES[columns[0][2]].capitalize()
+    console.print(f"{what} over {episodes} episodes per task", highlight=False, soft_wrap=True)
     console.print(table)
 
 
+def _plural(measure: str) -> str:
+    return measure if measure == "success" else f"{measure}s"
+
+
+def _digits(value: float, measure: str) -> str:
+    return number(value) if measure == "return" else f"{value:.2f}"
+
+
 def print_outcome(directory: Path, console: Console) -> None:
-    """Prints a finished run's success rates and writes ``learning_curve.png`` into its directory."""
+    """Prints a finished run's measures and writes ``learning_curve.png`` into its directory."""
     run = read_record(directory)
     picture = directory / "learning_curve.png"
     _draw(run, picture)
@@ -67,14 +90,15 @@ def print_outcome(directory: Path, console: Console) -> None:
     assert summary.best
     first, *others = summary.evaluated_on
     found = {first: asdict(summary.final)} | {goals: asdict(summary.final)[goals] for goals in others}
-    print_success(found, summary.episodes_per_evaluation, console)
+    print_measures(found, summary.episodes_per_evaluation, console)
     said = [
         f"{summary.steps:,} vector steps ({summary.transitions:,} transitions, {summary.updates:,} updates) "
         f"in {summary.seconds / 60:.1f} min; best of {summary.best.of_evaluations} evaluations: "
-        f"{summary.best.success_mean:.2f} at step {summary.best.step:,}",
+        f"{_digits(summary.best.value, summary.measure)} at step {summary.best.step:,}",
         f"learning curve   {picture}",
         f"run directory    {directory}",
         f"try next         python scripts/evaluate.py {argument('run', directory)}",
-        "                 python scripts/train.py benchmark=mt10 combiner=pcgrad",
     ]
+    if first != "seeded":
+        said.append("                 python scripts/train.py benchmark=mt10 combiner=pcgrad")
     print(*said, sep="\n", file=console.file)  # rich would change some names

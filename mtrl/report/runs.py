@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtrl.errors import InputError
 from mtrl.report.statistics import Array, mean_of_present
-from mtrl.run.record import PREFIXES, RunRecord, goals_of, read_record
+from mtrl.run.record import MEASURES, PREFIXES, RunRecord, goals_of, read_record
 
 _THIRDS = 3
 _CONFLICT_ENTRIES = 100
@@ -74,6 +74,27 @@ class Run(RunRecord):
     """A run's record, and what it logged."""
 
     metrics: Metrics
+
+
+def metric_keys(folder: Path, metric: str | None, task_metric: str | None = None) -> tuple[str, str]:
+    """The key of what runs of reinforcement learning are compared by, and that of a task without its name.
+
+    ``metric`` is such a key, one of `MEASURES`, or None: the first of these that every run has evaluated by, as far as
+    they have been evaluated. The other key is that of a task where it is given, or goes with the first.
+    """
+    if metric is None:
+        found = [_evaluated_by(file) for file in sorted(folder.rglob("metrics.jsonl"))]
+        common = set(MEASURES).intersection(*filter(None, found))
+        metric = next((measure for measure in MEASURES if measure in common), MEASURES[0])
+    key = f"eval/{metric}_mean" if metric in MEASURES else metric
+    return key, f"{key.removesuffix('_mean')}/" if task_metric is None else task_metric
+
+
+def _evaluated_by(file: Path) -> set[str]:
+    """The measures in a run's first evaluation; none before it."""
+    with file.open("rb") as lines:
+        first = next((line for line in lines if b'"eval/' in line), b"")
+    return {measure for measure in MEASURES if f'"eval/{measure}_mean"'.encode() in first}
 
 
 def load_runs(folder: Path, metric: str, task_metric: str) -> tuple[list[Run], list[str]]:

@@ -27,6 +27,8 @@ from mtrl.report.statistics import (
 from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
 from mtrl.run.record import GOALS, PREFIXES, goals_of
 
+LABELS = {"success": "success rate", "score": "normalised return", "return": "return"}
+"""What measures are called."""
 _POINTS = 100
 _COLUMNS = 5
 
@@ -93,7 +95,7 @@ def compare_training(
         methods=[_method(name, own, compared, step, last_k) for name, own in runs_by_method(runs, baseline).items()],
         runs=runs,
         compared=compared,
-        remarks=_run_warnings(runs, candidates, compared, step),
+        remarks=[*_scale_warnings(metric, runs[0].tasks), *_run_warnings(runs, candidates, compared, step)],
         left_out=left_out,
         metric=metric,
         step=step,
@@ -117,10 +119,11 @@ def _label(metric: str, runs: Sequence[Run]) -> str:
 
     Runs of older versions do not say which they played: held-out ones, under the keys that are now training's.
     """
-    goals = goals_of(metric)
+    goals = goals_of(metric) if runs[0].has_goals else None
     if goals == "training" and not any("goals" in run.config.get("eval", {}) for run in runs):
         goals = "held_out"
-    name = "success rate" if metric == f"{PREFIXES.get(goals_of(metric) or '')}success_mean" else metric
+    prefix = PREFIXES.get(goals_of(metric) or "", "")
+    name = LABELS.get(metric.removeprefix(prefix).removesuffix("_mean"), metric) if prefix else metric
     return f"{name}, {GOALS[goals]}" if goals else name
 
 
@@ -143,6 +146,15 @@ def _method(name: str, runs: list[Run], compared: list[Run], step: float, last_k
         key: np.array([np.mean(own[seed]) if seed in own else np.nan for seed in seeds]) for key, own in others.items()
     }
     return Method(name, runs, seeds, last, {"final": final, "best": best} | elsewhere)
+
+
+def _scale_warnings(metric: str, tasks: Sequence[str]) -> list[str]:
+    if metric != "eval/return_mean" or len(tasks) < 2:
+        return []
+    return [
+        "Returns are averaged over tasks as they are, so that one with larger rewards counts more; where those of "
+        "a random policy and of an expert are given, they are normalised first (docs/environments.md)."
+    ]
 
 
 def _run_warnings(runs: Sequence[Run], candidates: Sequence[Run], compared: Sequence[Run], step: int) -> list[str]:

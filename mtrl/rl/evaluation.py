@@ -1,4 +1,4 @@
-"""How often the deterministic policy succeeds."""
+"""How well the deterministic policy does: successes, returns, lengths of episodes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mtrl.rl.protocols import Agent, Bools, Environments, Floats
+from mtrl.errors import RunError
+from mtrl.rl.protocols import Agent, Environments, Floats
 
 
 @dataclass(frozen=True)
@@ -16,27 +18,34 @@ class Evaluation:
     """The outcome of an evaluation."""
 
     tasks: list[str]
-    success: Bools
-    """``[T, episodes]``, whether the episode was a success at any of its steps."""
+    measured: Mapping[str, NDArray[Any]]
+    """By measure, ``[T, episodes]``: ``success``, whether any step of the episode was one; and where episodes were
+    played to their end ``return``, ``score`` (the return, of which a random policy's is 0 and an expert's 1) and
+    ``length``."""
 
-    @property
-    def success_rates(self) -> dict[str, float]:
-        """Each task's share of successful episodes, in [0, 1]."""
-        return dict(zip(self.tasks, self.success.mean(1).tolist(), strict=True))
+    def by_task(self, measure: str) -> dict[str, float]:
+        """Each task's mean of a measure, such as its share of successful episodes, in [0, 1]."""
+        return dict(zip(self.tasks, self.measured[measure].mean(1).tolist(), strict=True))
 
-    @property
-    def success_mean(self) -> float:
-        """The mean over tasks of the success rates."""
-        return float(self.success.mean())
+    def mean(self, measure: str) -> float:
+        """The mean over tasks."""
+        return float(self.measured[measure].mean())
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """``<prefix>success_mean`` and one ``<prefix>success/<task>`` each."""
-        rates = {f"{prefix}success/{task}": rate for task, rate in self.success_rates.items()}
-        return {f"{prefix}success_mean": self.success_mean, **rates}
+        """For each measure ``<prefix><measure>_mean`` and one ``<prefix><measure>/<task>`` each."""
+        found: dict[str, float] = {}
+        for measure in self.measured:
+            found[f"{prefix}{measure}_mean"] = self.mean(measure)
+            found |= {f"{prefix}{measure}/{task}": value for task, value in self.by_task(measure).items()}
+        return found
 
     def summary(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return {"success_mean": self.success_mean, "success": self.success_rates}
+        """The same as plain data, as `mtrl.run.record.Final` has it."""
+        found: dict[str, Any] = {}
+        for measure in self.measured:
+            plural = measure if measure == "success" else f"{measure}s"
+            found |= {f"{measure}_mean": self.mean(measure), plural: self.by_task(measure)}
+        return found
 
 
 def evaluate(
@@ -45,26 +54,54 @@ def evaluate(
     episodes: int,
     seed: int,
     on_step: Callable[[Sequence[int]], None] = lambda finished: None,
+    *,
+    metric: str | None = None,
 ) -> Evaluation:
     """Plays ``episodes`` episodes per task: the first of this seed, the same ones at every call.
 
-    The environments, which nothing else may step, end an episode at its first success, which cannot change any-step
+    The environments, which nothing else may step, may end an episode at its first success, which cannot change any-step
     success, and rest once their task has played all its episodes. The policy maps observations ``[T, O]`` to actions
-    ``[T, A]``. ``on_step`` is called with the episodes finished per task, for a progress display.
+    ``[T, A]``. ``on_step`` is called with the episodes finished per task, for a progress display. There is success
+    where every task says whether a step was one, or ``metric`` is ``success``: then a step that does not say is none.
+
+    Raises:
+        RunError: if an episode does not end.
     """
     tasks = environments.tasks
     success = np.zeros((len(tasks), episodes), bool)
-    finished = np.zeros(len(tasks), int)
+    returns, lengths = np.zeros((2, len(tasks), episodes))
+    finished, length = np.zeros((2, len(tasks)), int)
     observations = environments.reset(seed=seed)
     while (active := finished < episodes).any():
         environments.step_async(policy(observations), active)
         step = environments.step_wait()
         observations = step.current_observations
+        length += active
         for task in np.flatnonzero(active & (step.terminated | step.truncated)):
             success[task, finished[task]] = step.episode_success[task]
+            returns[task, finished[task]] = step.episode_return[task]
+            lengths[task, finished[task]] = length[task]
+            length[task] = 0
             finished[task] += 1
+        if length.max() > LONGEST_EPISODE:
+            raise RunError(
+                f"an episode of task '{tasks[int(length.argmax())]}' has not ended after {LONGEST_EPISODE:,} steps of "
+                "evaluation: benchmark.horizon=STEPS cuts episodes off"
+            )
         on_step(finished.tolist())
-    return Evaluation(list(tasks), success)
+    measured: dict[str, NDArray[Any]] = {}
+    if metric == "success" or environments.tells_success.all():
+        measured["success"] = success
+    if environments.whole_episodes:
+        if references := environments.reference_returns:
+            random, expert = np.array([references[task] for task in tasks]).T[:, :, None]
+            measured["score"] = (returns - random) / (expert - random)
+        measured |= {"return": returns, "length": lengths}
+    return Evaluation(list(tasks), measured)
+
+
+LONGEST_EPISODE = 100_000
+"""Steps after which an episode of an evaluation is taken for one that never ends."""
 
 
 Outcome = dict[str, Evaluation]
@@ -81,6 +118,7 @@ class EvaluationQueue:
         make_environments: called at the first evaluation.
         episodes: per task and goals.
         seeds: of the environments, by the goals that are played, see `mtrl.run.record.PREFIXES`.
+        metric: see `evaluate`.
     """
 
     def __init__(
@@ -89,13 +127,13 @@ class EvaluationQueue:
         make_environments: Callable[[], Environments],
         episodes: int,
         seeds: Mapping[str, int],
+        metric: str | None = None,
     ) -> None:
-        self.environments: Environments | None = None
-        """Where policies are played; None before the first."""
         self.waiting: list[dict[str, Any]] = []
         """What is not evaluated yet, oldest first, for a checkpoint: ``step``, ``seconds`` and ``policy``."""
         self._agent, self._make_environments = agent, make_environments
-        self._episodes, self._seeds = episodes, seeds
+        self._environments: Environments | None = None
+        self._episodes, self._seeds, self._metric = episodes, seeds, metric
         self._thread = ThreadPoolExecutor(1, "evaluation")
         self._playing: Future[Outcome] | None = None
         self._finished = 0  # episodes of every task
@@ -114,10 +152,10 @@ class EvaluationQueue:
         while self.waiting:
             first = self.waiting[0]
             if self._playing is None:
-                if self.environments is None:
-                    self.environments = self._make_environments()
+                if self._environments is None:
+                    self._environments = self._make_environments()
                 policy = self._agent.policy(first["policy"])
-                self._playing = self._thread.submit(self._play, policy, self.environments)
+                self._playing = self._thread.submit(self._play, policy, self._environments)
             if first["step"] >= before:
                 return
             while not self._playing.done():
@@ -131,7 +169,8 @@ class EvaluationQueue:
         found: Outcome = {}
         for goals, seed in self._seeds.items():
             before = len(found) * self._episodes
-            found[goals] = evaluate(policy, environments, self._episodes, seed, partial(self._on_step, before))
+            on_step = partial(self._on_step, before)
+            found[goals] = evaluate(policy, environments, self._episodes, seed, on_step, metric=self._metric)
         return found
 
     def _on_step(self, before: int, finished: Sequence[int]) -> None:
@@ -143,5 +182,5 @@ class EvaluationQueue:
         """Gives up what is being played, between two steps, and closes the environments."""
         self._cancelled = True
         self._thread.shutdown()
-        if self.environments is not None:
-            self.environments.close()
+        if self._environments is not None:
+            self._environments.close()

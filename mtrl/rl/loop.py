@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mtrl.errors import InputError, RunError
 from mtrl.rl.evaluation import EvaluationQueue
-from mtrl.rl.protocols import Agent, Environments, Floats, Step
+from mtrl.rl.protocols import Agent, Bools, Environments, Floats, Step
 from mtrl.rl.watchdog import Watchdog
 from mtrl.run.directory import RunDirectory
-from mtrl.run.record import PREFIXES
+from mtrl.run.record import MEASURES, PREFIXES
 from mtrl.run.session import Session
+from mtrl.text import counted, number
 
 _PIECES = 10  # of the replay buffer between two checkpoints, so that none of them is long to write
 
@@ -33,6 +34,7 @@ class Schedule:
         updates_per_step: afterwards; 0.5 is one every other step.
         resets: the steps at which the agent begins anew with what it has seen.
         reset_updates: updates made at once then.
+        metric: what policies are judged by, one of `mtrl.run.record.MEASURES`; None is the first that there is.
         eval_every: steps between evaluations; the end of the run is always evaluated.
         checkpoint_every: steps between checkpoints.
         log_every: steps between entries of training metrics, which average over them.
@@ -56,6 +58,7 @@ class Schedule:
     updates_per_step: float = 1.0
     resets: tuple[int, ...] = ()
     reset_updates: int = 0
+    metric: str | None = None
 
     def updates_at(self, step: int) -> int:
         """How many updates are made while the simulators take this step (the first is number 0)."""
@@ -64,7 +67,7 @@ class Schedule:
         return math.floor(after) - math.floor(before)
 
 
-OnBest = Callable[[int, Callable[[Floats], Floats], Any], None]
+OnBest = Callable[[int, Callable[[Floats], Floats]], None]
 """Gets the step of a policy that is the best so far, the policy, and the environments that it was evaluated in."""
 
 
@@ -74,8 +77,9 @@ class Trainer:
     Attributes:
         session: the run: steps done, seconds, checkpoints, metrics.
         updates: gradient updates done.
-        evaluations: each evaluation's ``step``, and ``success_mean`` and ``success`` by task on the goals that policies
-            are chosen by; on others too where there are any, under their name.
+        measure: what policies are judged by; None before the first evaluation.
+        evaluations: each evaluation's ``step``, and its means, such as ``success_mean``, and values by task, such as
+            ``success``, on the goals that policies are chosen by; on others too where there are any, under their name.
     """
 
     def __init__(
@@ -95,10 +99,11 @@ class Trainer:
         self.session = Session(run, schedule.steps, stream=agent.replay, device=device, show_progress=show_progress)
         self.session.counters["unstable_steps"] = 0
         self.updates = 0
+        self.measure: str | None = schedule.metric
         self.evaluations: list[dict[str, Any]] = []
         self.watchdog = Watchdog(environments.tasks, schedule.eval_every)
         self._to_evaluate = EvaluationQueue(
-            agent, make_evaluation_environments, schedule.eval_episodes, schedule.eval_seeds
+            agent, make_evaluation_environments, schedule.eval_episodes, schedule.eval_seeds, schedule.metric
         )
         self._observations: Floats
         self._actions: Floats | None = None  # chosen, but not sent yet
@@ -123,9 +128,9 @@ class Trainer:
                 self.session.begin()
             elif self.session.run.checkpoints.stream_dropped:
                 self._refill()
+            self._say_what_restarted()
             self._logged = self.session.step, self.updates, self.session.seconds
-            success = f"{self.evaluations[-1]['success_mean']:.2f}" if self.evaluations else "not evaluated yet"
-            self.session.progress.show(f"success {success}")
+            self.session.progress.show(self._status())
             self._evaluate()
             while self.session.step < self.schedule.steps:
                 self._advance()
@@ -135,8 +140,10 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """What a finished run came to, plain data."""
-        best = max(self.evaluations, key=lambda evaluation: float(evaluation["success_mean"]))
-        return {
+        key = f"{self.measure}_mean"
+        best = max(self.evaluations, key=lambda evaluation: float(evaluation[key]))
+        judged = {} if self.measure == "success" else {"measure": self.measure}
+        return judged | {
             "tasks": list(self.environments.tasks),
             "steps": self.session.step,
             "transitions": self.session.step * len(self.environments.tasks),
@@ -145,7 +152,7 @@ class Trainer:
             "episodes_per_evaluation": self.schedule.eval_episodes,
             "evaluated_on": list(self.schedule.eval_seeds),
             "final": self.evaluations[-1],
-            "best": {key: best[key] for key in ("step", "success_mean")} | {"of_evaluations": len(self.evaluations)},
+            "best": {"step": best["step"], key: best[key]} | {"of_evaluations": len(self.evaluations)},
             "counters": self.session.counters | {"warnings": self.watchdog.counts},
         }
 
@@ -169,12 +176,12 @@ class Trainer:
                     self._insight &= remaining > 0
             except (RunError, InputError) as error:
                 failure = error
-        step = self.environments.step_wait()
+        step = self._received()
         self.agent.remember(self._observations, self._actions, step)
         self._meter.add_episodes(self.environments.tasks, step)
         self.session.counters["unstable_steps"] += int(step.unstable.sum())
         if warm:
-            self.watchdog.observe(self._actions, step.rewards)
+            self.watchdog.observe(self._actions, step.rewards, step.terminated | step.truncated)
         self._observations, self._actions = step.current_observations, None
         self.session.step += 1
         if failure is not None:
@@ -184,6 +191,16 @@ class Trainer:
         if self.session.step in self.schedule.resets:
             self.agent.reset()
             self._owed = self.schedule.reset_updates
+
+    def _received(self) -> Step:
+        """The step under way; an error of the environments tells how far training was."""
+        try:
+            return self.environments.step_wait()
+        except RunError as error:
+            saved = self.session.run.checkpoints.steps()
+            where = f"the same command goes on from step {saved[-1]:,}" if saved else "there is no checkpoint yet"
+            error.args = (f"{error} (vector step {self.session.step + 1:,}; {where})",)
+            raise
 
     def _catch_up(self) -> None:
         """The updates that the warm-up had none of, or a reset asks for; a signal comes between two of them."""
@@ -204,6 +221,13 @@ class Trainer:
             f"the replay buffer of this run was dropped: up to step {self._updates_from:,} it is filled again, without "
             "updates; from here on this is not the run that it would have been"
         )
+
+    def _say_what_restarted(self) -> None:
+        if restarted := self.environments.restarted:
+            self.session.say(
+                f"{counted(len(restarted), 'episode')} began anew, for these environments cannot tell their state "
+                f"({', '.join(restarted)}): from here on this is not the run that it would have been"
+            )
 
     def _update(self, *, insight: bool) -> None:
         metrics = self.session.count(self.agent.update(insight=insight))
@@ -245,7 +269,7 @@ class Trainer:
         self._logged = now
         seconds = max(seconds, 1e-9)
         speed = {"speed/steps_per_s": steps / seconds, "speed/updates_per_s": updates / seconds}
-        averages = self._meter.averages(self.environments.tasks)
+        averages = self._meter.averages(self.environments.tasks, self.environments.tells_success)
         self._meter = _Meter()
         self.session.metrics.write(self.session.step, self.session.seconds, averages | speed)
         for warning in self.watchdog.check(self.session.step, averages):
@@ -266,17 +290,25 @@ class Trainer:
                 measured |= found.metrics(PREFIXES[goals])
             self.session.metrics.write(step, seconds, measured)
             first, *others = outcome
-            self.watchdog.evaluated(step, outcome[first].success_rates)
-            mean = outcome[first].success_mean
-            best = all(mean > before["success_mean"] for before in self.evaluations)  # the first of equals
+            if self.measure is None:
+                self.measure = next(measure for measure in MEASURES if measure in outcome[first].measured)
+            self.watchdog.evaluated(step, outcome[first].by_task(self.measure))
+            mean = outcome[first].mean(self.measure)
+            best = all(mean > earlier[f"{self.measure}_mean"] for earlier in self.evaluations)  # the first of equals
             if best:
                 self.session.run.checkpoints.add_policy(step, mean, evaluated["policy"])
             also = {goals: outcome[goals].summary() for goals in others}
             self.evaluations.append({"step": step, **outcome[first].summary(), **also})
-            self.session.progress.report(f"success {mean:.2f}")
+            self.session.progress.report(self._status())
             if best and self._on_best is not None:
                 self.session.progress.show(f"looking at the policy of step {step}")
-                self._on_best(step, self.agent.policy(evaluated["policy"]), self._to_evaluate.environments)
+                self._on_best(step, self.agent.policy(evaluated["policy"]))
+
+    def _status(self) -> str:
+        if not self.evaluations:
+            return f"{self.measure or 'policy'} not evaluated yet"
+        mean = float(self.evaluations[-1][f"{self.measure}_mean"])
+        return f"{self.measure} {mean:.2f}" if self.measure == "success" else f"{self.measure} {number(mean)}"
 
     def _while_evaluating(self, status: str, *, save: bool) -> None:
         self.session.progress.show(status)
@@ -298,6 +330,7 @@ class Trainer:
         return {
             "tasks": list(self.environments.tasks),
             "updates": self.updates,
+            "measure": self.measure,
             "updates_from": self._updates_from,
             "owed": self._owed,
             "insight": self._insight,
@@ -314,6 +347,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.updates, self.evaluations = state["updates"], state["evaluations"]
+        self.measure = state.get("measure", "success")
         self._updates_from = state.get("updates_from", self._updates_from)
         self._owed, self._insight = state["owed"], state["insight"]
         own = [evaluation["step"] for evaluation in self.evaluations]
@@ -326,6 +360,10 @@ class Trainer:
         self._meter = _Meter(**state["meter"])
         self.agent.load_state_dict(state["agent"])
         self.environments.load_state_dict(state["environments"])
+        if restarted := self.environments.restarted:
+            self._observations = self.environments.current_observations
+            before = self.session.counters.get("restarted_episodes", 0)
+            self.session.counters["restarted_episodes"] = before + len(restarted)
 
 
 @dataclass
@@ -349,10 +387,13 @@ class _Meter:
             sums = count + 1, returns + float(step.episode_return[i]), successes + int(step.episode_success[i])
             self.ended[tasks[i]] = list(sums)
 
-    def averages(self, tasks: Sequence[str]) -> dict[str, float]:
+    def averages(self, tasks: Sequence[str], tells_success: Bools) -> dict[str, float]:
         values = {key: float(total) / self.updates for key, total in self.sums.items()}
-        for task in (task for task in tasks if task in self.ended):
+        for task, tells in zip(tasks, tells_success, strict=True):
+            if task not in self.ended:
+                continue
             count, returns, successes = self.ended[task]
             values[f"train/episode_return/{task}"] = returns / count
-            values[f"train/episode_success/{task}"] = successes / count
+            if tells:
+                values[f"train/episode_success/{task}"] = successes / count
         return values

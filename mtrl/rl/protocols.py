@@ -25,7 +25,7 @@ class Step(NamedTuple):
     rewards: NDArray[np.float64]
     """``[T]``, raw."""
     terminated: Bools
-    """``[T]``, whether the episode ended for good, by a success: its value does not bootstrap."""
+    """``[T]``, whether the episode ended for good: its value does not bootstrap."""
     truncated: Bools
     """``[T]``, whether it was cut off, by the horizon or an unstable simulation: its value bootstraps."""
     success: Bools
@@ -39,9 +39,23 @@ class Step(NamedTuple):
 
 
 class Environments(Resumable, Protocol):
-    """A vector of T tasks that are stepped together; its state is exact, also mid-episode."""
+    """A vector of T tasks that are stepped together; its state is exact, also mid-episode, except where it says so."""
 
     tasks: list[str]
+    whole_episodes: bool
+    """Whether episodes go on after a success, so that their returns and lengths are measures."""
+    reference_returns: dict[str, tuple[float, float]]
+    """By task the return of a random policy and of an expert; empty where there are none."""
+    restarted: list[str]
+    """The tasks whose episodes the last `load_state_dict` could not go on with: it began others."""
+
+    @property
+    def tells_success(self) -> Bools:
+        """``[T]``, whether any step of the task so far said whether it was a success."""
+
+    @property
+    def current_observations(self) -> Floats:
+        """``[T, O]``, what to act on now."""
 
     def reset(self, *, seed: int | None = None) -> Floats:
         """Starts a new episode everywhere; with a seed, that seed's first one, whatever was played before."""

@@ -165,9 +165,10 @@ def _shortened(part: str) -> str:
 
 
 def _headline(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The final measures of a completed run: ``eval/success_mean``, or ``test/<measure>`` of a supervised one."""
+    """The final measures of a completed run: ``eval/<measure>_mean``, or ``test/<measure>`` of a supervised one."""
     if "final" in summary:
-        return {"eval/success_mean": summary["final"]["success_mean"]}
+        key = f"{summary.get('measure', 'success')}_mean"
+        return {f"eval/{key}": summary["final"][key]}
     return {f"test/{key}": value for key, value in summary.get("test", {}).items()}
 
 

@@ -39,10 +39,14 @@ class Metric:
     higher_is_better: bool
 
 
-PREFIXES = {"training": "eval/", "held_out": "eval/held_out/"}
-"""Of metrics' keys, by the goals that are played: those of training, which is Meta-World's protocol, or others."""
-GOALS = {"training": "goals of training", "held_out": "held-out goals"}
+PREFIXES = {"training": "eval/", "held_out": "eval/held_out/", "seeded": "eval/"}
+"""Of metrics' keys, by the goals that are played: those of training, which is Meta-World's protocol, or others; where
+tasks have no goals, episodes of one seed."""
+GOALS = {"training": "goals of training", "held_out": "held-out goals", "seeded": "seeded episodes"}
 """What the goals that are played are called."""
+MEASURES = "success", "score", "return"
+"""What agents can be judged by, higher is better: success rates, returns on the scale from a random policy's to an
+expert's, returns. The first that evaluations have is what they are judged by."""
 
 
 def goals_of(metric: str) -> str | None:
@@ -61,23 +65,43 @@ class Selection:
 
 @dataclass(frozen=True)
 class Final:
-    """The last evaluation of an agent: success rates in [0, 1], their mean and by task.
+    """The last evaluation of an agent, the mean over tasks and by task: what was measured of it.
 
-    They are of the first goals that it was evaluated on; of held-out ones too, where those were not the first.
+    That is of success rates in [0, 1], returns, scores (returns on the scale from a random policy's to an expert's) and
+    lengths of episodes. They are of the first goals that it was evaluated on; of held-out ones too, where those were
+    not the first. Raises `InputError` if there is nothing.
     """
 
-    success_mean: float
-    success: dict[str, float]
+    success_mean: float | None = None
+    success: dict[str, float] = field(default_factory=dict)
+    score_mean: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    return_mean: float | None = None
+    returns: dict[str, float] = field(default_factory=dict)
+    length_mean: float | None = None
+    lengths: dict[str, float] = field(default_factory=dict)
     held_out: "Final | None" = None
+
+    def __post_init__(self) -> None:
+        """Refuses what measures nothing."""
+        if self.success_mean is self.score_mean is self.return_mean is None:
+            raise InputError("there is no 'success_mean', 'score_mean' or 'return_mean'")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation of an agent, the step it is of, and of how many it is the best."""
+    """The best evaluation of an agent, the step it is of, and of how many it is the best: the mean of one measure."""
 
     step: int
-    success_mean: float
     of_evaluations: int
+    success_mean: float | None = None
+    score_mean: float | None = None
+    return_mean: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return next(value for value in (self.success_mean, self.score_mean, self.return_mean) if value is not None)
 
 
 @dataclass(frozen=True)
@@ -92,7 +116,8 @@ class Summary:
         steps: vector steps; this and the next four are of reinforcement learning.
         transitions: environment steps in all tasks together.
         episodes_per_evaluation: of each task, on each kind of goals.
-        evaluated_on: the kinds of goals, ``training`` or ``held_out``; policies are chosen by the first.
+        evaluated_on: the kinds of goals, see `PREFIXES`; policies are chosen by the first.
+        measure: what policies are chosen by: ``success``, ``score`` or ``return``.
         epochs: this and the rest are of supervised runs.
         metrics: what tasks are judged by, by metric key.
         test: what the selected models reach on the test split, by metric key; None where it was not read.
@@ -108,6 +133,7 @@ class Summary:
     transitions: int = 0
     episodes_per_evaluation: int = 0
     evaluated_on: list[str] = field(default_factory=lambda: ["held_out"])
+    measure: str = "success"
     final: Final | None = None
     best: Best | None = None
     epochs: int = 0
@@ -132,6 +158,11 @@ class RunRecord:
     """All of it, plain data."""
     summary: Summary | None
     """None for a run that is not finished."""
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether its tasks have goals of training and others, as Meta-World's have."""
+        return not (self.config.get("envs") or self.config["benchmark"].get("file"))
 
 
 def read_record(directory: Path) -> RunRecord:
@@ -187,17 +218,25 @@ def _is_run(config: dict[str, Any]) -> bool:
     )
 
 
+def _typed_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
+    for one in dataclasses.fields(kind):
+        if one.name not in value and one.default is one.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where[:-1]}: there is no '{one.name}'")
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in value}
+    typed = {name: _typed(hint, value[name], f"{where}{name}.") for name, hint in hints.items()}
+    try:
+        return kind(**typed)
+    except InputError as error:
+        raise InputError(f"{where[:-1]}: {error}") from error
+
+
 def _typed(kind: Any, value: Any, where: str) -> Any:
     """Plain data as a type says: dataclasses by field (what they do not name is left), dictionaries, lists, values."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
         return None if value is None else _typed(arguments[0], value, where)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        for one in dataclasses.fields(kind):
-            if one.name not in value and one.default is one.default_factory is dataclasses.MISSING:
-                raise InputError(f"{where[:-1]}: there is no '{one.name}'")
-        hints = {name: hint for name, hint in get_type_hints(kind).items() if name in value}
-        return kind(**{name: _typed(hint, value[name], f"{where}{name}.") for name, hint in hints.items()})  # type: ignore[operator]
+        return _typed_fields(kind, value, where)
     if origin is dict and isinstance(value, dict):
         return {key: _typed(arguments[1], entry, f"{where}{key}.") for key, entry in value.items()}
     if origin is list and isinstance(value, list):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.metaworld import ACTION_SIZE, TaskVector, benchmark_tasks
+from envs.metaworld import ACTION_SIZE, benchmark_tasks, make_vector
 from scripts.benchmarks.timing import Line, Row, interleaved, interleaved_steps, ratio, seconds
 
 TITLE, WORDS = "stepping with random actions", ("benchmark", "what")
@@ -36,8 +36,8 @@ def _vectors(name: str, arguments: argparse.Namespace) -> list[Row]:
     actions = _actions(len(tasks))
     makers: dict[str, Callable[[], Any]] = {
         RIVAL: lambda: gymnasium.make_vec(f"Meta-World/{name.upper()}", vector_strategy="async"),
-        "fast": lambda: TaskVector(tasks, seed=0, num_workers=arguments.workers),
-        "plain": lambda: TaskVector(tasks, seed=0, num_workers=arguments.workers, fast=False),
+        "fast": lambda: make_vector(tasks, seed=0, num_workers=arguments.workers),
+        "plain": lambda: make_vector(tasks, seed=0, num_workers=arguments.workers, fast=False),
     }
 
     with ExitStack() as opened, warnings.catch_warnings():
@@ -66,8 +66,8 @@ def _physics(name: str, arguments: argparse.Namespace) -> Row:
     """Each task's step, and the physics alone along the same actions, in this process."""
     import mujoco
 
+    from envs.metaworld import Options
     from envs.metaworld.fast import replacements
-    from envs.metaworld.shared import Options
     from envs.metaworld.task import TaskEnv
 
     tasks, seed, options = benchmark_tasks(name), 0, Options(goals="fixed")

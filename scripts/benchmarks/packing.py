@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from envs.metaworld import TaskVector, benchmark_tasks
+from envs.metaworld import benchmark_tasks, make_vector
 from mtrl.run.machine import cores, keep_freed_memory
 from scripts.benchmarks.throughput import iteration_of
 from scripts.benchmarks.timing import Line, Row, seconds
@@ -69,7 +69,7 @@ def _rates(
     tasks, rates = benchmark_tasks(name), list[float]()
     agent = make_agent(len(tasks), batch_size, hidden_sizes, torch.device(device), mode)
     update = make_update(agent, "unitary")
-    with TaskVector(tasks, seed=0, num_workers=workers) as vector:
+    with make_vector(tasks, seed=0, num_workers=workers) as vector:
         iteration = iteration_of(agent, vector)
         for _ in range(1 + repeats):
             everybody.wait(TIMEOUT)

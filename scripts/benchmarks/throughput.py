@@ -9,7 +9,8 @@ from statistics import median
 import torch
 
 from agents.sac import MultiTaskSAC
-from envs.metaworld import TaskVector, benchmark_tasks
+from envs.metaworld import benchmark_tasks, make_vector
+from envs.vector import TaskVector
 from mtrl import combiners
 from mtrl.run.machine import cores
 from scripts.benchmarks.timing import Line, Row, Times, Work, interleaved_steps
@@ -25,7 +26,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     for name, mode in product(arguments.benchmarks, modes(arguments, device)):
         tasks = benchmark_tasks(name)
         agent = make_agent(len(tasks), arguments.batch_size, arguments.hidden_sizes, device, mode)
-        with TaskVector(tasks, seed=0, num_workers=arguments.workers) as vector:
+        with make_vector(tasks, seed=0, num_workers=arguments.workers) as vector:
             iteration = iteration_of(agent, vector)
             for method in methods:
                 update = make_update(agent, method)

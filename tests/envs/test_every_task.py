@@ -9,8 +9,7 @@ import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
-from envs.metaworld import fast
-from envs.metaworld.shared import Options
+from envs.metaworld import Options, fast
 from envs.metaworld.task import TaskEnv
 
 STEPS = 75  # enough for every expert to touch its object with one finger, then with both

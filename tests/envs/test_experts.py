@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
-from envs.metaworld import TaskVector, benchmark_tasks
-from envs.metaworld.shared import Options
+from envs.metaworld import Options, benchmark_tasks, make_vector
 from envs.metaworld.task import TaskEnv
 
 SEED = 2
@@ -39,7 +38,7 @@ def test_experts_succeed_as_on_the_plain_environments() -> None:
     tasks = benchmark_tasks("mt50")
     policies = [POLICIES[task]() for task in tasks]
     outcomes: dict[str, tuple[bool, int, float]] = {}
-    with TaskVector(tasks, seed=SEED, terminate_on_success=True, goals="fixed") as vector:
+    with make_vector(tasks, seed=SEED, terminate_on_success=True, goals="fixed") as vector:
         observations = vector.reset()
         active = np.ones(len(tasks), bool)
         for length in range(1, 501):
@@ -62,7 +61,7 @@ def test_experts_succeed_as_on_the_plain_environments() -> None:
 
 def test_actions_are_clipped() -> None:
     """Near the object, v1 rewards closing the gripper, without a limit of its own."""
-    with TaskVector(["pick-place-v3"], seed=SEED, reward_version="v1") as vector:
+    with make_vector(["pick-place-v3"], seed=SEED, reward_version="v1") as vector:
         policy, observations = POLICIES["pick-place-v3"](), vector.reset()
         for _ in range(25):
             observations = vector.step(expert_action(policy, observations[0])[None]).current_observations

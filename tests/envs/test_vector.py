@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from envs.metaworld import TaskVector, benchmark_tasks
-from envs.metaworld.shared import Options
+from envs.metaworld import Options, benchmark_tasks, make_vector
 from envs.metaworld.task import TaskEnv
 from envs.metaworld.tasks import balanced_groups
+from envs.vector import TaskVector
 from mtrl.errors import InputError, RunError
 from mtrl.rl.protocols import Step
 
@@ -76,14 +76,14 @@ def test_groups_hold_every_task_once_and_weigh_alike(num_groups: int) -> None:
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        TaskVector(**dict[str, Any](tasks=["reach-v3"], seed=0) | arguments)
+        make_vector(**dict[str, Any](tasks=["reach-v3"], seed=0) | arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_workers_order_and_other_tasks_do_not_change_a_task() -> None:
     results: dict[str, list[list[bytes]]] = {}
     for tasks, num_workers in ((TASKS, 1), (TASKS, 3), (TASKS[::-1], 2), (TASKS[2:], 1)):
-        with TaskVector(tasks, seed=5, num_workers=num_workers, horizon=6) as vector:
+        with make_vector(tasks, seed=5, num_workers=num_workers, horizon=6) as vector:
             first = vector.reset()
             played = play(vector, actions_for(tasks, 14))
         for index, task in enumerate(tasks):
@@ -114,7 +114,7 @@ def test_goals_are_those_of_the_package(name: str) -> None:
 
 
 def test_evaluation_visits_every_goal_once_and_restarts() -> None:
-    with TaskVector(TASKS[:2], seed=0, num_workers=1, horizon=1, goals="evaluation") as vector:
+    with make_vector(TASKS[:2], seed=0, num_workers=1, horizon=1, goals="evaluation") as vector:
         first = [vector.reset()] + [result.current_observations for result in play(vector, np.zeros((60, 2, 4)))]
         again = [vector.reset(seed=0)]
         again += [result.current_observations for result in play(vector, np.zeros((20, 2, 4)))]
@@ -128,7 +128,7 @@ def test_evaluation_visits_every_goal_once_and_restarts() -> None:
 def test_fixed_goal_is_the_same_always_and_for_the_same_seed() -> None:
     starts = []
     for seed in (0, 0, 1):
-        with TaskVector(TASKS[:2], seed=seed, num_workers=1, horizon=2, goals="fixed") as vector:
+        with make_vector(TASKS[:2], seed=seed, num_workers=1, horizon=2, goals="fixed") as vector:
             results = play_from_reset(vector, 5)
             assert (results[1].current_observations == results[3].current_observations).all()
             starts.append(results[1].current_observations)
@@ -145,7 +145,7 @@ def play_from_reset(vector: TaskVector, steps: int) -> list[Step]:
 def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version: str) -> None:
     """Against the untouched environment, stepped by hand."""
     horizon, actions = 5, actions_for(TASKS[:2], 12)
-    with TaskVector(TASKS[:2], seed=0, num_workers=1, horizon=horizon, reward_version=reward_version) as vector:
+    with make_vector(TASKS[:2], seed=0, num_workers=1, horizon=horizon, reward_version=reward_version) as vector:
         observations = vector.reset()
         results = play(vector, actions)
     for index, name in enumerate(TASKS[:2]):
@@ -171,7 +171,7 @@ def test_horizon_truncates_and_final_observations_are_kept_apart(reward_version:
 def test_reward_versions_differ() -> None:
     rewards = []
     for version in ("v1", "v2"):
-        with TaskVector(TASKS[:1], seed=0, reward_version=version) as vector:
+        with make_vector(TASKS[:1], seed=0, reward_version=version) as vector:
             rewards.append([result.rewards[0] for result in play_from_reset(vector, 5)])
     assert np.all(np.not_equal(rewards[0], rewards[1]))
 
@@ -179,7 +179,7 @@ def test_reward_versions_differ() -> None:
 def test_fast_path_and_remembered_starts_change_nothing() -> None:
     recorded = []
     for fast in (True, False):
-        with TaskVector(TASKS, seed=0, num_workers=1, horizon=5, goals="fixed", fast=fast) as vector:
+        with make_vector(TASKS, seed=0, num_workers=1, horizon=5, goals="fixed", fast=fast) as vector:
             results = play_from_reset(vector, 18)
             recorded.append([rows(results, index) for index in range(3)])
     assert recorded[0] == recorded[1]
@@ -187,7 +187,7 @@ def test_fast_path_and_remembered_starts_change_nothing() -> None:
 
 def test_inactive_tasks_stay_where_they_are() -> None:
     active, actions = np.array([True, False, True]), actions_for(TASKS, 7)
-    with TaskVector(TASKS, seed=0, num_workers=2, horizon=4) as vector:
+    with make_vector(TASKS, seed=0, num_workers=2, horizon=4) as vector:
         start = vector.reset()
         full = play(vector, actions)
         vector.reset(seed=0)
@@ -204,7 +204,7 @@ def test_inactive_tasks_stay_where_they_are() -> None:
 
 def test_saved_state_goes_on_bit_for_bit_with_other_workers_and_other_speed() -> None:
     actions = actions_for(TASKS, 40)
-    with TaskVector(TASKS, seed=0, num_workers=1, horizon=15) as vector:
+    with make_vector(TASKS, seed=0, num_workers=1, horizon=15) as vector:
         vector.reset()
         play(vector, actions[:20])
         file = io.BytesIO()
@@ -213,7 +213,7 @@ def test_saved_state_goes_on_bit_for_bit_with_other_workers_and_other_speed() ->
     file.seek(0)
     state = torch.load(file, weights_only=True)
     for num_workers, fast in ((3, True), (1, False)):
-        with TaskVector(TASKS, seed=0, num_workers=num_workers, horizon=15, fast=fast) as vector:
+        with make_vector(TASKS, seed=0, num_workers=num_workers, horizon=15, fast=fast) as vector:
             vector.load_state_dict(state)
             assert (vector.current_observations == observations).all()
             resumed = play(vector, actions[20:])
@@ -222,10 +222,10 @@ def test_saved_state_goes_on_bit_for_bit_with_other_workers_and_other_speed() ->
 
 
 def test_state_of_another_vector_is_refused() -> None:
-    with TaskVector(TASKS[:1], seed=0, horizon=15) as vector:
+    with make_vector(TASKS[:1], seed=0, horizon=15) as vector:
         vector.reset()
         state = vector.state_dict()
-    with TaskVector(TASKS[:1], seed=0, horizon=16) as vector:
+    with make_vector(TASKS[:1], seed=0, horizon=16) as vector:
         with pytest.raises(InputError, match="has horizon=15, this one has 16"):
             vector.load_state_dict(state)
         vector.reset()  # and nothing is broken
@@ -233,7 +233,7 @@ def test_state_of_another_vector_is_refused() -> None:
 
 def test_unstable_simulation_ends_the_episode_and_says_so() -> None:
     zeros = np.zeros((1, 4))
-    with TaskVector(TASKS[:1], seed=0, horizon=10) as vector:
+    with make_vector(TASKS[:1], seed=0, horizon=10) as vector:
         start = vector.reset()
         vector.step(zeros)
         state = vector.state_dict()
@@ -255,7 +255,7 @@ def test_unstable_simulation_ends_the_episode_and_says_so() -> None:
 
 
 def test_misuse_is_explained() -> None:
-    with TaskVector(TASKS[:2], seed=0) as vector:
+    with make_vector(TASKS[:2], seed=0) as vector:
         assert vector.observation_space.shape == (2, 39)
         assert vector.action_space.shape == (2, 4)
         with pytest.raises(RunError, match="must be reset before its first step"):

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.metaworld import TaskVector
+from envs.metaworld import make_vector
+from envs.vector import TaskVector
 from mtrl.errors import RunError
 
 TASKS = ["reach-v3", "drawer-close-v3"]
@@ -19,7 +20,7 @@ ACTIONS = np.zeros((2, 4))
 
 @pytest.fixture
 def vector() -> Iterator[TaskVector]:
-    with TaskVector(TASKS, seed=0, num_workers=2) as vector:
+    with make_vector(TASKS, seed=0, num_workers=2) as vector:
         vector.reset()
         yield vector
 
@@ -100,7 +101,7 @@ def test_workers_load_no_torch_and_hold_no_named_memory(vector: TaskVector) -> N
 
 
 def test_a_forgotten_vector_ends_its_workers() -> None:
-    vector = TaskVector(TASKS[:1], seed=0)
+    vector = make_vector(TASKS[:1], seed=0)
     worker = worker_of(vector, TASKS[0])
     del vector
     assert worker.poll() is not None
@@ -109,15 +110,16 @@ def test_a_forgotten_vector_ends_its_workers() -> None:
 @pytest.mark.parametrize("when", ["idle", "stepping", "building"])
 def test_workers_end_with_a_killed_parent(when: str) -> None:
     script = """
-import envs.metaworld.vector as module, sys, time, numpy as np
-from envs.metaworld import TaskVector
+import sys, time, numpy as np
+from envs.metaworld import make_vector
+from envs.vector import TaskVector
 call = TaskVector._call
 def announce(vector, command, arguments):
     if command == "build":
         print(*(worker.process.pid for worker in vector._workers), flush=True)
     return call(vector, command, arguments)
 TaskVector._call = announce
-vector = TaskVector(["reach-v3", "drawer-close-v3"], seed=0, num_workers=2)
+vector = make_vector(["reach-v3", "drawer-close-v3"], seed=0, num_workers=2)
 vector.reset()
 print("ready", flush=True)
 while sys.argv[1] == "stepping":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents.sac import MultiTaskSAC
-from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
+from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE, MetaWorld
 from mtrl import combiners
 from mtrl.errors import InputError
 from scripts.build import make_agent, make_combiners
@@ -28,7 +28,7 @@ def configuration(name: str) -> TrainConfig:
 
 
 def filled_agent(config: TrainConfig) -> MultiTaskSAC:
-    agent = make_agent(config, TASKS, torch.device("cpu"), capacity=100)
+    agent = make_agent(config, MetaWorld(TASKS), torch.device("cpu"), capacity=100)
     random = np.random.default_rng(0)
     n = len(TASKS)
     for step_ in range(50):

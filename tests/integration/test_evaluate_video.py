@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.metaworld.rendering import SIZE, contact_sheet
+from envs.rendering import SIZE, Film, contact_sheet
 
 ROOT = Path(__file__).parents[2]
 RENDERS = "import mujoco as m; m.Renderer(m.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
 FILM = """
 import json, sys, warnings
 import numpy as np
-from envs.metaworld.rendering import film, use_offscreen_backend
+from envs.rendering import use_offscreen_backend
 use_offscreen_backend()
-from envs.metaworld import TaskVector
+from envs.metaworld import make_vector
 from metaworld.policies import ENV_POLICY_MAP
 from mtrl.rl.evaluation import evaluate
 warnings.simplefilter("ignore")  # of the expert, about actions beyond [-1, 1]
@@ -30,9 +30,9 @@ def policy(observations):
     actions = [expert.get_action(own.astype(float)) for expert, own in zip(experts, observations)]
     return np.array([*actions, np.zeros(4)], np.float32)
 
-with TaskVector(tasks, seed=5, horizon=120, terminate_on_success=True, goals="evaluation") as environments:
+with make_vector(tasks, seed=5, horizon=120, terminate_on_success=True, goals="evaluation") as environments:
     counted = evaluate(policy, environments, 2, seed=5).success[:, 0].tolist()
-    films = list(film(policy, environments, 5))
+    films = list(environments.family.films(policy, 5))
 films[0].save(sys.argv[1])
 print(json.dumps({
     "counted": counted,
@@ -145,8 +145,9 @@ def test_where_nothing_can_be_rendered_one_line_says_what_to_install(run: Path) 
 
 def test_the_contact_sheet_marks_success_by_colour_and_word(tmp_path: Path) -> None:
     grey = np.full((SIZE, SIZE, 3), 128, np.uint8)
-    contact_sheet([("a", grey, True), ("b", grey, False)], tmp_path / "one.png")
-    contact_sheet([("a", grey, False), ("b", grey, False)], tmp_path / "two.png")
+    won, lost = (Film("a", [grey], success, 1) for success in (True, False))
+    contact_sheet([(won, grey), (lost, grey)], tmp_path / "one.png")
+    contact_sheet([(lost, grey), (lost, grey)], tmp_path / "two.png")
     with Image.open(tmp_path / "one.png") as sheet, Image.open(tmp_path / "two.png") as other:
         first, second = np.asarray(sheet), np.asarray(other)
     assert first.shape == (SIZE + 34, 2 * SIZE, 3)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.metaworld.rendering import Film
+from envs.metaworld import MetaWorld
+from envs.rendering import Film
 from mtrl.errors import InputError
 from mtrl.run.checkpoints import Checkpoints
 from scripts.evaluate import EvaluateConfig, evaluate_run
@@ -81,16 +82,16 @@ def test_the_last_the_best_or_the_policy_of_a_step_is_played(whole: Path) -> Non
         played(whole, "bset")
 
 
-def films(policy: Any, environments: Any, seed: int) -> Iterator[Film]:
-    for task in environments.tasks:
+def films(family: Any, policy: Any, seed: int) -> Iterator[Film]:
+    for task in family.tasks:
         yield Film(task, [np.zeros((8, 8, 3), np.uint8)] * 2, success=False, steps=seed)
 
 
 def test_the_best_policies_are_filmed_and_a_film_that_fails_is_no_matter(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("scripts.train.use_offscreen_backend", lambda: None)
-    monkeypatch.setattr("scripts.train.film", films)
+    monkeypatch.setattr("scripts.train.use_offscreen_backend", lambda *, required: None)
+    monkeypatch.setattr(MetaWorld, "films", films)
     run = tmp_path / "run"
     small(run, 19, "eval.video=best")
     best = json.loads((run / "summary.json").read_text())["best"]["step"]
@@ -101,7 +102,7 @@ def test_the_best_policies_are_filmed_and_a_film_that_fails_is_no_matter(
     def broken(*_: Any) -> Iterator[Film]:
         raise RuntimeError("no context")
 
-    monkeypatch.setattr("scripts.train.film", broken)
+    monkeypatch.setattr(MetaWorld, "films", broken)
     small(run, 30)  # filming is not what makes it another run
     shutil.rmtree(run / f"video-{best}")
     assert_same_run(whole, run)

@@ -19,7 +19,7 @@ from PIL import Image
 from agents.networks import Actor
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.metrics import read_metrics
-from scripts.build import make_agent
+from scripts.build import make_agent, make_family
 from scripts.configuration import load_config
 from scripts.evaluate import stored_policy
 from scripts.export import ExportConfig, export
@@ -167,7 +167,7 @@ def test_a_policy_acts_without_simulator_and_run(finished: Path, tmp_path: Path)
     actor = Actor(**saved["network"])
     actor.load_state_dict(saved["weights"])
     trained = load_config(finished)
-    agent = make_agent(trained, saved["tasks"], torch.device("cpu"), capacity=1)
+    agent = make_agent(trained, make_family(trained), torch.device("cpu"), capacity=1)
     observations = np.random.default_rng(0).normal(size=(len(saved["tasks"]), 39)).astype(np.float32)
     theirs = agent.policy(stored_policy(finished, "last")[1])(observations)
     assert (actor.policy()(observations) == theirs).all()

@@ -25,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 
 from agents.sac import SACConfig
-from envs.metaworld import TaskVector, benchmark_tasks
+from envs.metaworld import benchmark_tasks, make_vector
 from mtrl.errors import RunError
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.files import write_json
@@ -233,7 +233,7 @@ def checkpoint_pause(directory: Path, checkpoints: int = 9) -> dict[str, Any]:
     store = Checkpoints(directory)
     seconds, written, ahead = [], [], 0.0
     known: set[str] = set()
-    with TaskVector(tasks, seed=0) as environments:
+    with make_vector(tasks, seed=0) as environments:
         environments.reset()
         for number in range(1, checkpoints + 1):
             for _ in range(10):

@@ -14,7 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.sac import MultiTaskSAC, SACConfig
-from envs.metaworld import TaskVector
+from envs.metaworld import MetaWorld, make_vector
+from envs.vector import TaskVector
 from mtrl import combiners
 from mtrl.rl.loop import Schedule, Trainer
 from mtrl.run.checkpoints import Checkpoints
@@ -159,11 +160,11 @@ def test_an_unstable_simulation_is_counted_and_its_transition_not_stored(tmp_pat
     agent = MultiTaskSAC(TASKS, 39, 4, critic, actor, config, batch_size=8, capacity=20, seed=0, device=device)
     schedule = Schedule(20, 5, 5, 20, 20, 20, 0, 1, {"training": 1}, eval_beside=False)
     run_directory = RunDirectory(tmp_path / "run", {"seed": 0})
-    with Unstable(TASKS, seed=0, num_workers=1) as environments:
+    with Unstable(MetaWorld(TASKS), seed=0, num_workers=1) as environments:
         trainer = Trainer(
             agent,
             environments,
-            lambda: TaskVector(TASKS, seed=1, horizon=5, num_workers=1),
+            lambda: make_vector(TASKS, seed=1, horizon=5, num_workers=1),
             run_directory,
             schedule,
             show_progress=False,

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import scripts.train  # noqa: F401  # it registers the configuration's schema
 from mtrl.run.directory import flatten
 from mtrl.run.machine import device_of
-from scripts.build import make_combiners, replay_capacity, task_names
+from scripts.build import make_combiners, make_family, replay_capacity
 from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS
 from tests.reliability.runs import SOAK, fuzzed, refused
@@ -98,7 +98,7 @@ def check(overrides: list[str]) -> TrainConfig | None:
     try:
         config = OmegaConf.to_object(compose("train", overrides))
         assert isinstance(config, TrainConfig)
-        tasks = task_names(config)
+        tasks = make_family(config).tasks
         device_of(config.device)
         make_combiners(config, len(tasks))
         assert 1 <= replay_capacity(config, len(tasks)) <= config.steps

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from agents.sac import MultiTaskSAC, SACConfig
-from envs.metaworld import TaskVector
+from envs.metaworld import make_vector
+from envs.vector import TaskVector
 from mtrl import combiners
 from mtrl.errors import InputError, RunError
 from mtrl.rl.loop import Schedule, Trainer
@@ -122,7 +123,7 @@ def make_trainer(directory: RunDirectory, environments: TaskVector) -> Trainer:
 def test_a_checkpoint_of_something_else_is_one_line(tmp_path: Path) -> None:
     """Its checksums are right, its content is not this run's: nothing is half restored and trained on."""
     directory = RunDirectory(tmp_path, {"seed": 0})
-    with TaskVector(TASK, seed=0, horizon=4, num_workers=1) as environments:
+    with make_vector(TASK, seed=0, horizon=4, num_workers=1) as environments:
         make_trainer(directory, environments).train()
     loaded = directory.checkpoints.load()
     assert loaded is not None
@@ -136,7 +137,7 @@ def test_a_checkpoint_of_something_else_is_one_line(tmp_path: Path) -> None:
         {"agent": state["agent"] | {"generator": torch.zeros(3)}},
         {"agent": state["agent"] | {"generator": torch.zeros(17, dtype=torch.uint8)}},
     ]
-    with TaskVector(TASK, seed=0, horizon=4, num_workers=1) as environments:
+    with make_vector(TASK, seed=0, horizon=4, num_workers=1) as environments:
         for change in changes:
             directory.checkpoints.save(step, state | change)
             with pytest.raises((InputError, RunError)) as caught:

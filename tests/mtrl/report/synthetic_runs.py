@@ -71,7 +71,7 @@ def write_run(
             episodes = rng.random((len(tasks), resolved["eval"]["episodes"])) < learned[:, None]
             others = np.random.default_rng([seed, step]).random(episodes.shape) < 0.9 * learned[:, None]
             found = {"eval/": episodes, "eval/held_out/": others}
-            measured = [Evaluation(list(tasks), success).metrics(prefix) for prefix, success in found.items()]
+            measured = [Evaluation(list(tasks), {"success": own}).metrics(prefix) for prefix, own in found.items()]
             entries.append(when | measured[0] | measured[1])
     write_entries(directory, entries)
     if finished:

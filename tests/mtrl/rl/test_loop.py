@@ -55,11 +55,20 @@ def quality(updates: int) -> int:
 class Counting:
     """Task i shows ``[i, episode, clock]``; the reward is ``100 i + action``; episode and parity say what succeeds."""
 
+    whole_episodes = False
+    tells_success = np.ones(2, bool)
+
     def __init__(self, lengths: list[int], called: Calls = lambda what: None) -> None:
         self.tasks, self.lengths, self._called = list(TASKS), lengths, called
         self.episode, self.clock, self.total = np.zeros(2, int), np.zeros(2, int), np.zeros(2)
+        self.reference_returns: dict[str, tuple[float, float]] = {}
+        self.restarted: list[str] = []
         self.sent: list[Any] = []
         self.closed = False
+
+    @property
+    def current_observations(self) -> Any:
+        return self._shown()
 
     def _shown(self) -> Any:
         return np.stack([np.arange(2), self.episode, self.clock], 1).astype(np.float32)
@@ -194,6 +203,8 @@ class Notes:
 class Setting:
     """A trainer in a directory, with all that it works on."""
 
+    examining: "type[Examining]" = Examining
+
     def __init__(self, directory: Path, called: Calls = lambda what: None, **schedule: Any) -> None:
         self.schedule = Schedule(**(SCHEDULE | schedule))
         config = {"seed": 0, "steps": self.schedule.steps}
@@ -220,7 +231,7 @@ class Setting:
 
     def _examination(self, called: Calls) -> Callable[[], Examining]:
         def make() -> Examining:
-            self.examinations.append(Examining(called))
+            self.examinations.append(self.examining(called))
             return self.examinations[-1]
 
         return make
@@ -492,6 +503,60 @@ def test_the_summary_tells_the_best_and_the_last_evaluation(whole: Setting) -> N
     assert summary["seconds"] == round(whole.trainer.session.seconds, 1)
 
 
+class Playing(Examining):
+    """Episodes are played to their end, and nobody tells of success: the return is 50 + what the policy is worth."""
+
+    whole_episodes = True
+    tells_success = np.zeros(2, bool)
+
+
+@pytest.mark.parametrize("metric", [None, "return", "success"])
+def test_policies_are_chosen_by_returns_where_no_success_is_told(metric: str | None, tmp_path: Path) -> None:
+    setting = Setting(tmp_path / "run", metric=metric)
+    setting.examining = Playing
+    summary = setting.train(finish=True).trainer.summary()
+    assert [entry["eval/return_mean"] for entry in setting.logged("eval/return_mean")] == [60, 54, 60]
+    assert ("success_mean" in summary["final"]) == (metric == "success")
+    assert [entry["eval/length/a"] for entry in setting.logged("eval/length/a")] == [1, 1, 1]
+    if metric == "success":
+        assert "measure" not in summary
+        assert summary["best"] == {"step": 15, "success_mean": 9 / 13, "of_evaluations": 3}
+    else:
+        assert summary["measure"] == "return"
+        assert summary["best"] == {"step": 15, "return_mean": 60.0, "of_evaluations": 3}
+        assert summary["final"]["returns"] == {"a": 10.0, "b": 110.0}
+
+
+def test_episodes_that_began_anew_are_said_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ends(crash):
+        Setting(tmp_path / "run", At("wait", 31, crash)).train()
+    setting = Setting(tmp_path / "run")
+    load = setting.environments.load_state_dict
+
+    def restarting(state: dict[str, Any]) -> None:
+        load(state)
+        setting.environments.restarted = ["b"]
+        setting.environments.episode[1], setting.environments.clock[1] = 77, 0
+
+    setting.environments.load_state_dict = restarting  # type: ignore[method-assign]
+    setting.train()
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 episode began anew, for these environments cannot tell their state (b)" in told
+    assert setting.trainer.summary()["counters"]["restarted_episodes"] == 1
+    assert setting.agent.stored[20][1, :3].tolist() == [1, 77, 0]  # what is acted on is what there is now
+    assert setting.agent.stored[19][1, :3].tolist() != [1, 77, 0]
+
+
+def test_an_environment_that_fails_says_where_the_run_goes_on(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RunError("task 'a' at step 3 of its episode 8: ValueError: no")
+
+    message = r"no \(vector step 31; the same command goes on from step 20\)"
+    with pytest.raises(RunError, match=f"task 'a' at step 3 of its episode 8: ValueError: {message}"):
+        Setting(tmp_path / "run", At("wait", 31, fail)).train()
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [20]
+
+
 def test_the_best_evaluation_need_be_neither_the_first_nor_the_last(whole: Setting, tmp_path: Path) -> None:
     summary = Setting(tmp_path / "run", eval_every=9).train().trainer.summary()
     known = {step: quality(updates_after(step)) for step in (9, 18, 27, 36, 43)}
@@ -751,8 +816,7 @@ def test_what_looks_at_the_best_sees_each_as_it_was(tmp_path: Path, beside: bool
     setting = Setting(tmp_path / "run", eval_every=9, eval_beside=beside)
     seen: list[int] = []
 
-    def look(step: int, policy: Callable[[Any], Any], environments: Any) -> None:
-        assert environments is setting.examinations[0]
+    def look(step: int, policy: Callable[[Any], Any]) -> None:
         expected = setting.agent.policy({"updates": updates_after(step)})
         observations = setting.environments.reset()
         assert np.array_equal(policy(observations), expected(observations))

@@ -5,20 +5,26 @@ import json
 import numpy as np
 import pytest
 
-from mtrl.rl.watchdog import CONSTANT_STEPS, Watchdog
+from mtrl.rl.watchdog import CONSTANT_STEPS, SHORT_EPISODES, Watchdog
 
 WELL = {"train/entropy": 2.0, "train/target_value": 300.0}
 
 
 def watch(
-    steps: int = 50, actions: float | None = None, rewards: float | None = None, watchdog: Watchdog | None = None
+    steps: int = 50,
+    actions: float | None = None,
+    rewards: float | None = None,
+    watchdog: Watchdog | None = None,
+    ended: tuple[bool, bool] = (False, False),
 ) -> Watchdog:
     """A watchdog of two tasks after steps with these actions of all and this reward of the second task."""
     watchdog = watchdog or Watchdog(["a", "b"], evaluate_every=10**9)
     random = np.random.default_rng(0)
     for _ in range(steps):
         taken = random.uniform(-1, 1, (2, 4)).astype(np.float32) if actions is None else np.full((2, 4), actions, "f4")
-        watchdog.observe(taken, np.array([random.normal(), random.normal() if rewards is None else rewards]))
+        watchdog.observe(
+            taken, np.array([random.normal(), random.normal() if rewards is None else rewards]), np.array(ended)
+        )
     return watchdog
 
 
@@ -69,6 +75,25 @@ def test_a_task_that_is_no_longer_evaluated() -> None:
     watchdog.evaluated(300, {"a": 0.5})
     assert watchdog.check(301, WELL) == ["task 'b' has not been evaluated since step 100 (step 301)"]
     assert watchdog.counts["not_evaluated"] == 1
+
+
+def test_episodes_of_one_step_are_said_unless_a_longer_one_comes_between() -> None:
+    watchdog = watch(SHORT_EPISODES + 1, ended=(True, False))
+    assert watchdog.check(1, WELL) == ["task 'a' ends at once: its episodes have one step (step 1)"]
+    assert watchdog.counts["short_episodes"] == 1
+    watch(1, watchdog=watchdog, ended=(False, False))
+    watch(1, watchdog=watchdog, ended=(True, False))
+    assert watchdog.check(2, WELL) == []
+    for _ in range(SHORT_EPISODES):
+        watch(2, watchdog=watchdog, ended=(True, True))
+        watch(1, watchdog=watchdog)
+    assert watchdog.check(3, WELL) == []
+
+
+def test_a_state_of_an_older_version_is_gone_on_with() -> None:
+    state = watch(5).state_dict()
+    del state["_short"], state["_began"]
+    Watchdog(["a", "b"], evaluate_every=10).load_state_dict(state)
 
 
 def test_it_goes_on_from_its_state() -> None:
