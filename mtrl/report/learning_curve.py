@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from mtrl.report import drawing
 from mtrl.run.metrics import read_metrics
-from mtrl.run.record import GOALS, PREFIXES, RunRecord, read_record
+from mtrl.run.record import GOALS, RunRecord, prefix_of, read_record
 from mtrl.text import argument, number
 
 _MAX_LABELLED = 10
@@ -22,7 +22,7 @@ def _draw(run: RunRecord, file: Path) -> None:
     """What policies are chosen by against vector steps, each task thin and their mean thick."""
     measure = run.summary.measure if run.summary else "success"
     goals = run.summary.evaluated_on if run.summary else ["training"]
-    prefix = PREFIXES[goals[0]]
+    prefix = prefix_of(goals[0])
     entries = [e for e in read_metrics(run.directory / "metrics.jsonl") if f"{prefix}{measure}_mean" in e]
     steps = [entry["step"] for entry in entries]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -33,7 +33,7 @@ def _draw(run: RunRecord, file: Path) -> None:
         axes.plot(steps, rates, marker=".", lw=1, alpha=0.7, label=label)
     if len(run.tasks) > 1:
         for own, style in zip(goals, ("-", ":"), strict=False):
-            mean = np.array([e.get(f"{PREFIXES[own]}{measure}_mean") for e in entries], float)
+            mean = np.array([e.get(f"{prefix_of(own)}{measure}_mean") for e in entries], float)
             axes.plot(steps, mean, style, color="black", marker="o", lw=2.5, label=f"mean over tasks, {GOALS[own]}")
     axes.set(
         ylabel=f"{NAMES[measure]} over {run.config['eval']['episodes']} episodes",

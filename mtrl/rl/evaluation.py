@@ -117,7 +117,7 @@ class EvaluationQueue:
         agent: whose policies.
         make_environments: called at the first evaluation.
         episodes: per task and goals.
-        seeds: of the environments, by the goals that are played, see `mtrl.run.record.PREFIXES`.
+        seeds: of the environments, by the goals that are played, see `mtrl.run.record.GOALS`.
         metric: see `evaluate`.
     """
 

@@ -16,7 +16,7 @@ from mtrl.rl.evaluation import EvaluationQueue
 from mtrl.rl.protocols import Agent, Bools, Environments, Floats, Step
 from mtrl.rl.watchdog import Watchdog
 from mtrl.run.directory import RunDirectory
-from mtrl.run.record import MEASURES, PREFIXES
+from mtrl.run.record import MEASURES, prefix_of
 from mtrl.run.session import Session
 from mtrl.text import counted, number
 
@@ -41,7 +41,7 @@ class Schedule:
         insight_every: steps between measurements of gradient conflict; 0 is never.
         eval_episodes: episodes per task, goals and evaluation.
         eval_seeds: of the environments that policies are evaluated in, by the goals that are played there (see
-            `mtrl.run.record.PREFIXES`). The first are those that policies are chosen by.
+            `mtrl.run.record.GOALS`). The first are those that policies are chosen by.
         eval_beside: play an evaluation while training goes on, not before it goes on; the curves are the same.
     """
 
@@ -287,7 +287,7 @@ class Trainer:
             step, seconds = evaluated["step"], evaluated["seconds"]
             measured: dict[str, float] = {}
             for goals, found in outcome.items():
-                measured |= found.metrics(PREFIXES[goals])
+                measured |= found.metrics(prefix_of(goals))
             self.session.metrics.write(step, seconds, measured)
             first, *others = outcome
             if self.measure is None:

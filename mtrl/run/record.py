@@ -39,14 +39,18 @@ class Metric:
     higher_is_better: bool
 
 
-PREFIXES = {"training": "eval/", "held_out": "eval/held_out/", "seeded": "eval/"}
-"""Of metrics' keys, by the goals that are played: those of training, which is Meta-World's protocol, or others; where
-tasks have no goals, episodes of one seed."""
+PREFIXES = {"training": "eval/", "held_out": "eval/held_out/"}
+"""Of metrics' keys, by the goals that are played: those of training, which is Meta-World's protocol, or others."""
 GOALS = {"training": "goals of training", "held_out": "held-out goals", "seeded": "seeded episodes"}
 """What the goals that are played are called."""
 MEASURES = "success", "score", "return"
 """What agents can be judged by, higher is better: success rates, returns on the scale from a random policy's to an
 expert's, returns. The first that evaluations have is what they are judged by."""
+
+
+def prefix_of(goals: str) -> str:
+    """That of metrics' keys, for one of `GOALS`; where tasks have no goals, episodes of one seed stand alone."""
+    return PREFIXES.get(goals, "eval/")
 
 
 def goals_of(metric: str) -> str | None:
@@ -116,7 +120,7 @@ class Summary:
         steps: vector steps; this and the next four are of reinforcement learning.
         transitions: environment steps in all tasks together.
         episodes_per_evaluation: of each task, on each kind of goals.
-        evaluated_on: the kinds of goals, see `PREFIXES`; policies are chosen by the first.
+        evaluated_on: the kinds of goals, see `GOALS`; policies are chosen by the first.
         measure: what policies are chosen by: ``success``, ``score`` or ``return``.
         epochs: this and the rest are of supervised runs.
         metrics: what tasks are judged by, by metric key.
