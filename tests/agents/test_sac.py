@@ -153,7 +153,7 @@ LARGE: dict[str, Any] = {
 }
 
 
-EMBEDDING: dict[str, Any] = {"task_encoding": "embedding", "embedding_size": 4}
+EMBEDDING: dict[str, Any] = {"task_encoding": "embedding"}
 
 
 @pytest.mark.parametrize("options", [{}, LARGE, EMBEDDING, {**LARGE, "twins": "min", "critics": 3, **EMBEDDING}])
