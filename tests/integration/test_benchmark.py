@@ -98,7 +98,7 @@ def test_runs_side_by_side_begin_together(monkeypatch: pytest.MonkeyPatch) -> No
             super().__init__()
 
     steps = list[str]()
-    monkeypatch.setattr(packing, "TaskVector", Environments)
+    monkeypatch.setattr(packing, "make_vector", Environments)
     monkeypatch.setattr(packing, "iteration_of", lambda agent, vector: lambda update: steps.append(update()))
     barrier = threading.Barrier(2)
     work = (barrier, "mt10", 2, [4], "cpu", Mode(), 1, 3, 2)

@@ -31,7 +31,7 @@ def policy(observations):
     return np.array([*actions, np.zeros(4)], np.float32)
 
 with make_vector(tasks, seed=5, horizon=120, terminate_on_success=True, goals="evaluation") as environments:
-    counted = evaluate(policy, environments, 2, seed=5).success[:, 0].tolist()
+    counted = evaluate(policy, environments, 2, seed=5).measured["success"][:, 0].tolist()
     films = list(environments.family.films(policy, 5))
 films[0].save(sys.argv[1])
 print(json.dumps({

@@ -19,7 +19,7 @@ DRAWN_THERE = ("graddrop", "sign_agnostic_drop")
 def made(name, device, wrt):
     benchmark = problem(dropout=0.0)
     benchmark.model.to(device)
-    options = {"weights": [1.0, 2.0, 0.5]} if name == "fixed" else {}
+    options = {"fixed": {"weights": [1.0, 2.0, 0.5]}, "modo": {"halves": False}}.get(name, {})
     combiner = combiners.make(name, len(benchmark.tasks), seed=3, **options)
     update = CombinedUpdate(Setup(benchmark, combiner, OptimizerOptions("sgd", momentum=0.9, learning_rate=0.05), wrt))
 
