@@ -1,5 +1,7 @@
 """Supervised training on a device that is not the host, by every method: the numbers of the CPU."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,8 +21,8 @@ DRAWN_THERE = ("graddrop", "sign_agnostic_drop")
 def made(name, device, wrt):
     benchmark = problem(dropout=0.0)
     benchmark.model.to(device)
-    options = {"fixed": {"weights": [1.0, 2.0, 0.5]}, "modo": {"halves": False}}.get(name, {})
-    combiner = combiners.make(name, len(benchmark.tasks), seed=3, **options)
+    given: dict[str, dict[str, Any]] = {"fixed": {"weights": [1.0, 2.0, 0.5]}, "modo": {"halves": False}}
+    combiner = combiners.make(name, len(benchmark.tasks), seed=3, **given.get(name, {}))
     update = CombinedUpdate(Setup(benchmark, combiner, OptimizerOptions("sgd", momentum=0.9, learning_rate=0.05), wrt))
 
     def step(number):
