@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
@@ -109,6 +110,7 @@ def test_gymnasiums_checker_finds_nothing_in_the_vector() -> None:
             self.vector = TaskVector(Gymnasium(envs=PENDULUMS[:1]), seed=0, num_workers=1)
             self.observation_space = self.vector.single_observation_space
             self.action_space = self.vector.single_action_space
+            self.spec = EnvSpec("First-v0", entry_point=lambda **options: First())
 
         def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
             super().reset(seed=seed)
@@ -122,7 +124,7 @@ def test_gymnasiums_checker_finds_nothing_in_the_vector() -> None:
         def close(self) -> None:
             self.vector.close()
 
-    check_env(First(), skip_render_check=True)  # pytest makes its warnings errors
+    check_env(First())  # pytest makes its warnings errors
 
 
 # ---------------------------------------------------------------------------------------------------- episodes
