@@ -26,6 +26,7 @@ from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate
 from mtrl.supervised.methods.rotograd import RotoGradUpdate
 from mtrl.supervised.scan import problems
 from mtrl.supervised.updates import OptimizerOptions, Setup
+from tests.mtrl.supervised.test_training import Interrupting
 
 CPU = torch.device("cpu")
 
@@ -74,21 +75,9 @@ def setup(benchmark, name="unitary"):
     return Setup(benchmark, combiners.make(name, len(benchmark.tasks), seed=3), OptimizerOptions(learning_rate=0.01))
 
 
-class Stopping:
-    """An update that asks the process to stop at one of its steps, as a terminal does: all its processes."""
-
-    def __init__(self, update, at):
-        self.update, self.left = update, at
-
-    def step(self, *arguments):
-        self.left -= 1
-        if not self.left:
-            for process in [os.getpid(), *(child.pid or 0 for child in torch.multiprocessing.active_children())]:
-                os.kill(process, signal.SIGINT)
-        return self.update.step(*arguments)
-
-    def __getattr__(self, name):
-        return getattr(self.update, name)
+def workers():
+    """The processes that read data."""
+    return [child.pid or 0 for child in torch.multiprocessing.active_children()]
 
 
 def trainer(path, benchmark, update, options):
@@ -119,7 +108,8 @@ def test_neither_workers_nor_cache_nor_a_stop_in_an_epoch_change_a_number(tmp_pa
     expected = whole(tmp_path / "whole", make, augment=augment)
     benchmark = problem(augment)
     options = LoadingOptions(workers=2, cache=0.1)
-    one = trainer(tmp_path / "run", benchmark, Stopping(make(benchmark), 7), options)
+    interrupted = Interrupting(make(benchmark), 7, signal.SIGINT, workers)  # a terminal sends it to all
+    one = trainer(tmp_path / "run", benchmark, interrupted, options)
     with pytest.raises(Interrupted, match="SIGINT"):
         one.train()
     one.session.run.close()

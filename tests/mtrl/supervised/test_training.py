@@ -98,15 +98,16 @@ def trained(path, benchmark, update, **schedule):
 
 
 class Interrupting:
-    """An update that asks the process to stop at one of its steps."""
+    """An update that asks its process, and others, to stop at one of its steps."""
 
-    def __init__(self, update, at):
-        self.update, self.left = update, at
+    def __init__(self, update, at, how=signal.SIGTERM, others=list):
+        self.update, self.left, self.how, self.others = update, at, how, others
 
     def step(self, *arguments):
         self.left -= 1
         if not self.left:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for process in (os.getpid(), *self.others()):
+                os.kill(process, self.how)
         return self.update.step(*arguments)
 
     def __getattr__(self, name):
