@@ -68,7 +68,7 @@ class Schedule:
 
 
 OnBest = Callable[[int, Callable[[Floats], Floats]], None]
-"""Gets the step of a policy that is the best so far, the policy, and the environments that it was evaluated in."""
+"""Gets the step of a policy that is the best so far, and the policy."""
 
 
 class Trainer:

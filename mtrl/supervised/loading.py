@@ -1,6 +1,5 @@
 """Batches made ahead of time by worker processes, in an order that is the same whatever their number."""
 
-import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mtrl.errors import InputError, RunError
 from mtrl.ranges import Index, NotNegative, check_fields
+from mtrl.run.machine import cores
 from mtrl.supervised.cache import cached
 from mtrl.supervised.problem import Augmentation, Batch, Benchmark, Samples, batch_of, placed
 
@@ -35,7 +35,7 @@ class LoadingOptions:
     def number(self, benchmark: Benchmark) -> int:
         """How many workers a benchmark gets."""
         in_memory = all(hasattr(split, "batch") for split in benchmark.splits.values()) and benchmark.augment is None
-        automatic = 0 if in_memory else min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+        automatic = 0 if in_memory else min(_MOST_WORKERS, cores())
         return automatic if self.workers is None else self.workers
 
 
