@@ -14,6 +14,7 @@ from mtrl.report import drawing, figures
 from mtrl.report.comparison import Comparison, Method, named, runs_by_method, unscored_warnings
 from mtrl.report.conflict_figures import conflict_pictures, plasticity_picture
 from mtrl.report.drawing import Picture, Rows
+from mtrl.report.learning_curve import NAMES
 from mtrl.report.runs import Run
 from mtrl.report.section import Section
 from mtrl.report.statistics import (
@@ -27,8 +28,6 @@ from mtrl.report.statistics import (
 from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
 from mtrl.run.record import GOALS, PREFIXES, goals_of
 
-LABELS = {"success": "success rate", "score": "normalised return", "return": "return"}
-"""What measures are called."""
 _POINTS = 100
 _COLUMNS = 5
 
@@ -123,7 +122,7 @@ def _label(metric: str, runs: Sequence[Run]) -> str:
     if goals == "training" and not any("goals" in run.config.get("eval", {}) for run in runs):
         goals = "held_out"
     prefix = PREFIXES.get(goals_of(metric) or "", "")
-    name = LABELS.get(metric.removeprefix(prefix).removesuffix("_mean"), metric) if prefix else metric
+    name = NAMES.get(metric.removeprefix(prefix).removesuffix("_mean"), metric) if prefix else metric
     return f"{name}, {GOALS[goals]}" if goals else name
 
 
