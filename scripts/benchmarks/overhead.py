@@ -101,13 +101,16 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     """Times the full SAC update under every method, each right after unitary's, in rounds over all methods.
 
     Rivals take part in fewer: at 50 tasks, one of their updates takes as long as all methods here together. No graph
-    can hold them: they and the yardsticks are measured where no update is captured, unitary's neither.
+    can hold them: they and the yardsticks are measured where no update is captured, unitary's neither. TorchJD's
+    ``autogram`` does not compute under autocast, and takes no part in bf16.
     """
     names = chosen(arguments.methods, [*combiners.names(), *_KINDS])
     rows: list[Row] = []
     for (num_tasks, batch_size), mode in product(arguments.cases, modes(arguments, device)):
         make = partial(make_agent, num_tasks, batch_size, arguments.hidden_sizes, device, mode)
         measured = [name for name in names if mode.compile == "off" or name not in _KINDS]
+        if mode.precision == "bf16":
+            measured = [name for name in measured if name != "torchjd_autogram"]
         installed = [name for name in measured if Engine is not None or not name.startswith("torchjd")]
         agent = make()
         unitary = make_update(agent, "unitary")
