@@ -1,19 +1,15 @@
 """``scripts/compare.py`` as a user starts it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import Done, run
 from tests.mtrl.report.synthetic_runs import write_run, write_supervised_sweep, write_sweep
 
-ROOT = Path(__file__).parents[2]
 
-
-def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error::RuntimeWarning", "scripts/compare.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+def compare(*arguments: str) -> Done:
+    return run("compare.py", *arguments)
 
 
 def test_from_run_directories_to_a_report(tmp_path: Path) -> None:

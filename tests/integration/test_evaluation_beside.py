@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mtrl.run.checkpoints import Checkpoints
-from tests.integration.test_training import SMALL, assert_same_metrics, command, comparable, parameters, run
+from tests.commands import run
+from tests.integration.test_training import SMALL, assert_same_metrics, command, comparable, parameters
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,17 @@ from hydra import initialize_config_dir
 from mtrl.errors import InputError, RunError
 from scripts.entry import SUPERVISED_CONFIGS
 from scripts.grid import Axes, Tried, best, cells, composed, configured, open_axes
+from tests.commands import run
 
-TINY = ("device=cpu", "benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=2", "insight.every=0", "seeds=2")
+TINY = (
+    "device=cpu",
+    "benchmark.pairs_per_digit=1",
+    "tasks=[CL,RR]",
+    "epochs=2",
+    "insight.every=0",
+    "dropout=0",
+    "seeds=2",
+)
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def summaries(folder):
 
 
 def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
-    first = start(f"out={tmp_path}", "workers=2")
+    first = start(f"out={tmp_path}")
     deadline = time.monotonic() + 200
     while not summaries(tmp_path) and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.02)
@@ -48,7 +57,7 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
     output, _ = first.communicate()
     assert first.returncode == 128 + signal.SIGTERM, output
     before = {directory: (directory / "summary.json").stat().st_mtime_ns for directory in summaries(tmp_path)}
-    assert 1 <= len(before) < 4
+    assert len(before) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"cells"}
     assert all(path.name.startswith("optimizer.") for path in (tmp_path / "cells").iterdir())
 
@@ -59,15 +68,10 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
         assert (directory / "summary.json").stat().st_mtime_ns == written
 
     tried = summaries(tmp_path / "cells")
-    assert len(tried) == 4
+    assert len(tried) == 2
     assert not any("test" in summary for summary in tried.values())
     rows = list(csv.DictReader((tmp_path / "cells.csv").read_text().splitlines()))
-    assert [(row["optimizer.learning_rate"], row["dropout"]) for row in rows] == [
-        ("0.001", "0.0"),
-        ("0.001", "0.2"),
-        ("0.003", "0.0"),
-        ("0.003", "0.2"),
-    ]
+    assert [row["optimizer.learning_rate"] for row in rows] == ["0.001", "0.003"]
     ranks = []
     for row in rows:
         accuracies = [float(other["validation CL (accuracy)"]) for other in rows]
@@ -79,7 +83,7 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
 
     final = summaries(tmp_path / "final")
     assert {directory.name for directory in final} == {"seed2", "seed3"}
-    values = f"optimizer.learning_rate={rows[chosen]['optimizer.learning_rate']},dropout={rows[chosen]['dropout']}"
+    values = f"optimizer.learning_rate={rows[chosen]['optimizer.learning_rate']}"
     assert {directory.parent.name for directory in final} == {values}
     accuracy = sum(summary["test"]["CL"] for summary in final.values()) / 2
     header, first_row, *_ = csv.reader((tmp_path / "test.csv").read_text().splitlines())
@@ -146,8 +150,7 @@ class Scaled(CombinedUpdate):
         super().__init__(setup)
 """)
     own = ("benchmark=mine", "method=scaled", "method.factor=3", "grid=kurin", "optimizer.weight_decay=0")
-    command = [sys.executable, "scripts/grid.py", f"plugins=[{file}]", *own]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run("grid.py", f"plugins=[{file}]", *own)
     assert (done.returncode, done.stderr.startswith("error: the grid has no cells: ")) == (2, True), done.stderr
 
 

@@ -17,6 +17,7 @@ from mtrl.run.directory import read_config
 from scripts import configuration, entry, supervised, train
 from scripts.entry import CONFIGS
 from scripts.methods import COMBINER_DEFAULTS, plugins_in, read_methods
+from tests.commands import run
 
 ROOT = Path(__file__).parents[2]
 MINE = """
@@ -38,16 +39,9 @@ class Mine(Combiner):
 TINY = ("device=cpu", "benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=1", "progress=false", "plugins=[mine.py]")
 
 
-def run(folder: Path, script: str, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+def output(folder: Path, script: str, *arguments: str) -> str:
+    done = run(script, *arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -76,7 +70,7 @@ def test_every_method_is_a_choice_with_its_defaults(script: str, schema: type) -
 
 
 def test_the_list_tells_what_there_is_to_know(folder: Path) -> None:
-    printed = run(folder, "train.py", "--methods", "plugins=[mine.py]")
+    printed = output(folder, "train.py", "--methods", "plugins=[mine.py]")
     assert max(map(len, printed.splitlines())) <= 100
     words = " ".join(printed.split())
     for name in combiners.names():
@@ -90,14 +84,20 @@ def test_the_list_tells_what_there_is_to_know(folder: Path) -> None:
 
 
 def test_a_method_of_ones_own_in_sweeps_and_grids(folder: Path) -> None:
-    own = ("combiner=mine", *TINY)
-    sweep = ("-m", *own, "combiner.weight=1,2", "hydra.sweep.dir=runs", "hydra/launcher=joblib")
-    run(folder, "supervised.py", *sweep)
-    member = folder / "runs" / "multi_digits-CL-RR-mine-seed1-combiner.weight_2"
+    own = ("combiner=mine", "combiner.weight=2", *TINY)
+    grid = ("grid=kurin", "seeds=1", "workers=2", "out=grid")  # it is a sweep over its cells, and one over seeds
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "grid.py"), *grid, *own],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "chosen" in done.stdout
+    (member,) = (folder / "grid" / "final").glob("*/seed*")
     assert read_config(member)["combiner"] == {"name": "mine", "weight": 2, "noise": False}
-    assert "is finished: nothing to do" in run(folder, "supervised.py", *own, "combiner.weight=2", f"run_dir={member}")
-    grid = ("grid=kurin", "seeds=1", "workers=2", "combiner.weight=1.5", "out=grid")
-    assert "chosen" in run(folder, "grid.py", *grid, *own)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
 """The supervised scripts from end to end, as a user starts them, on tiny runs."""
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +12,11 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from mtrl.linear.data import load, standardised
 from mtrl.linear.report import Models, picture
 from mtrl.linear.surface import feasible
+from tests import commands
 
 
 def run(script, *overrides, code=0):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", f"scripts/{script}.py", *overrides],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    done = commands.run(f"{script}.py", *overrides)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 

@@ -23,6 +23,7 @@ from scripts.build import make_agent, make_family
 from scripts.configuration import load_config
 from scripts.evaluate import stored_policy
 from scripts.export import ExportConfig, export
+from tests.commands import run
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -46,10 +47,6 @@ SMALL = [
 
 def command(script: str, *overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / script), *overrides]
-
-
-def run(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *overrides), capture_output=True, text=True, check=False, timeout=300)
 
 
 def comparable(directory: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
