@@ -11,7 +11,7 @@ from torch import Tensor
 from mtrl.errors import InputError
 
 CHUNK = 4096
-"""How many columns of a Jacobian a GPU multiplies at once for the Gramian."""
+"""How many columns of a Jacobian are multiplied at once for the Gramian."""
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 """float32; float32 whose products are taken of numbers rounded to 10 bits; bfloat16 by autocast."""
@@ -76,20 +76,15 @@ def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
 def inner_products(rows: Tensor, before: Tensor | None = None) -> Tensor:
     """``rows rows^T``, ``[T, T]``, plus what came ``before``, in the precision of its numbers whatever products have.
 
-    On a GPU as the sum of products of `CHUNK` columns: one product of few rows and a million columns may be left to a
-    single processor there.
+    As the sum of products of `CHUNK` columns. One product of few rows and a million columns may be left to a single
+    processor of a GPU; on a CPU it adds up in one float32 after the other, and loses two digits more.
     """
-    with float32_products(rows.device, tf32=False):
-        if rows.is_cuda and rows.shape[1] > CHUNK:
-            return in_chunks(rows, 0.0 if before is None else before)
-        return rows @ rows.T if before is None else torch.addmm(before, rows, rows.T)
-
-
-def in_chunks(rows: Tensor, before: Tensor | float) -> Tensor:
-    """``before + rows rows^T``, ``[T, T]``, as the sum of products of `CHUNK` columns."""
     whole = rows.shape[1] // CHUNK * CHUNK
     chunks = rows[:, :whole].view(len(rows), whole // CHUNK, CHUNK).transpose(0, 1)
-    return torch.addmm(before + torch.bmm(chunks, chunks.mT).sum(0), rows[:, whole:], rows[:, whole:].T)
+    rest = rows[:, whole:]
+    with float32_products(rows.device, tf32=False):
+        found = torch.addmm(torch.bmm(chunks, chunks.mT).sum(0), rest, rest.T)
+    return found if before is None else before + found
 
 
 def _setting(device: torch.device) -> tuple[Any, str, tuple[Any, Any]]:

@@ -492,8 +492,8 @@ def test_tf32_holds_for_the_products_of_an_update_and_for_nothing_else() -> None
         with pytest.raises(RunError, match="non-finite"):
             agent.update()
         assert MATMUL.fp32_precision == before
-    # J J^T of critic and actor, and nothing else, is taken as without.
-    assert told["tf32"].count("ieee") == 2
+    # J J^T of critic and actor, in two products each, and nothing else, is taken as without.
+    assert told["tf32"].count("ieee") == 4
     assert set(told["tf32"]) == {"tf32", "ieee"}
     assert set(told["fp32"]) == set(told["bf16"]) == {before, "ieee"}
     assert len(told["fp32"]) == len(told["tf32"]) > 20

@@ -14,7 +14,7 @@ from mtrl.combiners import Combiner, Needs
 from mtrl.errors import InputError
 from mtrl.gradients import Combination, NonFiniteError, TaskBatched, pipeline
 from mtrl.gradients.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
-from mtrl.gradients.precision import CHUNK, in_chunks
+from mtrl.gradients.precision import CHUNK, inner_products
 
 T, B, FEATURES = 4, 5, 6
 
@@ -654,5 +654,11 @@ def test_non_finite_values_stop_before_anything_is_written(
 def test_a_long_product_in_chunks_is_the_product(columns: int) -> None:
     torch.manual_seed(0)
     rows, before = torch.randn(T, columns, dtype=torch.float64), torch.randn(T, T, dtype=torch.float64)
-    torch.testing.assert_close(in_chunks(rows, before), before + rows @ rows.T)
-    torch.testing.assert_close(in_chunks(rows[:, :-1], 0.0), rows[:, :-1] @ rows[:, :-1].T)
+    torch.testing.assert_close(inner_products(rows, before), before + rows @ rows.T)
+    torch.testing.assert_close(inner_products(rows[:, :-1]), rows[:, :-1] @ rows[:, :-1].T)
+
+
+def test_a_million_columns_cost_no_digits() -> None:
+    rows = torch.randn(T, 10**6, generator=torch.Generator().manual_seed(0))
+    exact = rows.double() @ rows.double().T
+    assert (inner_products(rows) - exact).abs().max() < 1e-6 * exact.max()
