@@ -45,6 +45,12 @@ def test_it_holds_mtrl_alone(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_an_index_would_take_it(wheel: Path) -> None:
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    told = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert (told.returncode, "PASSED" in told.stdout) == (0, True), told.stdout
+
+
 def test_it_works_in_an_environment_with_only_its_requirements(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
