@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from agents.values import Values
 from mtrl.gradients.layers import EnsembleLayerNorm, EnsembleLinear, TaskRows
-from mtrl.rl.protocols import Floats
+from mtrl.rl.protocols import Floats, Policy
 
 
 def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
@@ -156,8 +156,14 @@ class Actor(nn.Module):
         actions: Floats = (uniform * 2 - 1).cpu().numpy()
         return actions
 
-    def policy(self, state: dict[str, Tensor] | None = None) -> Callable[[Floats], Floats]:
-        """The deterministic policy: ``[T, O]`` to ``[T, A]``, on a copy on the CPU, which learning does not change.
+    @torch.no_grad()
+    def decide(self, observations: Floats) -> Floats:
+        """The deterministic actions of a network on the CPU, ``[T, O]`` to ``[T, A]``."""
+        actions: Floats = self.mode(torch.as_tensor(observations)).numpy()
+        return actions
+
+    def policy(self, state: dict[str, Tensor] | None = None) -> Policy:
+        """The deterministic policy: `decide` of a copy on the CPU, which learning does not change.
 
         Args:
             state: this network's state at the moment that is meant; None is now.
@@ -165,13 +171,7 @@ class Actor(nn.Module):
         frozen = copy.deepcopy(self).cpu()
         if state is not None:
             frozen.load_state_dict(state)
-
-        def act(observations: Floats) -> Floats:
-            with torch.no_grad():
-                actions: Floats = frozen.mode(torch.as_tensor(observations)).numpy()
-                return actions
-
-        return act
+        return frozen.decide
 
 
 class Critics(nn.Module):

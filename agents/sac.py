@@ -27,7 +27,7 @@ from mtrl.errors import InputError, RunError
 from mtrl.gradients import TaskBatched
 from mtrl.gradients.precision import float32_products
 from mtrl.ranges import Count, Finite, Fraction, NotNegative, Positive, Within, check_fields
-from mtrl.rl.protocols import Floats, Step
+from mtrl.rl.protocols import Floats, Policy, Step
 from mtrl.run import random_state
 from mtrl.run.initial_weights import check_weights
 
@@ -298,7 +298,7 @@ class MultiTaskSAC:
         """One uniform action in ``[-1, 1]`` per task, ``[T, A]``, for the warm-up."""
         return self.actor.act_randomly(len(self.tasks), self.generator)
 
-    def policy(self, state: dict[str, Any] | None = None) -> Callable[[Floats], Floats]:
+    def policy(self, state: dict[str, Any] | None = None) -> Policy:
         """The deterministic policy that evaluation uses, of a `policy_state` or of this moment: see `Actor.policy`."""
         return self.actor.policy(state)
 

@@ -1,16 +1,14 @@
 """How well the deterministic policy does: successes, returns, lengths of episodes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.errors import RunError
-from mtrl.rl.protocols import Agent, Environments, Floats
+from mtrl.rl.protocols import Environments, Policy
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Callable[[Floats], Floats],
+    policy: Policy,
     environments: Environments,
     episodes: int,
     seed: int,
@@ -108,79 +106,35 @@ Outcome = dict[str, Evaluation]
 """One policy's evaluations, by the goals that were played."""
 
 
-class EvaluationQueue:
-    """Policies that wait to be evaluated; the oldest is being played in a thread, which training goes on beside.
+@dataclass(frozen=True)
+class Evaluator:
+    """Plays policies, each in the same episodes.
 
-    Learning no longer changes them, so when they are played makes no difference to what comes of it.
-
-    Args:
-        agent: whose policies.
-        make_environments: called at the first evaluation.
+    Attributes:
+        make_environments: makes what `play` is given.
         episodes: per task and goals.
         seeds: of the environments, by the goals that are played, see `mtrl.run.record.GOALS`.
         metric: see `evaluate`.
     """
 
-    def __init__(
-        self,
-        agent: Agent,
-        make_environments: Callable[[], Environments],
-        episodes: int,
-        seeds: Mapping[str, int],
-        metric: str | None = None,
-    ) -> None:
-        self.waiting: list[dict[str, Any]] = []
-        """What is not evaluated yet, oldest first, for a checkpoint: ``step``, ``seconds`` and ``policy``."""
-        self._agent, self._make_environments = agent, make_environments
-        self._environments: Environments | None = None
-        self._episodes, self._seeds, self._metric = episodes, seeds, metric
-        self._thread = ThreadPoolExecutor(1, "evaluation")
-        self._playing: Future[Outcome] | None = None
-        self._finished = 0  # episodes of every task
-        self._cancelled = False
+    make_environments: Callable[[], Environments]
+    episodes: int
+    seeds: Mapping[str, int]
+    metric: str | None = None
 
-    def add(self, step: int, seconds: float) -> None:
-        """Has the agent's policy of this moment evaluated: of this step, after so many seconds of training."""
-        self.waiting.append({"step": step, "seconds": seconds, "policy": self._agent.policy_state()})
+    @property
+    def total(self) -> int:
+        """Episodes per task."""
+        return self.episodes * len(self.seeds)
 
-    def outcomes(self, before: int, on_wait: Callable[[str], None]) -> Iterator[tuple[dict[str, Any], Outcome]]:
-        """Waits for the evaluations of the steps before this one, oldest first; starts the one after them.
-
-        Yields what was `waiting`, and the outcome by goals. ``on_wait`` is called with how far an evaluation is, again
-        and again while it is waited for; an error that it raises leaves the evaluation in the queue.
-        """
-        while self.waiting:
-            first = self.waiting[0]
-            if self._playing is None:
-                if self._environments is None:
-                    self._environments = self._make_environments()
-                policy = self._agent.policy(first["policy"])
-                self._playing = self._thread.submit(self._play, policy, self._environments)
-            if first["step"] >= before:
-                return
-            while not self._playing.done():
-                on_wait(f"evaluating {self._finished}/{self._episodes * len(self._seeds)} episodes")
-                wait([self._playing], 0.1)
-            outcome, self._playing = self._playing.result(), None
-            del self.waiting[0]
-            yield first, outcome
-
-    def _play(self, policy: Callable[[Floats], Floats], environments: Environments) -> Outcome:
+    def play(self, policy: Policy, environments: Environments, on_step: Callable[[int], None]) -> Outcome:
+        """Plays a policy; ``on_step`` is called with how many of the `total` every task has finished."""
         found: Outcome = {}
-        for goals, seed in self._seeds.items():
-            before = len(found) * self._episodes
-            on_step = partial(self._on_step, before)
-            found[goals] = evaluate(policy, environments, self._episodes, seed, on_step, metric=self._metric)
+        for goals, seed in self.seeds.items():
+            before = len(found) * self.episodes
+
+            def count(finished: Sequence[int], before: int = before) -> None:
+                on_step(before + min(finished))
+
+            found[goals] = evaluate(policy, environments, self.episodes, seed, count, metric=self.metric)
         return found
-
-    def _on_step(self, before: int, finished: Sequence[int]) -> None:
-        self._finished = before + min(finished)
-        if self._cancelled:
-            raise InterruptedError("the evaluation was cancelled")
-
-    def close(self) -> None:
-        """Gives up what is being played, between two steps, and closes the environments."""
-        self._cancelled = True
-        self._thread.shutdown()
-        if self._environments is not None:
-            self._environments.close()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import InputError, RunError
-from mtrl.rl.evaluation import EvaluationQueue
-from mtrl.rl.protocols import Agent, Bools, Environments, Floats, Step
+from mtrl.rl.evaluation import Evaluator
+from mtrl.rl.evaluation_queue import EvaluationProcess, EvaluationQueue, EvaluationThread
+from mtrl.rl.protocols import Agent, Bools, Environments, Floats, Policy, Step
 from mtrl.rl.watchdog import Watchdog
 from mtrl.run.directory import RunDirectory
 from mtrl.run.record import MEASURES, prefix_of
@@ -42,7 +43,8 @@ class Schedule:
         eval_episodes: episodes per task, goals and evaluation.
         eval_seeds: of the environments that policies are evaluated in, by the goals that are played there (see
             `mtrl.run.record.GOALS`). The first are those that policies are chosen by.
-        eval_beside: play an evaluation while training goes on, not before it goes on; the curves are the same.
+        eval_beside: play an evaluation while training goes on, in a process of its own, not before it goes on; the
+            curves are the same.
     """
 
     steps: int
@@ -67,12 +69,14 @@ class Schedule:
         return math.floor(after) - math.floor(before)
 
 
-OnBest = Callable[[int, Callable[[Floats], Floats]], None]
+OnBest = Callable[[int, Policy], None]
 """Gets the step of a policy that is the best so far, and the policy."""
 
 
 class Trainer:
     """Trains an agent, and goes on where an interrupted run left off; ``on_best`` is called before it goes on.
+
+    Under ``eval_beside``, ``make_evaluation_environments`` is pickled, and called in the process of evaluation.
 
     Attributes:
         session: the run: steps done, seconds, checkpoints, metrics.
@@ -102,9 +106,10 @@ class Trainer:
         self.measure: str | None = schedule.metric
         self.evaluations: list[dict[str, Any]] = []
         self.watchdog = Watchdog(environments.tasks, schedule.eval_every)
-        self._to_evaluate = EvaluationQueue(
-            agent, make_evaluation_environments, schedule.eval_episodes, schedule.eval_seeds, schedule.metric
-        )
+        evaluation = schedule.eval_episodes, schedule.eval_seeds, schedule.metric
+        evaluator = Evaluator(make_evaluation_environments, *evaluation)
+        place = EvaluationProcess(evaluator) if schedule.eval_beside else EvaluationThread(evaluator)
+        self._to_evaluate = EvaluationQueue(agent, place)
         self._observations: Floats
         self._actions: Floats | None = None  # chosen, but not sent yet
         self._updates_from = schedule.warmup_steps

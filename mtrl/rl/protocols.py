@@ -10,6 +10,8 @@ from mtrl.run.state import Resumable, Stream
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Policy = Callable[[Floats], Floats]
+"""Maps observations ``[T, O]`` to actions ``[T, A]``."""
 
 
 class Step(NamedTuple):
@@ -86,8 +88,11 @@ class Agent(Resumable, Protocol):
     def policy_state(self) -> dict[str, Any]:
         """A copy of what the policy is at this moment."""
 
-    def policy(self, state: dict[str, Any] | None = None) -> Callable[[Floats], Floats]:
-        """The deterministic policy of a `policy_state`, or of this moment; learning does not change it."""
+    def policy(self, state: dict[str, Any] | None = None) -> Policy:
+        """The deterministic policy of a `policy_state`, or of this moment, on the CPU; learning does not change it.
+
+        It can be pickled, where evaluation is to be played beside training.
+        """
 
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
         """Stores a vector step's transitions."""

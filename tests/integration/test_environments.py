@@ -67,10 +67,10 @@ def test_gymnasiums_own_go_on_bit_for_bit_in_the_middle_of_an_episode(tmp_path: 
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs on environments of a file, the second interrupted."""
+    """Two runs on environments of a file, the first with evaluation in a process, the second interrupted."""
     folder = tmp_path_factory.mktemp("lines")
     own = ["benchmark=custom", LINES, "benchmark.options={opaque: true}"]
-    trained(folder / "one", *own, "steps=30")
+    trained(folder / "one", *own, "steps=30", "eval.beside=true")
     for steps in (20, 30):
         trained(folder / "two", *own, "combiner=pcgrad", f"steps={steps}")
     return folder

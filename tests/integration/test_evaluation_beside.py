@@ -3,13 +3,14 @@
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from mtrl.run.checkpoints import Checkpoints
 from tests.commands import run
 from tests.integration.test_training import SMALL, assert_same_metrics, command, comparable, parameters
 
@@ -47,14 +48,26 @@ def test_training_is_the_same_bit_for_bit(beside: Path, tmp_path: Path, override
         assert torch.equal(tensor, parameters(tmp_path / "other")[name]), name
 
 
+def with_workers_of_evaluation(training: int) -> list[psutil.Process]:
+    """All processes of a training run, once that of evaluation has workers of its own."""
+    started = psutil.Process(training).children(recursive=True)
+    with suppress(psutil.NoSuchProcess):
+        if any("multiprocessing.spawn" in " ".join(child.cmdline()) and child.children() for child in started):
+            return started
+    return []
+
+
 def test_a_killed_run_makes_up_for_the_evaluation_that_was_under_way(beside: Path, tmp_path: Path) -> None:
     directory = tmp_path / "killed"
     full = command("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true")
-    process = subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while max(Checkpoints(directory / "checkpoints").steps(), default=0) < 40:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (started := with_workers_of_evaluation(process.pid)):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        assert "Traceback" not in process.communicate()[1]  # none of them says anything
+    assert process.returncode == -signal.SIGKILL
+    assert not psutil.wait_procs(started, timeout=60)[1]
+    assert not [entry for entry in comparable(directory) if "eval/success_mean" in entry]
     assert run("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true").returncode == 0
     assert_same_metrics(directory, beside)

@@ -16,6 +16,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl.errors import InputError, Interrupted, RunError
+from mtrl.rl import loop
+from mtrl.rl.evaluation_queue import EvaluationThread
 from mtrl.rl.loop import Schedule, Trainer
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, read_config
@@ -289,10 +291,11 @@ def whole_beside(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_power_failures() -> Iterator[None]:
-    """Waiting for the disk, hundreds of times, would take most of the time."""
+def _quickly() -> Iterator[None]:
+    """Waiting for the disk and for processes to start, hundreds of times, would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(loop, "EvaluationProcess", EvaluationThread)
         yield
 
 
