@@ -8,12 +8,14 @@ one is done. The same command goes on where it was stopped: what went well is no
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -23,6 +25,7 @@ from mtrl.report.page import write_tables
 from mtrl.report.tables import Cell, Table
 from mtrl.run.files import write_json
 from mtrl.run.machine import device_of, machine
+from mtrl.run.signals import on_stop_request
 from scripts.benchmark import COMMANDS
 from scripts.benchmarks.timing import joined
 from scripts.entry import run
@@ -31,6 +34,9 @@ ROOT = Path(__file__).parents[1]
 TRAINING = "training"
 LAST_LINES = 3
 """Of what a failed step said, shown on the page."""
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL = 0.3
+"""Seconds between two looks whether a step is to stop."""
 
 
 class Step(NamedTuple):
@@ -75,20 +81,42 @@ def steps_of(out: Path, device: torch.device, *, small: bool) -> list[Step]:
     ]
 
 
-def do(step: Step, out: Path) -> dict[str, Any]:
-    """Runs a step; what it says goes into a file, or, of training, to the terminal. Gives what became of it."""
+def do(step: Step, out: Path) -> tuple[dict[str, Any], int | None]:
+    """Runs a step; what it says goes into a file, or, of training, to the terminal.
+
+    Returns:
+        What became of it, and the signal that asked this process to stop, if one did: the step was then asked, too.
+    """
     start = time.time()
-    own = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # which `run` has set
     with (out / f"{step.name}.txt").open("w") as said:
-        where = None if step.name == TRAINING else said
-        process = subprocess.Popen([sys.executable, *step.command], stdout=where, stderr=where, env=own)
+        code, asked = _run([sys.executable, *step.command], None if step.name == TRAINING else said)
+    stopped = asked is not None or code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    state = "done" if code == 0 else "stopped" if stopped else f"failed ({code})"
+    return {"state": state, "seconds": time.time() - start}, asked
+
+
+def _run(command: Sequence[str], said: IO[str] | None) -> tuple[int, int | None]:
+    """Runs a command in a process group of its own, to all of which it passes on that this process is asked to stop.
+
+    Gives its exit code and the signal, if one asked. A second one ends both at once.
+    """
+    own = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}  # which `run` has set
+    asked: list[int] = []
+    stops = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    with on_stop_request(asked.append, stops):
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=own, process_group=0
+        )
         try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it got the signal as well, and saves what it has
-            code = 130
-    state = {0: "done", 130: "stopped"}.get(code, f"failed ({code})")
-    return {"state": state, "seconds": time.time() - start}
+            while process.poll() is None and not asked:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            return process.wait(), asked[0] if asked else None
+        except BaseException:
+            process.kill()
+            raise
 
 
 def write_page(out: Path, steps: Sequence[Step], states: dict[str, Any], about: dict[str, Any]) -> Path:
@@ -99,8 +127,8 @@ def write_page(out: Path, steps: Sequence[Step], states: dict[str, Any], about: 
         minutes = None if state["seconds"] is None else state["seconds"] / 60
         rows.append([step.name, state["state"], minutes, _reason(out, step, state["state"])])
     tables = [Table("steps", "Steps", ["step", "state", "minutes", "said"], rows)]
-    for name, (command, _) in COMMANDS.items():
-        file = out / f"{name}.json"
+    for name in (step.name for step in steps if step.name in COMMANDS):
+        command, file = COMMANDS[name][0], out / f"{name}.json"
         if file.exists():
             columns, lines = joined(command.lines(json.loads(file.read_text())["rows"]))
             body: list[list[Cell]] = [[*words, *numbers] for words, numbers in lines]
@@ -110,7 +138,8 @@ def write_page(out: Path, steps: Sequence[Step], states: dict[str, Any], about: 
         ", ".join(" ".join(item) for item in about["versions"].items()),
     ]
     files = [out / "report" / "index.html", *(out / f"{step.name}.txt" for step in steps)]
-    return write_tables("What this machine can do", facts, tables, [file for file in files if file.exists()], out)
+    files = [file for file in files if file.exists() and file.stat().st_size]
+    return write_tables("What this machine can do", facts, tables, files, out)
 
 
 def _reason(out: Path, step: Step, state: str) -> str:
@@ -138,7 +167,7 @@ def go_through(steps: Sequence[Step], out: Path, about: dict[str, Any]) -> None:
 
     Raises:
         RunError: at the end, if a step failed.
-        Interrupted: after a step that was stopped by hand.
+        Interrupted: after a step that was stopped; but not after training that was stopped by hand.
     """
     record = out / "steps.json"
     states: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
@@ -147,12 +176,12 @@ def go_through(steps: Sequence[Step], out: Path, about: dict[str, Any]) -> None:
             print(f"{step.name} is done already")
             continue
         print(f"{step.name} ...", flush=True)
-        states[step.name] = do(step, out)
+        states[step.name], asked = do(step, out)
         write_json(record, states)
         page = write_page(out, steps, states, about)
         print(f"{step.name} {states[step.name]['state']}; {page}", flush=True)
-        if states[step.name]["state"] == "stopped" and step.name != TRAINING:
-            raise Interrupted(2)
+        if asked is not None and (step.name, asked) != (TRAINING, signal.SIGINT):  # by hand, when it is enough
+            raise Interrupted(asked)
     failed = [step.name for step in steps if states[step.name]["state"].startswith("failed")]
     if failed:
         raise RunError(f"{len(failed)} of {len(steps)} steps failed: {', '.join(failed)}; see {out / 'index.html'}")

@@ -1,10 +1,12 @@
 """``make gpu``: every step is done once, what fails stops nothing, and there is a page to read."""
 
 import json
-import subprocess
+import signal
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -44,27 +46,39 @@ def test_a_step_that_fails_is_told_and_stops_nothing(
     assert (tmp_path / "tests.txt").read_text() == "all passed\n"
 
 
-def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = [step(name, "", tmp_path) for name in ("tests", "capture", gpu.TRAINING, "report")]
-    wait, stopped = subprocess.Popen.wait, list[str]()
+ASKS = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # which training does after a checkpoint
+if not os.path.exists({mark!r}):
+    below = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open({mark!r}, "w").write(f"{{os.getpid()}} {{below.pid}}")
+    os.kill(os.getppid(), signal.{signal})
+    time.sleep(600)
+"""
 
-    def stop(process: Any, *arguments: Any, **options: Any) -> int:
-        """As if by hand, once in each of two steps."""
-        code = wait(process, *arguments, **options)
-        name = (tmp_path / "done").read_text().split()[-1]
-        if name in ("capture", gpu.TRAINING) and name not in stopped:
-            stopped.append(name)
-            raise KeyboardInterrupt
-        return code
 
-    monkeypatch.setattr(subprocess.Popen, "wait", stop)
-    with pytest.raises(Interrupted):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_it_stops_with_the_step_and_goes_on_there(tmp_path: Path, name: str) -> None:
+    steps = [
+        step(one, "" if one in ("tests", "report") else ASKS.format(mark=str(tmp_path / one), signal=name), tmp_path)
+        for one in ("tests", "capture", gpu.TRAINING, "report")
+    ]
+    with pytest.raises(Interrupted, match=f"stopped by {name}"):
         go_through(steps, tmp_path, ABOUT)
     assert (tmp_path / "done").read_text() == "tests capture "
-    go_through(steps, tmp_path, ABOUT)  # training is stopped by hand whenever there is enough of it
-    assert (tmp_path / "done").read_text() == "tests capture capture training report "
+    for pid in (tmp_path / "capture").read_text().split():
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(int(pid)).wait(60)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    # Training is stopped by hand when there is enough of it; a scheduler stops all.
+    with nullcontext() if name == "SIGINT" else pytest.raises(Interrupted):
+        go_through(steps, tmp_path, ABOUT)
+    finished = "tests capture capture training "
+    assert (tmp_path / "done").read_text() == finished + "report " * (name == "SIGINT")
+    assert json.loads((tmp_path / "steps.json").read_text())[gpu.TRAINING]["state"] == "stopped"
     go_through(steps, tmp_path, ABOUT)
-    assert (tmp_path / "done").read_text().endswith(" report training ")
+    assert (tmp_path / "done").read_text().startswith(finished)
+    assert (tmp_path / "done").read_text().count("training report" if name != "SIGINT" else "report training") == 1
 
 
 @pytest.mark.parametrize("small", [True, False])
