@@ -1,7 +1,8 @@
 """The fully shared networks of multi-task SAC: a tanh-Gaussian actor, and any number of critics.
 
 Inputs carry tasks in the first dimension, ``[T, ...]``; which task an observation is of, the networks append to it
-themselves: as a one-hot vector, or as a row of a table that the critics learn.
+themselves: as a one-hot vector, or as a row of a table that the critics learn. Inputs of some of the tasks come with
+their numbers, ``tasks``.
 """
 
 import copy
@@ -19,11 +20,20 @@ from mtrl.gradients.layers import EnsembleLayerNorm, EnsembleLinear, TaskRows
 from mtrl.rl.protocols import Floats, Policy
 
 
-def with_task_id(observations: Tensor, num_tasks: int) -> Tensor:
-    """Appends the one-hot task identity, ``[T, ..., O]`` to ``[T, ..., O + T]``; for 0 tasks, nothing."""
+def with_task_id(observations: Tensor, num_tasks: int, tasks: Tensor | None = None) -> Tensor:
+    """Appends the one-hot task identity, ``[T, ..., O]`` to ``[T, ..., O + T]``; for 0 tasks, nothing.
+
+    Where the first dimension is not of all tasks, ``tasks`` tells which they are.
+    """
     if not num_tasks:
         return observations
-    return with_codes(observations, torch.eye(num_tasks, dtype=observations.dtype, device=observations.device))
+    identity = torch.eye(num_tasks, dtype=observations.dtype, device=observations.device)
+    return with_codes(observations, rows_of(identity, tasks))
+
+
+def rows_of(by_task: Tensor, tasks: Tensor | None) -> Tensor:
+    """The rows ``[N, ...]`` of tasks with these numbers, ``[N]``, of those of all, ``[T, ...]``; None is all."""
+    return by_task if tasks is None else by_task[tasks]
 
 
 def with_codes(observations: Tensor, codes: Tensor) -> Tensor:
@@ -128,16 +138,21 @@ class Actor(nn.Module):
                 initialize(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, observations: Tensor, tasks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps ``[T, ..., O]`` to the mean and the log standard deviation before squashing, ``[T, ..., A]`` each."""
-        x = with_codes(observations, self.codes) if self.embedding_size else with_task_id(observations, self.num_tasks)
+        if self.embedding_size:
+            x = with_codes(observations, rows_of(self.codes, tasks))
+        else:
+            x = with_task_id(observations, self.num_tasks, tasks)
         outputs = self.layers(x)
         mean, log_std = outputs.to(observations.dtype).chunk(2, -1)
         return mean, log_std.clamp(self.log_std_min, self.log_std_max)
 
-    def sample(self, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, observations: Tensor, generator: torch.Generator, tasks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Samples actions ``[..., A]`` (reparametrised) and their log-probabilities ``[...]``."""
-        mean, log_std = self(observations)
+        mean, log_std = self(observations, tasks)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         raw = mean + log_std.exp() * noise
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
@@ -209,10 +224,12 @@ class Critics(nn.Module):
                 for member in layer.weight.data:
                     initialize(member)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, observations: Tensor, actions: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Maps ``[T, B, O]`` and ``[T, B, A]`` to what `values` reads, ``[E, T, B, outputs]``."""
-        one_hot = self.rows is None
-        x = with_task_id(observations, self.num_tasks) if one_hot else with_codes(observations, self.codes())
+        if self.rows is None:
+            x = with_task_id(observations, self.num_tasks, tasks)
+        else:
+            x = with_codes(observations, rows_of(self.codes(), tasks))
         x = torch.cat([x, actions], -1)
         outputs: Tensor = self.layers(x.expand(self.size, *x.shape))
         return outputs.to(x.dtype)

@@ -1,18 +1,19 @@
 """The objectives of one update, each with its own network and method, and one wait for each."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.graphs import pinned
 from mtrl.combiners import Combiner, NegativeLossError
 from mtrl.errors import InputError, RunError
 from mtrl.gradients import NonFiniteError, TaskBatched
 from mtrl.gradients.conflict import conflict_metrics
-from mtrl.gradients.pipeline import Source, describe, gradients, look, norm_of, weigh
+from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Source, describe, gradients, look, norm_of, weigh
+from mtrl.gradients.shared_input import ByParameters
 
 
 class Looked(NamedTuple):
@@ -22,6 +23,24 @@ class Looked(NamedTuple):
     source: Source
     seen: Tensor | None
     """The Gramian, or the Jacobian."""
+
+
+class Summed:
+    """In the place of `TaskBatched`, where nobody asks for per-task gradients: one backward pass, with no recording."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.parameters = list(network.parameters())
+
+    def record(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+    def source(self, losses: Tensor) -> Source:
+        """The gradients of losses ``[T]``."""
+        return ByParameters(list(losses), self.parameters, (), False, DEFAULT_MEMORY_LIMIT)
+
+    def forget(self) -> None:
+        """Nothing."""
 
 
 class Objectives:
@@ -36,6 +55,7 @@ class Objectives:
         combiners: each objective's, an instance of its own.
         max_norm: combined gradients are shortened to it; None leaves them.
         device: where the networks are.
+        scale: what the sum of the losses is multiplied by; None makes it their mean.
 
     Attributes:
         norms: of the combined gradients, before they were shortened; not finite where an update must not be applied.
@@ -47,16 +67,18 @@ class Objectives:
     def __init__(
         self,
         tasks: Sequence[str],
-        networks: Mapping[str, TaskBatched],
+        networks: Mapping[str, TaskBatched | Summed],
         combiners: Mapping[str, Combiner],
         *,
         max_norm: float | None,
         device: torch.device,
+        scale: float | None = None,
     ) -> None:
         if len(set(combiners.values())) < len(combiners):
             raise InputError(f"{' and '.join(combiners)} need a combiner of their own: a combiner keeps state")
         self.tasks, self.networks, self.combiners = tasks, networks, combiners
         self.max_norm, self.device = max_norm, device
+        self.scale = 1 / len(tasks) if scale is None else scale
         for combiner in combiners.values():
             # Weights are found on the CPU; what combines whole gradients works, and remembers, where these are.
             combiner.to(device if combiner.needs == "jacobian" else "cpu")
@@ -102,7 +124,7 @@ class Objectives:
         source, row = self._looked[name].source, list(self.networks).index(name)
         with torch.no_grad():
             found = found.to(self.device, non_blocking=True)
-            combined = gradients(self.combiners[name], source, found, 1 / len(self.tasks))
+            combined = gradients(self.combiners[name], source, found, self.scale)
             self.norms[row] = norm = norm_of(combined)
             factor = None if self.max_norm is None else (self.max_norm / (norm + 1e-12)).clamp(max=1)
             for parameter, gradient in zip(source.parameters, combined, strict=True):

@@ -197,10 +197,15 @@ class ReplayBuffer:
         """A mini-batch of what `draw` draws."""
         return self.batch(self.draw(batch_size, generator))
 
-    def batch(self, drawn: Tensor | Batch) -> Batch:
-        """The transitions that `draw` drew, on the training device; raw rewards."""
+    def batch(self, drawn: Tensor | Batch, tasks: Tensor | None = None) -> Batch:
+        """The transitions that `draw` drew, on the training device; raw rewards.
+
+        With the numbers of some tasks, ``[N]``, theirs alone: ``[N, B, ...]``.
+        """
         rows = drawn if isinstance(drawn, Batch) else self._rows(drawn)
         batch = Batch(*(field.to(self.device, non_blocking=True) for field in rows))
+        if tasks is not None:
+            batch = Batch(*(field[tasks] for field in batch))
         return batch._replace(terminated=batch.terminated.to(batch.rewards))
 
     def _send(self, tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What each task's rewards are divided by when a mini-batch is sampled; the replay buffer holds them raw."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ class RewardScale:
 
     def observe(self, step: Step) -> None:
         """Sees every vector step once, in order."""
+
+    def abandon(self, tasks: Iterable[int]) -> None:
+        """Is told that the episodes under way in these tasks are not played to an end: others begin."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it goes on from."""
@@ -90,6 +93,11 @@ class ReturnScale(RewardScale):
                 self.largest[task].clamp_(min=float(largest))
             if ended[task]:
                 rewards.clear()
+
+    def abandon(self, tasks: Iterable[int]) -> None:
+        """See `RewardScale`: such an episode has no return."""
+        for task in tasks:
+            self._rewards[task].clear()
 
     def returns(self, rewards: NDArray[np.float64], *, cut_off: bool) -> NDArray[np.float64]:
         """The discounted return from each step of an episode, ``[steps]`` to ``[steps]``."""

@@ -6,7 +6,7 @@ gradients into one. Defaults are those of Kurin et al. (2022), table 1, unless a
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.graphs import Graphs, OnItsWay, pinned, warn
-from agents.networks import Actor, Critics
+from agents.networks import Actor, Critics, rows_of
 from agents.objectives import Objectives
 from agents.plasticity import plasticity
 from agents.replay import Batch, ReplayBuffer
@@ -97,28 +97,42 @@ class SACConfig:
 
 
 def critic_targets(
-    actor: Actor, target_critic: Critics, batch: Batch, alpha: Tensor, discount: float, generator: torch.Generator
+    actor: Actor,
+    target_critic: Critics,
+    batch: Batch,
+    alpha: Tensor,
+    discount: float,
+    generator: torch.Generator,
+    tasks: Tensor | None = None,
 ) -> Tensor:
-    """``r + gamma (1 - terminated) (Q'(s', a') - alpha log pi(a'|s'))`` as `Values.target` has it, ``[T, B, ...]``."""
+    """``r + gamma (1 - terminated) (Q'(s', a') - alpha log pi(a'|s'))`` as `Values.target` has it, ``[T, B, ...]``.
+
+    Here and below, a batch of some of the tasks alone comes with their numbers.
+    """
     with torch.no_grad():
-        next_actions, log_prob = actor.sample(batch.next_observations, generator)
-        outputs = target_critic(batch.next_observations, next_actions)
+        next_actions, log_prob = actor.sample(batch.next_observations, generator, tasks)
+        outputs = target_critic(batch.next_observations, next_actions, tasks)
         gamma = discount * (1 - batch.terminated)
         return target_critic.values.target(batch.rewards, gamma, outputs, alpha * log_prob)
 
 
-def critic_losses(critic: Critics, batch: Batch, targets: Tensor) -> Tensor:
+def critic_losses(critic: Critics, batch: Batch, targets: Tensor, tasks: Tensor | None = None) -> Tensor:
     """Each task's mean error, summed over all critics: ``[T]``."""
-    errors = critic.values.error(critic(batch.observations, batch.actions), targets)
+    errors = critic.values.error(critic(batch.observations, batch.actions, tasks), targets)
     return errors.mean(-1).sum(0)
 
 
 def actor_losses(
-    actor: Actor, critic: Critics, batch: Batch, alpha: Tensor, generator: torch.Generator
+    actor: Actor,
+    critic: Critics,
+    batch: Batch,
+    alpha: Tensor,
+    generator: torch.Generator,
+    tasks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Each task's mean of ``alpha log pi(a|s) - Q(s, a)``, ``[T]``, and the log-probabilities ``[T, B]``."""
-    actions, log_prob = actor.sample(batch.observations, generator)
-    values = critic.values.joint_value(critic(batch.observations, actions))
+    actions, log_prob = actor.sample(batch.observations, generator, tasks)
+    values = critic.values.joint_value(critic(batch.observations, actions, tasks))
     return (alpha * log_prob - values).mean(-1), log_prob.detach()
 
 
@@ -158,6 +172,21 @@ class Pieces(NamedTuple):
     combine_critic: Callable[[Tensor], None]
     combine_actor: Callable[[Tensor], None]
     step: Callable[[], Tensor]
+
+
+class Turn(NamedTuple):
+    """A gradient step: whose losses it lessens, and what it moves parameters by."""
+
+    objectives: Objectives
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    tasks: Tensor | None = None
+    """The numbers of the tasks that have a part in it, ``[N]``; None is all."""
+    last: bool = True
+    """Whether it is the update's last, which the target critics follow."""
+
+    def rows(self, by_task: Tensor) -> Tensor:
+        """The tasks' part of what there is of all, ``[T, ...]``."""
+        return rows_of(by_task, self.tasks)
 
 
 class Seen(NamedTuple):
@@ -231,12 +260,7 @@ class MultiTaskSAC:
             max_norm=config.max_gradient_norm,
             device=device,
         )
-        rate, adam = config.learning_rate, ADAM[config.weight_decay_mode]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "critic": adam(self.critic.parameters(), rate, weight_decay=config.critic.weight_decay, fused=True),
-            "actor": adam(self.actor.parameters(), rate, weight_decay=config.actor.weight_decay, fused=True),
-            "temperature": torch.optim.Adam([self.log_alpha], config.temperature_learning_rate or rate, fused=True),
-        }
+        self.optimizers = self.new_optimizers()
         shape = num_tasks, capacity, observation_size, action_size
         self.replay = ReplayBuffer(*shape, device, reserve=self.memory_of_updates())
         self.drawing = self.generator  # or one of the host, where a buffer in its memory would wait for numbers
@@ -245,8 +269,28 @@ class MultiTaskSAC:
         self.reward_scale = self._make_reward_scale()
         self._seen: Seen | None = None
         self._actor_losses: tuple[Tensor, Tensor] | None = None  # [T], and log-probabilities [T, B]
+        self.turns = self.make_turns()
         self._unused_combiners = copy.deepcopy([c.state_dict() for c in self.objectives.combiners.values()])
-        self.pieces = self.make_pieces()
+        self.renew_pieces()
+
+    def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those of critics, actor and temperature, without memory."""
+        config = self.config
+        rate = config.temperature_learning_rate or config.learning_rate
+        return {
+            "critic": self.adam(self.critic.parameters(), config.critic.weight_decay),
+            "actor": self.adam(self.actor.parameters(), config.actor.weight_decay),
+            "temperature": torch.optim.Adam([self.log_alpha], rate, fused=True),
+        }
+
+    def make_turns(self) -> Sequence[Turn]:
+        """The gradient steps that an update consists of: here one."""
+        return [Turn(self.objectives, self.optimizers)]
+
+    def adam(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+        """An optimizer of a network's parameters."""
+        kind = ADAM[self.config.weight_decay_mode]
+        return kind(parameters, self.config.learning_rate, weight_decay=weight_decay, fused=True)
 
     def _new_networks(self, seed: int) -> tuple[Actor, Critics]:
         # Weights are drawn on the CPU whatever the device, so that a seed means the same networks everywhere.
@@ -283,7 +327,7 @@ class MultiTaskSAC:
             optimizer.state.clear()
         for combiner, state in zip(self.objectives.combiners.values(), self._unused_combiners, strict=True):
             combiner.load_state_dict(copy.deepcopy(state))
-        self.pieces = self.make_pieces()
+        self.renew_pieces()
 
     def act(self, observations: Floats) -> Floats:
         """Samples one exploring action per task: ``[T, O]`` to ``[T, A]``."""
@@ -319,6 +363,10 @@ class MultiTaskSAC:
         self.replay.add(*map(torch.as_tensor, fields), broken=torch.as_tensor(step.unstable), write=self.pieces.write)
         self.reward_scale.observe(step)
 
+    def abandon(self, tasks: Sequence[str]) -> None:
+        """Is told that the episodes of these tasks, neither terminated nor truncated, do not go on: others begin."""
+        self.reward_scale.abandon([self.tasks.index(task) for task in tasks])
+
     def update(self, *, insight: bool = False) -> dict[str, Any]:
         """One gradient step of critics, actor and temperature, and of the target critics; gives scalars to log.
 
@@ -337,28 +385,37 @@ class MultiTaskSAC:
             return self._update(insight)
 
     def _update(self, insight: bool) -> dict[str, Any]:
-        pieces, plain = self.pieces, self.plain_pieces()
-        if insight:
-            pieces = plain
         drawn = self.replay.draw(self.batch_size, self.drawing)
         try:
-            told = {"critic": OnItsWay(pieces.critic(drawn)), "actor": OnItsWay(pieces.actor())}
-            found = {"critic": self.objectives.weigh("critic", told["critic"].wait())}
-            pieces.combine_critic(found["critic"])
-            found["actor"] = self.objectives.weigh("actor", told["actor"].wait())
-            pieces.combine_actor(found["actor"])
-            if pieces.step == plain.step:  # else it is found out later: nothing waits for a graph
-                self.objectives.check()
-            seen = self.objectives.describe(found) | self._plasticity() if insight else {}
-            scalars = pieces.step().clone()  # what a graph returns, its next replay overwrites
-            self._after_step()
+            metrics = self._learn(drawn, insight=insight)
         except Exception:
-            self.pieces = self.make_pieces()  # graphs of one update are captured in one update
+            self.renew_pieces()  # graphs of one update are captured in one update
             raise
         finally:
             self._seen = self._actor_losses = None
-            self.objectives.forget()
-        return dict(zip(METRICS, scalars.unbind(), strict=True)) | seen | self.objectives.counts()
+            for turn in self.turns:
+                turn.objectives.forget()
+        return metrics | self.objectives.counts()
+
+    def _learn(self, drawn: Tensor | Batch, *, insight: bool) -> dict[str, Any]:
+        """One gradient step for all tasks together."""
+        pieces = self.plain_pieces() if insight else self.pieces
+        found = self.differentiate(self.turns[0], pieces, drawn)
+        seen = self.objectives.describe(found) | self._plasticity() if insight else {}
+        scalars = pieces.step().clone()  # what a graph returns, its next replay overwrites
+        self._after_step()
+        return dict(zip(METRICS, scalars.unbind(), strict=True)) | seen
+
+    def differentiate(self, turn: Turn, pieces: Pieces, drawn: Tensor | Batch) -> dict[str, Tensor]:
+        """Fills ``.grad`` of critics and actor at the same parameters; gives what their combiners have found."""
+        told = {"critic": OnItsWay(pieces.critic(drawn)), "actor": OnItsWay(pieces.actor())}
+        found = {"critic": turn.objectives.weigh("critic", told["critic"].wait())}
+        pieces.combine_critic(found["critic"])
+        found["actor"] = turn.objectives.weigh("actor", told["actor"].wait())
+        pieces.combine_actor(found["actor"])
+        if isinstance(pieces.step, partial):  # else it is found out later: nothing waits for a graph
+            turn.objectives.check()
+        return found
 
     def _make_reward_scale(self) -> RewardScale:
         config = self.config
@@ -367,59 +424,70 @@ class MultiTaskSAC:
             return ReturnScale(len(self.tasks), *limits, self.device)
         return {"sigma": DeviationScale, "mean": MeanScale, "none": RewardScale}[config.reward_scale]()
 
-    def differentiate_critic(self, drawn: Tensor | Batch) -> Tensor:
+    def differentiate_critic(self, turn: Turn, drawn: Tensor | Batch) -> Tensor:
         """The critics' losses, and what their combiner looks at: see `Objectives.look`."""
-        batch, alpha = self.replay.batch(drawn), self.log_alpha.detach().exp()
+        batch, alpha = self.replay.batch(drawn, turn.tasks), self.log_alpha.detach().exp()
         divisor = self.reward_scale.divisor(self.replay, alpha)
         if divisor is not None:
-            batch = batch._replace(rewards=batch.rewards / divisor.unsqueeze(1).to(batch.rewards))
-        alpha, discount = alpha.unsqueeze(-1), self.config.discount
+            batch = batch._replace(rewards=batch.rewards / turn.rows(divisor).unsqueeze(1).to(batch.rewards))
+        alpha, discount = self._temperatures(turn, alpha).unsqueeze(-1), self.config.discount
         with self._autocast():
-            targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator)
-            with self.objectives.networks["critic"].record():
-                losses = critic_losses(self.critic, batch, targets)
+            targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator, turn.tasks)
+            with turn.objectives.networks["critic"].record():
+                losses = critic_losses(self.critic, batch, targets, turn.tasks)
         self._seen = Seen(batch, alpha, targets, losses)
-        return self.objectives.look("critic", losses)
+        return turn.objectives.look("critic", losses)
 
-    def differentiate_actor(self) -> Tensor:
+    def differentiate_actor(self, turn: Turn) -> Tensor:
         """The actor's losses at the same parameters, and what its combiner looks at."""
         assert self._seen is not None
-        with self._autocast(), self.objectives.networks["actor"].record():
+        with self._autocast(), turn.objectives.networks["actor"].record():
             self._actor_losses = actor_losses(
-                self.actor, self.critic, self._seen.batch, self._seen.alpha, self.generator
+                self.actor, self.critic, self._seen.batch, self._seen.alpha, self.generator, turn.tasks
             )
-        return self.objectives.look("actor", self._actor_losses[0])
+        return turn.objectives.look("actor", self._actor_losses[0])
+
+    def _temperatures(self, turn: Turn, of_all: Tensor) -> Tensor:
+        """A turn's own of the temperatures, where there is one for each task."""
+        return turn.rows(of_all) if self.config.per_task_temperature else of_all
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def step(self) -> Tensor:
+    def step(self, turn: Turn) -> Tensor:
         """Moves all networks and the temperature, unless a combined gradient is not finite; gives `METRICS` to log."""
         assert self._seen is not None
         assert self._actor_losses is not None
         actor_loss, log_prob = self._actor_losses
-        skip = 1 - self.objectives.norms.isfinite().all().float()
-        temperature = temperature_loss(self.log_alpha, log_prob, self.target_entropy)
+        norms = turn.objectives.norms
+        skip = 1 - norms.isfinite().all().float()
+        log_alpha = self._temperatures(turn, self.log_alpha)
+        temperature = temperature_loss(log_alpha, log_prob, self.target_entropy) * (len(log_prob) / len(self.tasks))
         self.log_alpha.grad = torch.autograd.grad(temperature, self.log_alpha)[0]
-        for optimizer in self.optimizers.values():
-            # Fused optimizers look at this on the device, and do nothing where it is 1.
-            setattr(optimizer, "found_inf", skip)  # noqa: B010 - not among the declared attributes
-            optimizer.step()
-            optimizer.zero_grad()
+        self._move(turn, skip)
         critic: list[Tensor] = list(self.critic.parameters())
         with torch.no_grad():
-            rate = self.config.target_update_rate * (1 - skip)
-            torch._foreach_lerp_(list(self.target_critic.parameters()), critic, [rate] * len(critic))
+            if turn.last:
+                rate = self.config.target_update_rate * (1 - skip)
+                torch._foreach_lerp_(list(self.target_critic.parameters()), critic, [rate] * len(critic))
             _tell_codes(self.critic, self.actor)
             found = (
                 self._seen.losses.mean(),
                 actor_loss.mean(),
-                *self.objectives.norms.unbind(),
+                *norms.unbind(),
                 self._seen.alpha.mean(),
                 -log_prob.mean(),
                 self.critic.values.mean_target(self._seen.targets),
             )
             return torch.stack(found)
+
+    def _move(self, turn: Turn, skip: Tensor) -> None:
+        """The optimizers' steps; none where ``skip`` is 1."""
+        for optimizer in turn.optimizers.values():
+            # Fused optimizers look at this on the device, and do nothing where it is 1.
+            setattr(optimizer, "found_inf", skip)  # noqa: B010 - not among the declared attributes
+            optimizer.step()
+            optimizer.zero_grad()
 
     def _plasticity(self) -> dict[str, float]:
         assert self._seen is not None
@@ -429,34 +497,39 @@ class MultiTaskSAC:
         named = {"actor": of_actor, "critic": of_critic}
         return {f"network/{name}/{key}": value for name, found in named.items() for key, value in found.items()}
 
-    def plain_pieces(self) -> Pieces:
-        """The pieces, operation by operation."""
-        combine = self.objectives.combine
+    def plain_pieces(self, turn: Turn | None = None) -> Pieces:
+        """The pieces of a turn (by default the first), operation by operation."""
+        turn = turn or self.turns[0]
         return Pieces(
             explore=self.explore,
             write=self.replay.write,
-            critic=self.differentiate_critic,
-            actor=self.differentiate_actor,
-            combine_critic=partial(combine, "critic"),
-            combine_actor=partial(combine, "actor"),
-            step=self.step,
+            critic=partial(self.differentiate_critic, turn),
+            actor=partial(self.differentiate_actor, turn),
+            combine_critic=partial(turn.objectives.combine, "critic"),
+            combine_actor=partial(turn.objectives.combine, "actor"),
+            step=partial(self.step, turn),
         )
 
-    def make_pieces(self) -> Pieces:
+    def renew_pieces(self) -> None:
+        """Makes them anew, where what they compute with is in other memory now or an update was not finished."""
+        self.pieces = self.make_pieces()
+
+    def make_pieces(self, turn: Turn | None = None) -> Pieces:
         """The pieces; on CUDA as graphs."""
         eager = self.config.compile == "off" or self.device.type != "cuda"
-        return self.plain_pieces() if eager else self.graphed_pieces()
+        return self.plain_pieces(turn) if eager else self.graphed_pieces(turn)
 
-    def graphed_pieces(self) -> Pieces:
+    def graphed_pieces(self, turn: Turn | None = None) -> Pieces:
         """The pieces as graphs, where the combiners and the memory of the replay buffer allow it."""
-        pieces = self.plain_pieces()._asdict()
-        obstacle = self.objectives.obstacle()
+        turn = turn or self.turns[0]
+        pieces = self.plain_pieces(turn)._asdict()
+        obstacle = turn.objectives.obstacle()
         if obstacle is not None:
             warn(f"updates, for {obstacle}")
         names = [name for name in pieces if obstacle is None or name in ("explore", "write")]
         if self.replay.storage != self.device:
             names.remove("write")
-        optimizers = list(self.optimizers.values())
+        optimizers = list(turn.optimizers.values())
         graphs = Graphs([pieces[name] for name in names], self.device, self.generator, optimizers)
         return Pieces(**pieces | dict(zip(names, graphs.functions, strict=True)))
 
@@ -472,7 +545,8 @@ class MultiTaskSAC:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`)."""
-        self.objectives.check()
+        for turn in self.turns:
+            turn.objectives.check()
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         drawing = {} if self.drawing is self.generator else {"drawing": self.drawing.get_state()}
         own = {"log_alpha": self.log_alpha.detach(), "generator": self.generator.get_state()}
@@ -498,7 +572,7 @@ class MultiTaskSAC:
         random_state.restore(self.generator, state["generator"])
         if self.drawing is not self.generator:
             random_state.restore(self.drawing, state.get("drawing", state["generator"]))
-        self.pieces = self.make_pieces()  # the optimizers' state is in other memory now
+        self.renew_pieces()
 
     def _networks(self) -> dict[str, nn.Module]:
         return {"actor": self.actor, "critic": self.critic, "target_critic": self.target_critic}

@@ -57,7 +57,6 @@ class Gymnasium:
     horizon: Count | None = None
     pad: bool = False
     reference_returns: Mapping[str, tuple[float, float]] = field(init=False)
-    _sizes: tuple[int, int] | None = field(init=False, default=None)
 
     whole_episodes = True
 
@@ -119,13 +118,9 @@ class Gymnasium:
         return self
 
     def sizes(self) -> tuple[int, int]:
-        """The sizes of observations and actions, as workers find them; `InputError` if they do not fit."""
-        if self._sizes is None:
-            with TaskVector(self, seed=0) as vector:
-                sizes = len(vector.single_observation_space.low), len(vector.single_action_space.low)
-            object.__setattr__(self, "_sizes", sizes)
-        assert self._sizes is not None
-        return self._sizes
+        """See `envs.shared.Family`: by making all of them."""
+        with TaskVector(self, seed=0) as vector:
+            return vector.sizes
 
     def films(self, policy: Callable[[Any], Any], seed: int) -> Iterator["Film"]:
         """Plays the first episodes together, as an evaluation does, and renders each task's once more, by its actions.

@@ -93,7 +93,11 @@ class Family(Protocol):
         """Makes a task."""
 
     def sizes(self) -> tuple[int, int]:
-        """The sizes O and A of observations and actions; `InputError` if there are none in common."""
+        """The sizes O and A of observations and actions, for whoever has no `TaskVector` to ask.
+
+        Raises:
+            InputError: if there are none in common.
+        """
 
     def evaluated(self, *, whole_episodes: bool) -> Self:
         """The family as evaluation plays it, its episodes to their end or, where that is quicker, to a success."""

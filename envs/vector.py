@@ -76,11 +76,15 @@ class TaskVector:
             self.close()
             raise
         self.single_observation_space, self.single_action_space = common
-        size, action_size = (len(space.low) for space in common)
         self.observation_space = batch_space(self.single_observation_space, self.num_tasks)
         self.action_space = batch_space(self.single_action_space, self.num_tasks)
-        self._block = block(memory, self.num_tasks, size, action_size)
-        self._call("share", [(self.num_tasks, size, action_size)] * self.num_workers)
+        self._block = block(memory, self.num_tasks, *self.sizes)
+        self._call("share", [(self.num_tasks, *self.sizes)] * self.num_workers)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """O and A: of an observation and of an action."""
+        return len(self.single_observation_space.low), len(self.single_action_space.low)
 
     @property
     def num_workers(self) -> int:

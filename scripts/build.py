@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from agents.alternating import AlternatingSAC
 from agents.sac import MultiTaskSAC
 from envs.gymnasium import Gymnasium
 from envs.metaworld import MetaWorld, Options, benchmark_tasks, check_tasks
@@ -20,6 +21,7 @@ from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import read_config
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.initial_weights import state_of_run
+from mtrl.task_groups import random_groups
 from scripts.configuration import TrainConfig
 from scripts.methods import load_plugins
 
@@ -106,6 +108,11 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
     return made, remark
 
 
+def task_groups(config: TrainConfig, tasks: list[str]) -> list[list[str]]:
+    """The tasks of each step of an update; `InputError` if there are to be more groups than tasks."""
+    return [tasks] if config.method is None else random_groups(tasks, config.method.groups, config.seed)
+
+
 def extract_weights(config: TrainConfig, tasks: list[str]) -> None:
     """Fills in the weights that ``weights_from`` asks for: the critic's from the critic's, the actor's likewise.
 
@@ -133,24 +140,25 @@ def replay_capacity(config: TrainConfig, num_tasks: int) -> int:
     return max(1, min(config.agent.buffer_size // num_tasks, config.steps))
 
 
-def make_agent(config: TrainConfig, family: Family, device: torch.device, *, capacity: int) -> MultiTaskSAC:
-    """The agent that a configuration describes, untrained, with a replay buffer of ``capacity`` per task."""
-    made, _ = make_combiners(config, len(family.tasks))
-    return MultiTaskSAC(
-        family.tasks,
-        *family.sizes(),
-        made["critic"],
-        made["actor"],
-        config.agent,
-        batch_size=config.batch_size,
-        capacity=capacity,
-        seed=config.seed,
-        device=device,
-        precision=config.precision,
-    )
+def make_agent(
+    config: TrainConfig, tasks: list[str], sizes: tuple[int, int], device: torch.device, *, capacity: int
+) -> MultiTaskSAC:
+    """The agent that a configuration describes, untrained, with a replay buffer of ``capacity`` per task.
+
+    The sizes are those of observations and actions.
+    """
+    problem = tasks, *sizes
+    how: dict[str, Any] = {"batch_size": config.batch_size, "capacity": capacity, "seed": config.seed}
+    how |= {"device": device, "precision": config.precision}
+    if config.method is not None:
+        own_memory = config.method.name == "individual_optimizers"
+        groups = task_groups(config, tasks)
+        return AlternatingSAC(*problem, config.agent, groups=groups, memory_per_group=own_memory, **how)
+    made, _ = make_combiners(config, len(tasks))
+    return MultiTaskSAC(*problem, made["critic"], made["actor"], config.agent, **how)
 
 
-def initial_weights(config: TrainConfig, family: Family, path: Path) -> dict[str, Any] | None:
+def initial_weights(config: TrainConfig, tasks: list[str], sizes: tuple[int, int], path: Path) -> dict[str, Any] | None:
     """The agent's state that a run in a directory begins with, by ``init_from``; None where it has begun already.
 
     Raises:
@@ -160,7 +168,7 @@ def initial_weights(config: TrainConfig, family: Family, path: Path) -> dict[str
         return None
     state: dict[str, Any] = state_of_run(Path(config.init_from), "agent")["agent"]
     # Tried before anything is written, on an agent with next to no buffer.
-    make_agent(config, family, torch.device("cpu"), capacity=1).start_from(state)
+    make_agent(config, tasks, sizes, torch.device("cpu"), capacity=1).start_from(state)
     return state
 
 

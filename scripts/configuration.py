@@ -18,8 +18,9 @@ from mtrl.rl.loop import Schedule
 from mtrl.run.directory import read_config
 from mtrl.run.extracted_weights import WAYS
 from mtrl.run.machine import device_of
-from mtrl.run.record import MEASURES
+from mtrl.run.record import MEASURES, combiner_name
 from mtrl.run.sinks import check_wandb
+from mtrl.task_groups import refuse_combiner
 from scripts.methods import COMBINER_DEFAULTS
 
 METAWORLD = "mt1", "mt10", "mt25", "mt50"
@@ -112,6 +113,20 @@ class EvalConfig:
 
 
 @dataclass
+class MethodConfig:
+    """Whether an update is one step for all tasks, or one for each group in turn (`agents.alternating`)."""
+
+    name: Annotated[str, Literal["combined", "individual_steps", "individual_optimizers"]] = "combined"
+    groups: Count | None = None  # drawn at random; null is one for each task
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        check_fields(self, "method.")
+        if self.name == "combined" and self.groups is not None:
+            raise InputError("method.groups is for method=individual_steps and individual_optimizers")
+
+
+@dataclass
 class TrainConfig(RunConfig):
     """The configuration of ``scripts/train.py``; ``configs/train.yaml`` holds the defaults."""
 
@@ -122,6 +137,8 @@ class TrainConfig(RunConfig):
     pad: bool | None = None
     metric: Annotated[str, Literal[*MEASURES]] | None = None
     agent: SACConfig = field(default_factory=SACConfig)
+    method: MethodConfig | None = None
+    """None is ``combined``: runs of before there was a choice have none."""
     steps: Count = MISSING
     warmup_steps: Count = MISSING
     catch_up_updates: Index | None = None
@@ -147,6 +164,17 @@ class TrainConfig(RunConfig):
             raise InputError(f"benchmark.options: expected {{name: value}}, got {benchmark.options!r}")
         if benchmark.file is not None:
             benchmark.file = str(Path(benchmark.file).absolute())
+        if self.method is not None and self.method.name == "combined":
+            self.method = None
+        if self.method is not None:
+            refuse_combiner(self.method.name, combiner_name(self.combiner))
+            if further := sorted(self.combiner.keys() - {"name"}):
+                raise InputError(f"method={self.method.name} does without a combiner: leave out combiner.{further[0]}")
+
+    @property
+    def method_name(self) -> str:
+        """The combiner's, or that of the method that does without."""
+        return combiner_name(self.combiner) if self.method is None else self.method.name
 
     @property
     def is_metaworld(self) -> bool:

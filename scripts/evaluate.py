@@ -51,11 +51,12 @@ def evaluate_run(options: EvaluateConfig) -> None:
         use_offscreen_backend(required=trained.is_metaworld)
     seeds, family = trained.eval_seeds, make_family(trained)
     step, weights = stored_policy(directory, options.which)
-    policy = make_agent(trained, family, device_of(options.device), capacity=1).policy(weights)
+    device = device_of(options.device)
     torch.set_num_threads(1)  # one observation per task is too little to share
     console = Console(stderr=True)
     bar = partial(Progress, console=console, disable=not console.is_terminal)
     with make_evaluation_environments(trained, family) as environments, bar() as progress:
+        policy = make_agent(trained, family.tasks, environments.sizes, device, capacity=1).policy(weights)
         found: dict[str, dict[str, Any]] = {}
         for goals, seed in seeds.items():
             playing = progress.add_task(GOALS[goals], total=options.episodes * environments.num_tasks)

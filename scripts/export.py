@@ -32,7 +32,7 @@ def export(options: ExportConfig) -> None:
     trained = load_config(Path(options.run))
     step, weights = stored_policy(Path(options.run), options.which)
     family = make_family(trained)
-    agent = make_agent(trained, family, torch.device("cpu"), capacity=1)
+    agent = make_agent(trained, family.tasks, family.sizes(), torch.device("cpu"), capacity=1)
     agent.actor.load_state_dict(weights)
     policy = {"network": agent.actor_arguments, "weights": agent.policy_state(), "tasks": family.tasks, "step": step}
     write_atomically(Path(options.out), lambda file: torch.save(policy, file))

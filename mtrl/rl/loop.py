@@ -352,8 +352,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.updates, self.evaluations = state["updates"], state["evaluations"]
-        self.measure = state.get("measure", "success")
-        self._updates_from = state.get("updates_from", self._updates_from)
+        self.measure, self._updates_from = state["measure"], state["updates_from"]
         self._owed, self._insight = state["owed"], state["insight"]
         own = [evaluation["step"] for evaluation in self.evaluations]
         checkpoints = self.session.run.checkpoints
@@ -366,6 +365,7 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         self.environments.load_state_dict(state["environments"])
         if restarted := self.environments.restarted:
+            self.agent.abandon(restarted)
             self._observations = self.environments.current_observations
             before = self.session.counters.get("restarted_episodes", 0)
             self.session.counters["restarted_episodes"] = before + len(restarted)

@@ -1,6 +1,6 @@
 """What the training loop asks of environments and agents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -96,6 +96,9 @@ class Agent(Resumable, Protocol):
 
     def remember(self, observations: Floats, actions: Floats, step: Step) -> None:
         """Stores a vector step's transitions."""
+
+    def abandon(self, tasks: Sequence[str]) -> None:
+        """Is told that the episodes of these tasks, neither terminated nor truncated, do not go on: others begin."""
 
     def reset(self) -> None:
         """Begins anew with what it has seen so far."""

@@ -21,8 +21,10 @@ CONSTANT_STEPS = 10_000
 """Vector steps through which a task's rewards do not change at all before it is said."""
 SHORT_EPISODES = 100
 """Episodes in a row of one step each before it is said."""
-_STATE = "counts", "_evaluated", "_current", "_rewards", "_same", "_components", "_saturated", "_action_size"
-_NEWER = "_short", "_began"  # which a checkpoint of an older version lacks
+_STATE = (
+    *("counts", "_evaluated", "_current", "_rewards", "_same", "_components", "_saturated", "_action_size"),
+    *("_short", "_began"),
+)
 
 
 class Watchdog:
@@ -99,9 +101,9 @@ class Watchdog:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later warnings depend on."""
-        return {name: getattr(self, name) for name in (*_STATE, *_NEWER)}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        for name in (*_STATE, *(name for name in _NEWER if name in state)):
+        for name in _STATE:
             setattr(self, name, state[name])

@@ -101,6 +101,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 manifest = self._manifest(step)
+                self.policies = manifest["policies"]
                 state: dict[str, Any] = self._load(manifest["state"])
                 if stream is not None:
                     for piece in manifest["stream"] or ():
@@ -109,7 +110,6 @@ class Checkpoints:
                 reasons.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 continue
             self.stream_dropped, self._pieces = manifest["stream"] is None, manifest["stream"] or []
-            self.policies = manifest.get("policies", [])
             self.passed_over += len(reasons)
             if reasons:
                 warnings.warn(f"damaged checkpoint passed over ({'; '.join(reasons)})", stacklevel=2)
@@ -133,7 +133,7 @@ class Checkpoints:
         """What the newest intact checkpoint knows of policies, by step; the best is last."""
         for step in reversed(self.steps()):
             with suppress(Exception):
-                return {entry["step"]: entry for entry in self._manifest(step).get("policies", [])}
+                return {entry["step"]: entry for entry in self._manifest(step)["policies"]}
         return {}
 
     def policy_of(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Checkpoints:
         """What the checkpoint of a step needs besides its manifest; nothing, where there is none or it is damaged."""
         try:
             manifest = self._manifest(step)
-            parts = manifest["state"], *(manifest["stream"] or ()), *manifest.get("policies", ())
+            parts = manifest["state"], *(manifest["stream"] or ()), *manifest["policies"]
             return {entry["file"] for entry in parts}
         except Exception:
             return set()

@@ -57,7 +57,7 @@ class Session:
         """
         self._algorithm, longer = algorithm, self.run.longer
         loaded = self.run.checkpoints.load(self._stream)
-        entries = [0, 0] if loaded is None else self._restore(loaded[1])
+        entries, device = ([0, 0], None) if loaded is None else self._restore(loaded[1])
         if longer:
             if loaded is None:
                 raise RunError(f"'{self.run.path}' has no checkpoint to go on from: choose another run_dir")
@@ -70,17 +70,21 @@ class Session:
         self._started = time.monotonic() - self.seconds
         with closing(self.metrics), on_stop_request(self._signals.append), self.progress.bar:
             if loaded is not None:
-                self._say_what_changed(loaded[1].get("device"))
+                self._say_what_changed(device)
                 self.checkpoint()  # what was counted lasts, should this part not reach the next one
             yield loaded is not None
             self.clock()
 
-    def _restore(self, state: dict[str, Any]) -> list[int]:
-        """Goes on from a checkpoint, which can be whole and another run's; returns its numbers of metrics entries."""
+    def _restore(self, state: dict[str, Any]) -> tuple[list[int], str | None]:
+        """Goes on from a checkpoint, which can be whole and another run's or of an older version.
+
+        Returns:
+            Its numbers of metrics entries, and the kind of device that the run was on.
+        """
         checkpoints = self.run.checkpoints
         try:
             self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
-            entries = list(state["metrics_entries"])
+            entries, device = list(state["metrics_entries"]), state["device"]
             self._algorithm.load_state_dict(state)
             if checkpoints.stream_dropped and self._stream is not None:
                 self._stream.clear()
@@ -92,7 +96,7 @@ class Session:
         self.counters["resumes"] += 1
         self.counters["checkpoints_passed_over"] += checkpoints.passed_over
         checkpoints.discard_after(self.step)
-        return entries
+        return entries, device
 
     def _say_what_changed(self, before: str | None) -> None:
         if before is not None and self._device is not None and before != self._device:

@@ -379,9 +379,7 @@ class Trainer:
         """Restores what `state_dict` gave; on another kind of device, random numbers are new from here on."""
         self.epoch_seconds, self._partial_seconds = state["epoch_seconds"], state["partial_seconds"]
         self._sums = {key: value.to(self.device) for key, value in state["sums"].items()}
-        # Of a checkpoint from before targets could be missing, there were some in every batch.
-        whole = dict.fromkeys(self.benchmark.tasks, torch.tensor(self.session.step % self.batches))
-        self._seen = {key: value.to(self.device) for key, value in state.get("seen", whole).items()}
+        self._seen = {key: value.to(self.device) for key, value in state["seen"].items()}
         self.chosen = state["chosen"]
         self.distance.load_state_dict(state["distance"])
         self.benchmark.model.load_state_dict(state["model"])

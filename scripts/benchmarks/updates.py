@@ -89,11 +89,12 @@ def make_update(agent: MultiTaskSAC, name: str, networks: Mapping[str, TaskBatch
         device=agent.device,
     )
     agent.objectives = objectives
+    turns = agent.turns = agent.make_turns()
     # A rival has its own backward pass, which no graph can hold.
     pieces = agent.plain_pieces() if networks else agent.make_pieces()
 
     def update() -> None:
-        agent.objectives, agent.pieces = objectives, pieces
+        agent.objectives, agent.turns, agent.pieces = objectives, turns, pieces
         agent.update()
 
     return update

@@ -95,7 +95,8 @@ def test_an_iteration_waits_once_for_each_objective_and_for_the_actions(
     agent = make(name, AWAY)
     live(agent, 5, seed=0)
     agent.update()
-    agent.pieces = agent.pieces._replace(step=lambda: agent.step())  # as a graph: nobody waits for its norms
+    step = agent.pieces.step
+    agent.pieces = agent.pieces._replace(step=lambda: step())  # as a graph: nobody waits for its norms
     another_device.waits.clear()
     agent.update()
     assert another_device.waits == ["aten._to_copy.default"] * 2

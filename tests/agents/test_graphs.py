@@ -71,7 +71,7 @@ def captured(agent: MultiTaskSAC) -> list[bool]:
 
 def unchecked(agent: MultiTaskSAC) -> MultiTaskSAC:
     """Has the agent find out about its gradients as a captured update does: with the next one."""
-    step = agent.step
+    step = agent.pieces.step
     agent.pieces = agent.pieces._replace(step=lambda: step())
     return agent
 

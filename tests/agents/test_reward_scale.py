@@ -99,3 +99,11 @@ def test_it_goes_on_from_its_state_in_the_middle_of_an_episode() -> None:
         scale.observe(step([4, 5, 6], truncated=True))
     assert torch.equal(one.largest, other.largest)
     assert one.state_dict()["rewards"] == other.state_dict()["rewards"]
+
+
+def test_an_episode_that_does_not_go_on_is_no_part_of_the_next() -> None:
+    scale = make()
+    scale.observe(step(1000.0))
+    scale.abandon([0, 2])
+    scale.observe(step([1, 2, 3], terminated=True))
+    assert scale.largest.tolist() == pytest.approx([1.0, 1000 + GAMMA * 2, 3.0])

@@ -14,6 +14,7 @@ from torch import Tensor
 from agents import sac
 from agents.networks import Actor, Critics
 from agents.replay import Batch
+from agents.reward_scale import ReturnScale
 from agents.sac import (
     MultiTaskSAC,
     NetworkConfig,
@@ -286,6 +287,18 @@ def test_a_broken_simulation_is_never_stored() -> None:
     for field, before in zip(agent.replay.last(), first, strict=True):
         assert torch.equal(field[1], before[1])
     assert not torch.equal(agent.replay.last()[0][0], first[0][0])
+
+
+def test_of_an_episode_that_does_not_go_on_nothing_is_kept_for_the_next() -> None:
+    agent, random = make_agent(reward_scale="return"), np.random.default_rng(0)
+    agent.remember(*transition(random))
+    agent.abandon(["push-v3"])
+    observations, actions, step = transition(random)
+    step.rewards, step.terminated = np.ones(3), np.ones(3, bool)
+    agent.remember(observations, actions, step)
+    assert isinstance(agent.reward_scale, ReturnScale)
+    assert agent.reward_scale.largest[1] == 1.0
+    assert (agent.reward_scale.largest[[0, 2]] != 1.0).all()
 
 
 @pytest.mark.parametrize("objective", ["critic", "actor"])

@@ -28,7 +28,7 @@ def configuration(name: str) -> TrainConfig:
 
 
 def filled_agent(config: TrainConfig) -> MultiTaskSAC:
-    agent = make_agent(config, MetaWorld(TASKS), torch.device("cpu"), capacity=100)
+    agent = make_agent(config, TASKS, MetaWorld(TASKS).sizes(), torch.device("cpu"), capacity=100)
     random = np.random.default_rng(0)
     n = len(TASKS)
     for step_ in range(50):

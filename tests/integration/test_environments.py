@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from envs.gymnasium import Gymnasium
+from envs.vector import TaskVector
 from mtrl.errors import InputError
 from mtrl.report.runs import metric_keys
 from mtrl.run.metrics import read_metrics
@@ -63,6 +64,34 @@ def test_gymnasiums_own_go_on_bit_for_bit_in_the_middle_of_an_episode(tmp_path: 
     assert record.summary.best is not None
     assert record.summary.best.value == max(entry["eval/return_mean"] for entry in evaluations(whole))
     assert (whole / "learning_curve.png").exists()
+
+
+def test_steps_for_groups_go_on_bit_for_bit_and_no_simulators_are_started_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    make = TaskVector.__init__
+
+    def counted(self: TaskVector, *args: Any, **options: Any) -> None:
+        started.append(self)
+        make(self, *args, **options)
+
+    monkeypatch.setattr(TaskVector, "__init__", counted)
+    own = [*PENDULUMS, "method=individual_optimizers", "agent.per_task_temperature=true", "agent.reward_scale=return"]
+    whole = trained(tmp_path / "whole", *own, "steps=60", "insight.every=20")
+    assert len(started) == 2  # of training, and of evaluation
+    trained(tmp_path / "whole", *own, "steps=60", "insight.every=20")
+    assert len(started) == 2
+    for steps in (35, 60):
+        trained(tmp_path / "parts", *own, f"steps={steps}", "insight.every=20")
+    assert without_times(tmp_path / "parts") == without_times(whole)
+    assert read_record(whole).method == "individual_optimizers"
+    (measured,) = [
+        entry for entry in without_times(whole) if entry["step"] == 40 and "conflict/actor/cosine_min" in entry
+    ]
+    assert measured["conflict/critic/weight/Pendulum-v1-g2.0"] == 1.0
+    with pytest.raises(InputError, match=r"holds a run with method\.groups=None, not 2"):
+        trained(tmp_path / "whole", *own, "steps=60", "insight.every=20", "method.groups=2")
 
 
 @pytest.fixture(scope="module")

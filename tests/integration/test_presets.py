@@ -50,3 +50,11 @@ def test_without_nothing_an_agent_is_as_it_is() -> None:
 
 def test_a_benchmark_says_more_of_its_batch_than_an_agent() -> None:
     assert configured("benchmark=mt50", "agent=cpu").batch_size == 26
+
+
+def test_runs_of_before_there_was_a_choice_of_method_are_those_of_combined() -> None:
+    assert configured("benchmark=mt10").method is configured("benchmark=mt10", "method=combined").method is None
+    assert configured("method=combined", "combiner=pcgrad").method_name == "pcgrad"
+    config = configured("method=individual_steps", "method.groups=2")
+    assert config.method is not None
+    assert (config.method.name, config.method.groups, config.method_name) == ("individual_steps", 2, "individual_steps")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from mtrl.errors import InputError
 from mtrl.ranges import checked
 from mtrl.registry import Registry
 from mtrl.supervised.updates import Setup, Update
+from mtrl.task_groups import refuse_combiner
 
 method: Registry[type[Update]] = Registry("method", __name__, checked("method"))
 """The decorator of an `Update`; its options, refused out of range, are what its constructor takes beside the setup."""
@@ -17,6 +17,6 @@ def make(name: str, setup: Setup, **options: Any) -> Update:
     Raises `InputError` on an unknown name or option, a combiner for a method without, or what the method refuses.
     """
     made = method.get(name)
-    if not made.combines and setup.combiner.name != "unitary":
-        raise InputError(f"method={name} does without a combiner: leave out combiner={setup.combiner.name}")
+    if not made.combines:
+        refuse_combiner(name, setup.combiner.name)
     return made(setup, **options)

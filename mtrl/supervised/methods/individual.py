@@ -1,17 +1,17 @@
 """Alternating steps: one group of tasks after the other, with one moment memory or one for each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.methods import method
 from mtrl.supervised.problem import Batch
 from mtrl.supervised.tasks import task_loss
 from mtrl.supervised.updates import Setup, Update, named
+from mtrl.task_groups import random_groups
 
 
 @method("individual_steps")
@@ -53,16 +53,3 @@ class IndividualOptimizers(IndividualSteps):
     """MTL-IO (Pascal et al., equation 7): each group has an optimizer of its own on the shared parameters."""
 
     memory_per_group = True
-
-
-def random_groups(names: Sequence[str], count: int | None, seed: int) -> list[list[str]]:
-    """Distributes tasks at random to groups of equal size, give or take one (Pascal et al., section 3.4).
-
-    Without a ``count``, 1 to the number of tasks (else an `InputError`), there is one group per task.
-    """
-    if count is None:
-        return [[name] for name in names]
-    if not 1 <= count <= len(names):
-        raise InputError(f"groups: expected 1 to {len(names)} for {len(names)} tasks, got {count}")
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [[names[i] for i in order[group::count]] for group in range(count)]

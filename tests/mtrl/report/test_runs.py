@@ -285,6 +285,19 @@ def test_methods_are_told_apart_by_the_options_of_each_side(tmp_path: Path) -> N
     assert found.configuration["combiner.actor.c"]["mgda+cagrad c=0.4"] == "0.4"
 
 
+def test_methods_without_a_combiner_are_told_apart_by_their_groups(tmp_path: Path) -> None:
+    for number, method in enumerate([None, {"name": "individual_steps", "groups": None}]):
+        write_run(tmp_path / str(number), config={"method": method}, evaluations=2)
+    for groups in (2, 3):
+        write_run(
+            tmp_path / f"groups{groups}",
+            config={"method": {"name": "individual_optimizers", "groups": groups}},
+            evaluations=2,
+        )
+    names = ["unitary", "individual_optimizers groups=2", "individual_optimizers groups=3", "individual_steps"]
+    assert [method.name for method in comparison(tmp_path).methods] == names
+
+
 def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
     agent = {"hidden_sizes": [400, 400, 400], "learning_rate": 3e-4, "rescale": False}
     write_run(tmp_path / "1", "unitary", config={"agent": agent})

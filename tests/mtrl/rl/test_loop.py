@@ -143,6 +143,7 @@ class Notes:
         self.acted_on: list[Any] = []
         self.insights: list[int] = []  # the updates that were asked for it
         self.resets: list[int] = []  # the updates before each
+        self.abandoned: list[str] = []
         self.stored: list[Any] = []
         self.replay = self
         self.added, self.capacity = 0, 1000
@@ -169,6 +170,9 @@ class Notes:
         reached = (step.next_observations, step.rewards[:, None], step.terminated[:, None])
         self.stored.append(np.concatenate([observations, actions, *reached], 1))
         self.added += 1
+
+    def abandon(self, tasks: Any) -> None:
+        self.abandoned += tasks
 
     def reset(self) -> None:
         self._called("reset")
@@ -546,8 +550,30 @@ def test_episodes_that_began_anew_are_said_and_counted(tmp_path: Path, capsys: p
     told = " ".join(capsys.readouterr().err.split())
     assert "1 episode began anew, for these environments cannot tell their state (b)" in told
     assert setting.trainer.summary()["counters"]["restarted_episodes"] == 1
+    assert setting.agent.abandoned == ["b"]
     assert setting.agent.stored[20][1, :3].tolist() == [1, 77, 0]  # what is acted on is what there is now
     assert setting.agent.stored[19][1, :3].tolist() != [1, 77, 0]
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("", "measure"), ("", "updates_from"), ("", "device"), ("watchdog", "_short"), ("watchdog", "_began")],
+)
+def test_a_checkpoint_of_an_older_version_is_refused(
+    part: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ends(crash):
+        Setting(tmp_path / "run", At("wait", 31, crash)).train()
+    load = Checkpoints.load
+
+    def lacking(self: Checkpoints, *rest: Any) -> Any:
+        step, state = load(self, *rest) or (0, {})
+        del (state[part] if part else state)[key]
+        return step, state
+
+    monkeypatch.setattr(Checkpoints, "load", lacking)
+    with pytest.raises(RunError, match=rf"^the checkpoint in .* is not one of this run \(KeyError: '{key}'\)$"):
+        Setting(tmp_path / "run").train()
 
 
 def test_an_environment_that_fails_says_where_the_run_goes_on(tmp_path: Path) -> None:

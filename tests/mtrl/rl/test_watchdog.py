@@ -90,12 +90,6 @@ def test_episodes_of_one_step_are_said_unless_a_longer_one_comes_between() -> No
     assert watchdog.check(3, WELL) == []
 
 
-def test_a_state_of_an_older_version_is_gone_on_with() -> None:
-    state = watch(5).state_dict()
-    del state["_short"], state["_began"]
-    Watchdog(["a", "b"], evaluate_every=10).load_state_dict(state)
-
-
 def test_it_goes_on_from_its_state() -> None:
     watchdog = watch(40, actions=1.0, rewards=0.5)
     watchdog.check(40, WELL | {"train/entropy": -30.0})

@@ -15,10 +15,11 @@ from mtrl.supervised.loading import Loader
 from mtrl.supervised.loop import Schedule, Trainer, criteria, evaluate, metrics_of, start_from
 from mtrl.supervised.methods.auto_lambda import AutoLambdaUpdate
 from mtrl.supervised.methods.combined import CombinedUpdate
-from mtrl.supervised.methods.individual import IndividualOptimizers, IndividualSteps, random_groups
+from mtrl.supervised.methods.individual import IndividualOptimizers, IndividualSteps
 from mtrl.supervised.methods.maximum_roaming import MaximumRoamingUpdate, RoamingModel
 from mtrl.supervised.methods.rotograd import Homogenized, RotoGradUpdate
 from mtrl.supervised.updates import OptimizerOptions, Setup
+from mtrl.task_groups import random_groups
 
 CPU = torch.device("cpu")
 SGD = OptimizerOptions("sgd", learning_rate=0.05)
