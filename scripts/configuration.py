@@ -25,6 +25,8 @@ from scripts.methods import COMBINER_DEFAULTS
 
 METAWORLD = "mt1", "mt10", "mt25", "mt50"
 """Benchmarks with tasks of their own."""
+GROUPED = "individual_steps", "individual_optimizers"
+"""The methods that take a step for each group of tasks."""
 HELD_OUT_SEED = 1_000_003
 """Every run of every seed is evaluated on the same held-out goals, or, where there are none, in the same episodes."""
 
@@ -116,14 +118,14 @@ class EvalConfig:
 class MethodConfig:
     """Whether an update is one step for all tasks, or one for each group in turn (`agents.alternating`)."""
 
-    name: Annotated[str, Literal["combined", "individual_steps", "individual_optimizers"]] = "combined"
+    name: Annotated[str, Literal["combined", *GROUPED]] = "combined"
     groups: Count | None = None  # drawn at random; null is one for each task
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
         check_fields(self, "method.")
         if self.name == "combined" and self.groups is not None:
-            raise InputError("method.groups is for method=individual_steps and individual_optimizers")
+            raise InputError(f"method.groups is for method={' and '.join(GROUPED)}")
 
 
 @dataclass
@@ -234,6 +236,10 @@ class TrainConfig(RunConfig):
             eval_beside=device_of(self.device).type != "cpu" if self.eval.beside is None else self.eval.beside,
         )
 
+
+ConfigStore.instance().store("combined", {"name": "combined"}, group="method")
+for _name in GROUPED:  # as supervised training stores them
+    ConfigStore.instance().store(_name, {"name": _name, "groups": None}, group="method")
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "nothing": {},

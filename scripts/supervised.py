@@ -47,7 +47,7 @@ class SupervisedConfig(RunConfig):
 
     data_dir: str | None
     tasks: list[str] | None
-    wrt: str
+    wrt: str | None
     epochs: Count
     learning_rate_decay: PositiveFraction
     dropout: FractionBelowOne
@@ -68,6 +68,7 @@ class SupervisedConfig(RunConfig):
         given = {} if self.reference is None else self.reference
         if not isinstance(given, dict) or not all(isinstance(number, int | float) for number in given.values()):
             raise InputError(f"reference: expected numbers by metric, e.g. {{CL: 0.97}}, got {given!r}")
+        self.wrt = self.wrt or methods.method.get(self.method["name"]).usual_wrt
 
 
 def store_options() -> None:
@@ -77,9 +78,7 @@ def store_options() -> None:
     for name in benchmarks.benchmark.names():
         store(name, choice(name, options_of(benchmarks.benchmark.get(name))), group="benchmark")
     for name in methods.method.names():
-        method = methods.method.get(name)
-        node = {"method": choice(name, options_of(method)), "wrt": method.usual_wrt}
-        store(name, node, group="method", package="_global_")
+        store(name, choice(name, options_of(methods.method.get(name))), group="method")
 
 
 store_options()
