@@ -45,8 +45,8 @@ class AlternatingSAC(MultiTaskSAC):
         **others: Any,
     ) -> None:
         self.groups, self.memory_per_group = groups, memory_per_group
-        unitary = [combiners.make("unitary", len(tasks)) for _ in range(2)]
-        super().__init__(tasks, observation_size, action_size, *unitary, config, **others)
+        critic, actor = (combiners.make("unitary", len(tasks)) for _ in range(2))
+        super().__init__(tasks, observation_size, action_size, critic, actor, config, **others)
 
     def new_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """See `MultiTaskSAC`; codes have one of their own."""

@@ -289,7 +289,7 @@ class MultiTaskSAC:
 
     def adam(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
         """An optimizer of a network's parameters."""
-        kind = ADAM[self.config.weight_decay_mode]
+        kind: type[torch.optim.Adam] = ADAM[self.config.weight_decay_mode]
         return kind(parameters, self.config.learning_rate, weight_decay=weight_decay, fused=True)
 
     def _new_networks(self, seed: int) -> tuple[Actor, Critics]:

@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from agents import sac
 from agents.alternating import AlternatingSAC
+from agents.graphs import WARM_UP
 from agents.sac import MultiTaskSAC, NetworkConfig, SACConfig, actor_losses, critic_losses
 from mtrl.errors import RunError
-from tests.agents.test_graphs import WARM_UP, captured, graphed, graphs, state  # noqa: F401
+from tests.agents.test_graphs import captured, graphed, graphs, state  # noqa: F401
 from tests.agents.test_sac import ACTION, LARGE, OBSERVATION, SAMPLES, TASKS, fill, make_agent, transition
 
 GROUPS = [["door-open-v3", "reach-v3"], ["push-v3"]]
@@ -48,7 +49,8 @@ class Adam:
         self.t += 1
         p, g = (p * (1 - self.rate * self.decay), g) if self.decoupled else (p, g + self.decay * p)
         self.m, self.v = 0.9 * self.m + 0.1 * g, 0.999 * self.v + 0.001 * g * g
-        return p - self.rate * (self.m / (1 - 0.9**self.t)) / ((self.v / (1 - 0.999**self.t)).sqrt() + 1e-8)
+        along: Tensor = (self.m / (1 - 0.9**self.t)) / ((self.v / (1 - 0.999**self.t)).sqrt() + 1e-8)
+        return p - self.rate * along
 
 
 class Oracle:
