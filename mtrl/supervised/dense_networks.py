@@ -105,6 +105,10 @@ def _convolved(inputs: int, outputs: int, kernel: int, dilation: int = 1, *, bia
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
+def _three(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
+
+
 class _Block(nn.Module):
     """A residual block: two convolutions of 3x3, or if it is ``deep``, one between two of 1x1."""
 
@@ -112,18 +116,17 @@ class _Block(nn.Module):
         super().__init__()
         outputs = 4 * width if deep else width
         before, after = dilations
-        middle: dict[str, int] = {"stride": stride, "dilation": before, "padding": before}
         if deep:
             self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, width, 3, bias=False, **middle)
+            self.conv2 = _three(width, width, stride, before)
             self.bn2 = nn.BatchNorm2d(width)
             self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
             self.bn3 = nn.BatchNorm2d(outputs)
         else:
-            self.conv1 = nn.Conv2d(inputs, width, 3, bias=False, **middle)
+            self.conv1 = _three(inputs, width, stride, before)
             self.bn1 = nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, width, 3, bias=False, dilation=after, padding=after)
+            self.conv2 = _three(width, width, 1, after)
             self.bn2 = nn.BatchNorm2d(width)
         self.deep = deep
         self.downsample: nn.Module | None = None
@@ -273,7 +276,7 @@ class SegNet(nn.Module):
             x, place = F.max_pool2d(block(x), 2, return_indices=True)
             places.append(place)
         for block in self.up:
-            x = block(F.max_unpool2d(x, places.pop(), 2))
+            x = block(F.max_unpool2d(x, places.pop(), [2, 2]))
         return x
 
 

@@ -195,7 +195,8 @@ def read_normals(path: Path) -> Tensor:
     normals = torch.from_numpy(array).float().permute(2, 0, 1)
     lengths = normals.norm(dim=0, keepdim=True)
     refuse(path, lengths[0].numpy(), (~(lengths[0] <= 1.01)).numpy(), "the length of a normal, expected at most 1")
-    return (normals / lengths).where(lengths > 0, torch.nan)
+    units: Tensor = (normals / lengths).where(lengths > 0, torch.nan)
+    return units
 
 
 def read_array(path: Path, channels: int) -> np.ndarray[Any, Any]:

@@ -163,7 +163,7 @@ class Rooms(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         path = self.folder / _NORMALS / self.split / f"{self.rows[index] + 1:05}.png"
         pixels = nearest(np.array(open_image(path, ("RGB",))).transpose(2, 0, 1), self.size)
         found = torch.from_numpy(pixels).float() / 127.5 - 1
-        lengths = found.norm(dim=0)
+        lengths: Tensor = found.norm(dim=0)
         return (found / lengths).where((lengths - 1).abs() < 0.1, torch.nan)
 
     def _read(self, name: str, index: int) -> np.ndarray[Any, Any]:

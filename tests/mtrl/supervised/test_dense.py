@@ -229,29 +229,28 @@ def parameters(module):
 
 def test_networks_have_the_papers_parameters():
     """As many as torchvision documents for its models of the same name, or by the layers of the authors' code."""
-    with torch.device("meta"):
-        assert parameters(ResNet(deep=False)) == 11_689_512 - 513_000  # without the classifier of 1,000 classes
-        deep = ResNet(deep=True)
-        assert parameters(deep) == 25_557_032 - 2_049_000
-        auxiliary = 9 * 1024 * 256 + 2 * 256 + 256 * 21 + 21
-        assert parameters(deep) + parameters(aspp(2048, 21)) + auxiliary == 42_004_074  # deeplabv3_resnet50
-        pooled = 4 * (2048 * 512 + 1024)
-        assert parameters(pyramid(2048, 19)) == pooled + 9 * (2048 + 2048) * 512 + 1024 + 512 * 19 + 19
+    assert parameters(ResNet(deep=False)) == 11_689_512 - 513_000  # without the classifier of 1,000 classes
+    deep = ResNet(deep=True)
+    assert parameters(deep) == 25_557_032 - 2_049_000
+    auxiliary = 9 * 1024 * 256 + 2 * 256 + 256 * 21 + 21
+    assert parameters(deep) + parameters(aspp(2048, 21)) + auxiliary == 42_004_074  # deeplabv3_resnet50
+    pooled = 4 * (2048 * 512 + 1024)
+    assert parameters(pyramid(2048, 19)) == pooled + 9 * (2048 + 2048) * 512 + 1024 + 512 * 19 + 19
 
-        def convolutions(pairs):
-            return sum(9 * i * o + 3 * o for i, o in pairs)  # with biases, and normalised
+    def convolutions(pairs):
+        return sum(9 * i * o + 3 * o for i, o in pairs)  # with biases, and normalised
 
-        down = [(3, 64), (64, 64), (64, 128), (128, 128)]
-        for i, o in ((128, 256), (256, 512), (512, 512)):
-            down += [(i, o), (o, o), (o, o)]
-        up = [(64, 64), (64, 64), (128, 64), (64, 64)]
-        for i, o in ((256, 128), (512, 256), (512, 512)):
-            up += [(i, o), (o, o), (o, o)]
-        assert parameters(SegNet()) == convolutions(down + up)
-        widths = (3, 64, 128, 256, 512, 512)
-        down = [pair for i, o in pairwise(widths) for pair in ((i, o), (o, o))]
-        up = [(1024, 512), (512, 256), (512, 256), (256, 128), (256, 128), (128, 64), (128, 64), (64, 64)]
-        assert parameters(UNet()) == convolutions(down + up)
+    down = [(3, 64), (64, 64), (64, 128), (128, 128)]
+    for i, o in ((128, 256), (256, 512), (512, 512)):
+        down += [(i, o), (o, o), (o, o)]
+    up = [(64, 64), (64, 64), (128, 64), (64, 64)]
+    for i, o in ((256, 128), (512, 256), (512, 512)):
+        up += [(i, o), (o, o), (o, o)]
+    assert parameters(SegNet()) == convolutions(down + up)
+    widths = (3, 64, 128, 256, 512, 512)
+    down = [pair for i, o in pairwise(widths) for pair in ((i, o), (o, o))]
+    up = [(1024, 512), (512, 256), (512, 256), (256, 128), (256, 128), (128, 64), (128, 64), (64, 64)]
+    assert parameters(UNet()) == convolutions(down + up)
 
 
 @pytest.mark.parametrize("deep", [False, True])
