@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
 from mtrl.ranges import check_fields
 from mtrl.run.member_report import report
+from mtrl.run.processes import first_to_tell
 from mtrl.sweep.supervision import requested
 from mtrl.text import quoted
 
@@ -128,8 +129,9 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
             raise
         code, message = known
         report(reason=message, error=type(error).__name__)
-        sys.stderr.write(f"{'error: ' if code < 128 else ''}{message}\n")
-        sys.stderr.flush()
+        if first_to_tell():
+            sys.stderr.write(f"{'error: ' if code < 128 else ''}{message}\n")
+            sys.stderr.flush()
         sys.exit(code)
 
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -15,22 +16,24 @@ from rich.table import Column, Table
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.ranges import Count, FractionBelowOne, PositiveFraction, options_of
+from mtrl.ranges import Count, FractionBelowOne, Index, NotNegative, Positive, PositiveFraction, options_of
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.initial_weights import state_of_run
-from mtrl.run.machine import device_of, machine, peak_memory
+from mtrl.run.machine import machine, peak_memory
+from mtrl.run.processes import Processes, own_device, started, together
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loading import LoadingOptions
 from mtrl.supervised.loop import Schedule, Trainer, start_from
+from mtrl.supervised.norms import normalise_whole_batches
 from mtrl.supervised.problem import Precision
 from mtrl.supervised.scan import problems
-from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
+from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.launch import launch
-from mtrl.sweep.supervision import supervise
+from mtrl.sweep.supervision import requested, supervise
 from scripts.configuration import RunConfig
-from scripts.entry import SUPERVISED_CONFIGS, hydra_main, run
+from scripts.entry import SUPERVISED_CONFIGS, hydra_main, one_line_errors, run
 from scripts.methods import choice, load_plugins, read_methods
 
 
@@ -50,6 +53,9 @@ class SupervisedConfig(RunConfig):
     wrt: str | None
     epochs: Count
     learning_rate_decay: PositiveFraction
+    learning_rate_decay_every: Count | None
+    learning_rate_patience: Index | None
+    least_learning_rate: NotNegative | None
     dropout: FractionBelowOne
     patience: Count | None
     selection: str | None
@@ -61,6 +67,7 @@ class SupervisedConfig(RunConfig):
     data: DataOptions = field(default_factory=DataOptions)
     precision: Annotated[str, Literal["fp32", "bf16"]] = "fp32"
     channels_last: bool = False
+    memory_limit: Positive | None = None
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
@@ -85,27 +92,40 @@ store_options()
 
 
 def train(config: SupervisedConfig) -> None:
-    """Trains to the end, or goes on with an interrupted run; says so where the run is finished."""
-    say = partial(print, file=sys.stderr)
-    device = device_of(config.device)
+    """Trains to the end, or goes on with an interrupted run; says so where the run is finished.
+
+    Of several processes that ``torchrun`` has started, each has a part of every batch, and the first one writes.
+    """
+    with together() as processes, ExitStack() as temporary:
+        if not processes.first:  # what is written by others is nobody's
+            folder = temporary.enter_context(TemporaryDirectory())
+            config = dataclasses.replace(config, run_dir=folder, progress=False, wandb="disabled")
+        _train(config, processes)
+
+
+def _train(config: SupervisedConfig, processes: Processes) -> None:
+    def say(line: str) -> None:
+        if processes.first:
+            print(line, file=sys.stderr)
+
+    device = own_device(config.device)
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)
     benchmark = make_benchmark(config)
-    if config.data.check:
+    if config.data.check and processes.first:
         check_data(benchmark, config.data)
     benchmark.model.to(device)
     tasks = list(benchmark.tasks)
-    setup = Setup(benchmark, make_combiner(config, tasks), config.optimizer, cast(Wrt, config.wrt), config.seed)
-    update = methods.make(setup=setup, **config.method)
-    update.model.compute(cast(Precision, config.precision), channels_last=config.channels_last)
+    update = make_update(config, benchmark, processes)
     benchmark = dataclasses.replace(benchmark, model=update.model)
     name = f"{config.benchmark['name']}-{'-'.join(tasks)}-{method_name(config)}-seed{config.seed}"
     path = directory_of(config.run_dir, name)
-    if config.init_from is not None and not Checkpoints(path / "checkpoints").steps():
+    if config.init_from is not None and processes.first and not Checkpoints(path / "checkpoints").steps():
         start_from(update.model, state_of_run(Path(config.init_from), "model")["model"])
+    update.model.load_state_dict(processes.shared(update.model.state_dict()))
     with closing(RunDirectory(path, dataclasses.asdict(config) | {"tasks": tasks})) as directory:
         directory.checkpoints.keep = config.checkpoint.keep
-        if directory.finished:
+        if processes.shared(directory.finished):
             say(f"{path} is finished: nothing to do. More epochs go on with it; another run_dir or seed is a new run.")
             return
         if directory.longer:
@@ -119,18 +139,33 @@ def train(config: SupervisedConfig) -> None:
             device=device,
             loading=config.data,
             show_progress=config.progress,
+            processes=processes,
         )
         say(
             f"{config.benchmark['name']}: {', '.join(tasks)}; {len(benchmark.train):,} training samples, "
-            f"{sum(p.numel() for p in benchmark.model.parameters()):,} parameters, {method_name(config)}, {device}; "
+            f"{sum(p.numel() for p in benchmark.model.parameters()):,} parameters, {method_name(config)}, "
+            f"{f'{processes.size} processes, first on ' if processes.size > 1 else ''}{device}; "
             f"run directory {path}"
         )
         for line in benchmark.missing():
             say(line)
         trainer.train()
         summary = trainer.summary(test=config.test)
-        directory.finish(summary | {"memory": peak_memory(device), "machine": machine(device), "command": sys.argv})
-        report(summary, path)
+        if processes.first:
+            about = {"processes": processes.size, "memory": peak_memory(device), "machine": machine(device)}
+            directory.finish(summary | about | {"command": sys.argv})
+            report(summary, path)
+
+
+def make_update(config: SupervisedConfig, benchmark: Benchmark, processes: Processes) -> Update:
+    """The method that a configuration asks for, and its model: the benchmark's, for a part of every batch each."""
+    normalise_whole_batches(benchmark.model, processes.group)
+    combiner = make_combiner(config, list(benchmark.tasks))
+    wrt = cast(Wrt, config.wrt)
+    setup = Setup(benchmark, combiner, config.optimizer, wrt, config.seed, processes.group, config.memory_limit)
+    update = methods.make(setup=setup, **config.method)
+    update.model.compute(cast(Precision, config.precision), channels_last=config.channels_last)
+    return update
 
 
 def make_benchmark(config: SupervisedConfig) -> Benchmark:
@@ -170,6 +205,9 @@ def schedule(config: SupervisedConfig) -> Schedule:
         batch_size=config.batch_size,
         learning_rate=config.optimizer.learning_rate,
         learning_rate_decay=config.learning_rate_decay,
+        learning_rate_decay_every=config.learning_rate_decay_every,
+        learning_rate_patience=config.learning_rate_patience,
+        least_learning_rate=config.least_learning_rate,
         patience=config.patience,
         selection=config.selection,
         reference=config.reference,
@@ -200,7 +238,15 @@ def report(summary: dict[str, Any], directory: Path) -> None:
 main = hydra_main(SupervisedConfig, "supervised", train, SUPERVISED_CONFIGS)
 
 
+def refuse_a_sweep_of_processes() -> None:
+    """Ends a sweep that ``torchrun`` has started once per process."""
+    if started() > 1 and requested(sys.argv):
+        with one_line_errors(debug=False):
+            raise InputError("torchrun trains one model, not a sweep: leave out -m")
+
+
 if __name__ == "__main__":
+    refuse_a_sweep_of_processes()
     supervise()
     read_methods()
     store_options()  # those of plugins too

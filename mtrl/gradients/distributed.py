@@ -81,6 +81,11 @@ class Replicas:
             tensor /= self.size
         return tensor
 
+    def norm(self, part: Tensor) -> Tensor:
+        """The Euclidean norm of what the processes hold parts of."""
+        norm = part.norm()
+        return norm if self.group is None else (self.mean_(norm.square()) * self.size).sqrt()
+
     def gramian(self, gramian: Tensor) -> Tensor:
         """The Gramian ``[T, T]`` of gradients by the whole batch's representation, from that by this process's part."""
         return self.mean_(gramian).div_(self.size) if self.group is not None else gramian

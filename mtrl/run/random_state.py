@@ -21,4 +21,4 @@ def restore(generator: torch.Generator, state: Tensor) -> None:
         digest = hashlib.sha256(state.cpu().numpy().tobytes()).digest()
         generator.manual_seed(int.from_bytes(digest[:7], "little"))
     else:
-        generator.set_state(state.cpu())
+        generator.set_state(state.cpu().clone())  # torch reads from where a view's memory begins

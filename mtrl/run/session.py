@@ -10,6 +10,7 @@ import torch
 from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import MetricsWriter
+from mtrl.run.processes import Processes
 from mtrl.run.progress import TrainingProgress
 from mtrl.run.signals import on_stop_request
 from mtrl.run.state import Resumable, Stream
@@ -17,6 +18,9 @@ from mtrl.run.state import Resumable, Stream
 
 class Session:
     """A run at work in its directory; a stream, such as a replay buffer, is checkpointed piece by piece.
+
+    Of several processes that train one model, the first one's directory is the run's: its checkpoints are what all go
+    on from, and no other writes any. They stop together.
 
     Attributes:
         total: steps of the whole run.
@@ -39,8 +43,10 @@ class Session:
         stream: Stream | None = None,
         device: torch.device | None = None,
         show_progress: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         self.run, self.total = run, total
+        self.processes = processes or Processes()
         self._device = None if device is None else device.type
         self.step = 0
         self.seconds = self._started = 0.0
@@ -56,13 +62,14 @@ class Session:
         none is intact and of this run, or none at all of a finished one.
         """
         self._algorithm, longer = algorithm, self.run.longer
-        loaded = self.run.checkpoints.load(self._stream)
+        loaded = self.processes.shared(self.run.checkpoints.load(self._stream))
         entries, device = ([0, 0], None) if loaded is None else self._restore(loaded[1])
         if longer:
             if loaded is None:
                 raise RunError(f"'{self.run.path}' has no checkpoint to go on from: choose another run_dir")
             self.run.reopen()
-        self.metrics = MetricsWriter(self.run.path, self.step, entries, self.run.config)
+        logged = entries if self.processes.first else [0, 0]
+        self.metrics = MetricsWriter(self.run.path, self.step, logged, self.run.config)
         # Of a finished run, what only its end had logged goes: a longer one would not have.
         self.counters["metrics_dropped"] += 0 if longer else self.metrics.dropped
         self.counters["metrics_missing"] += self.metrics.missing
@@ -128,7 +135,8 @@ class Session:
         self.metrics.flush()
         own = {"step": self.step, "seconds": self.seconds, "counters": self.counters, "device": self._device}
         state = own | {"metrics_entries": self.metrics.entries} | self._algorithm.state_dict()
-        self.run.checkpoints.save(self.step, state, self._stream)
+        if self.processes.first:
+            self.run.checkpoints.save(self.step, state, self._stream)
 
     def begin(self) -> None:
         """To be called when a run begins: where it starts from may be gone later, so that is a first checkpoint."""
@@ -136,8 +144,12 @@ class Session:
             self.checkpoint()
 
     def stop_if_asked(self, where: str, *, save: bool = True) -> None:
-        """Raises `Interrupted`, after a checkpoint, if a signal has asked; ``where``: how far, e.g. ``"at step 3"``."""
-        if self._signals:
+        """Raises `Interrupted`, after a checkpoint, if a signal has asked; ``where``: how far, e.g. ``"at step 3"``.
+
+        All processes stop if one of them was asked.
+        """
+        asked = int(self.processes.largest(torch.tensor(self._signals[0] if self._signals else 0)))
+        if asked:
             if save:
                 self.checkpoint()
-            raise Interrupted(self._signals[0], where)
+            raise Interrupted(asked, where)

@@ -1,7 +1,7 @@
 """Batches made ahead of time by worker processes, in an order that is the same whatever their number."""
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mtrl.errors import InputError, RunError
 from mtrl.ranges import Index, NotNegative, check_fields
 from mtrl.run.machine import cores
+from mtrl.run.processes import started, started_here
 from mtrl.supervised.cache import cached
 from mtrl.supervised.problem import Augmentation, Batch, Benchmark, Samples, batch_of, placed
 
@@ -26,7 +27,7 @@ class LoadingOptions:
     workers: Index | None = None
     """Processes that make batches; 0 is none but this one. None is none for data in memory, else one a core up to 8."""
     cache: NotNegative = 0.0
-    """GiB for samples of the training and validation split as they are read, decoded."""
+    """GiB for samples of the training and validation split as they are read, decoded; of each process that trains."""
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
@@ -35,7 +36,7 @@ class LoadingOptions:
     def number(self, benchmark: Benchmark) -> int:
         """How many workers a benchmark gets."""
         in_memory = all(hasattr(split, "batch") for split in benchmark.splits.values()) and benchmark.augment is None
-        automatic = 0 if in_memory else min(_MOST_WORKERS, cores())
+        automatic = 0 if in_memory else min(_MOST_WORKERS, max(cores() // started_here(), 1))
         return automatic if self.workers is None else self.workers
 
 
@@ -110,10 +111,12 @@ class Loader:
         self._made = iter(())
         self._loader = self._make()
 
-    def whole(self, split: str, size: int) -> Iterator[Batch]:
-        """A whole split in its order, without augmentation, in batches of a size."""
+    def whole(
+        self, split: str, size: int, part: Callable[[Sequence[int]], Sequence[int]] = lambda indices: indices
+    ) -> Iterator[Batch]:
+        """A whole split in its order, without augmentation, in batches of a size; of each, this process's part."""
         everything = range(len(self.splits[split]))
-        requests = ([Portion(split, everything[start : start + size])] for start in everything[::size])
+        requests = ([Portion(split, part(everything[start : start + size]))] for start in everything[::size])
         return (batch for (batch,) in self.batches(requests))
 
 
@@ -168,6 +171,9 @@ def as_it_is(made: Any) -> Any:
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C goes to all processes of a terminal, but the parent needs its workers until it has stopped in order."""
+    """Ctrl-C goes to all processes of a terminal, but the parent needs its workers until it has stopped in order.
+
+    So does ``torchrun``'s SIGTERM.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if started() == 1 else signal.SIG_IGN)

@@ -19,15 +19,19 @@ from mtrl.measures import relative_gain
 from mtrl.run import random_state
 from mtrl.run.directory import RunDirectory
 from mtrl.run.initial_weights import check_weights
+from mtrl.run.processes import Processes
 from mtrl.run.session import Session
 from mtrl.supervised.loading import Loader, LoadingOptions, Portion
 from mtrl.supervised.measures import Distance, shared_gradients
 from mtrl.supervised.problem import Batch, Benchmark, MultiTaskModel
-from mtrl.supervised.tasks import Measure, Task, has_any, seen, task_loss
+from mtrl.supervised.tasks import MaskedTargets, Measure, Targets, Task, has_any, seen, task_loss
 from mtrl.supervised.updates import Update
 
 SELECTIONS = ("mean", "per_metric", "gain")
 _EXTRA_BATCHES = 1 << 20  # keeps the seeds of a method's extra batches apart from those of the epochs
+_PROCESS_SEED = 1_000_003  # and this those of the processes
+Together = Callable[[dict[str, Tensor], dict[str, Targets]], tuple[dict[str, Tensor], dict[str, Targets]]]
+"""Of outputs and targets of a part of a batch, those of the whole one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class Schedule:
         epochs: at most this many passes over the training set.
         batch_size: samples per update; an incomplete last batch is left out.
         learning_rate: in the first epoch.
-        learning_rate_decay: the factor on it after every epoch.
+        learning_rate_decay: the factor on it, by and by.
+        learning_rate_decay_every: after so many epochs, each time; None is one.
+        learning_rate_patience: instead, after more than so many epochs without a better model, as torch's
+            ``ReduceLROnPlateau`` has it; None decays by the epoch.
+        least_learning_rate: it stays at this; None is 0.
         patience: end after so many epochs without a better model; None is never.
         selection: the model with the best validation ``mean`` of the tasks' common metric; the best one ``per_metric``
             (Kurin et al., 2022, section 4.1.3); or that of the best relative ``gain`` over ``reference``. None is
@@ -52,6 +60,9 @@ class Schedule:
     batch_size: int
     learning_rate: float
     learning_rate_decay: float = 1.0
+    learning_rate_decay_every: int | None = None
+    learning_rate_patience: int | None = None
+    least_learning_rate: float | None = None
     patience: int | None = None
     selection: str | None = None
     reference: Mapping[str, float] | None = None
@@ -68,10 +79,15 @@ def metrics_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Measure]]:
     }
 
 
-def evaluate(benchmark: Benchmark, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(
+    benchmark: Benchmark,
+    batches: Iterable[Batch],
+    together: Together = lambda outputs, targets: (outputs, targets),
+) -> dict[str, float]:
     """All metrics over the batches of a split, by the keys of `metrics_of`, and the losses as ``loss/<task>``.
 
-    Each is over the samples that have its task's target; NaN where none has. The batches are on the model's device.
+    Each is over the samples that have its task's target; NaN where none has. The batches are on the model's device;
+    where they are this process's parts, ``together`` gives whole ones.
     """
     model, tasks = benchmark.model, benchmark.tasks
     device = next(model.parameters()).device
@@ -81,7 +97,7 @@ def evaluate(benchmark: Benchmark, batches: Iterable[Batch]) -> dict[str, float]
     model.eval()
     with torch.no_grad():
         for inputs, targets in batches:
-            outputs = model(inputs)
+            outputs, targets = together(model(inputs), targets)
             found = {name: seen(task, outputs[name], targets[name]) for name, task in tasks.items()}
             for name, meter in meters.values():
                 if len(found[name].targets):
@@ -150,7 +166,8 @@ class Trainer:
     """Trains a benchmark's model, and goes on where an interrupted run left off.
 
     The update is made for the benchmark's model, which is on the device. The seed is that of the order of the samples
-    and of dropout. Raises `InputError` if the schedule does not fit the benchmark.
+    and of dropout. Of several processes that train one model, each has a trainer and sees its part of every batch; all
+    come to the same. Raises `InputError` if the schedule does not fit the benchmark, or a batch the processes.
 
     Attributes:
         session: the run: updates done, seconds of training and validation, checkpoints, metrics.
@@ -169,16 +186,26 @@ class Trainer:
         device: torch.device,
         loading: LoadingOptions | None = None,
         show_progress: bool = True,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
         self.benchmark, self.update, self.schedule = benchmark, update, schedule
         self.seed, self.device = seed, device
         self.selection, self._scores = criteria(benchmark.tasks, schedule.selection, schedule.reference)
         self.batches = len(benchmark.train) // schedule.batch_size
         if not self.batches:
             raise InputError(f"batch_size={schedule.batch_size}, but there are {len(benchmark.train)} training samples")
+        if schedule.batch_size % self.processes.size:
+            raise InputError(f"batch_size={schedule.batch_size}, which {self.processes.size} processes cannot share")
         benchmark.check(device)
         self.loader = Loader(benchmark, device, seed=seed, options=loading)
-        self.session = Session(run, schedule.epochs * self.batches, device=device, show_progress=show_progress)
+        self.session = Session(
+            run,
+            schedule.epochs * self.batches,
+            device=device,
+            show_progress=show_progress,
+            processes=self.processes,
+        )
         self.epoch_seconds: list[float] = []
         self.chosen: dict[str, dict[str, Any]] = {}
         self.distance = Distance(list(benchmark.model.encoder.parameters()))
@@ -186,6 +213,7 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}  # by task, batches with a target of it
         self._conflict: dict[str, Any] = {}
+        self._decays = self._waited = 0  # of a learning rate with patience
 
     @property
     def epoch(self) -> int:
@@ -202,7 +230,7 @@ class Trainer:
         session = self.session
         with session.running(self) as resumed, closing(self.loader):
             if not resumed:
-                torch.manual_seed(self.seed)
+                torch.manual_seed(self.seed + _PROCESS_SEED * self.processes.rank)
                 session.begin()
             self.benchmark.model.train()
             while not self._ended():
@@ -265,29 +293,52 @@ class Trainer:
     def _requests(self, position: int) -> Iterator[list[Portion]]:
         """What the epoch's updates from a position on need: a batch, and a second one where the method draws it."""
         samples, size, epoch, done = len(self.benchmark.train), self.schedule.batch_size, self.epoch, self.session.step
+        part = self.processes.part
         order = torch.randperm(samples, generator=self._generator(epoch))
         for step, chosen in enumerate(torch.split(order, size)[position : self.batches], start=done):
-            request = [Portion("training", chosen.tolist(), epoch)]
+            request = [Portion("training", part(chosen.tolist()), epoch)]
             if self.update.second_batch:
                 number = _EXTRA_BATCHES + step
                 others = torch.randint(samples, (size,), generator=self._generator(number))
-                request.append(Portion("training", others.tolist(), number))
+                request.append(Portion("training", part(others.tolist()), number))
             yield request
 
     def _evaluate(self, split: str) -> dict[str, float]:
-        return evaluate(self.benchmark, self.loader.whole(split, self.benchmark.evaluation_batch))
+        total, size = len(self.loader.splits[split]), self.benchmark.evaluation_batch
+        batches = self.loader.whole(split, size, self.processes.part)
+        if self.processes.size == 1:
+            return evaluate(self.benchmark, batches)
+        counts = (min(size, total - start) for start in range(0, total, size))
+        # The first one's: a last digit that differs would make them stop at different epochs.
+        return self.processes.shared(evaluate(self.benchmark, batches, partial(self._together, counts)))
+
+    def _together(
+        self, counts: Iterator[int], outputs: dict[str, Tensor], targets: dict[str, Targets]
+    ) -> tuple[dict[str, Tensor], dict[str, Targets]]:
+        """What all processes' parts of an evaluation's next batch are together; the counts are of its samples."""
+        count = next(counts)
+
+        def of_all(tensor: Tensor) -> Tensor:
+            return self.processes.of_all(tensor).flatten(0, 1)[:count]
+
+        def whole(found: Targets) -> Targets:
+            return MaskedTargets(*map(of_all, found)) if isinstance(found, MaskedTargets) else of_all(found)
+
+        names = list(self.benchmark.tasks)
+        return {name: of_all(outputs[name]) for name in names}, {name: whole(targets[name]) for name in names}
 
     def _advance(self, position: int, batches: Iterator[list[Batch]]) -> None:
         begun = time.monotonic()
-        epoch, schedule = self.epoch, self.schedule
+        epoch = self.epoch
         if position == 0:
-            self.update.set_learning_rate(schedule.learning_rate * schedule.learning_rate_decay**epoch)
+            self.update.set_learning_rate(self._learning_rate())
         try:
             batch, *others = next(batches)
         except RunError:
-            self.session.stop_if_asked(f"in epoch {epoch + 1}")  # what asks to stop may have ended the workers too
+            if self.processes.size == 1:  # what asks to stop may have ended the workers too
+                self.session.stop_if_asked(f"in epoch {epoch + 1}")
             raise
-        every = schedule.insight_every
+        every = self.schedule.insight_every
         if every and position + 1 == self.batches and (epoch + 1) % every == 0:
             measured = time.monotonic()
             self._conflict = self._insight(batch)
@@ -302,13 +353,21 @@ class Trainer:
         except NegativeLossError as error:
             where = f"in epoch {epoch + 1}, update {self.session.step + 1}"
             raise error.named(list(self.benchmark.tasks)[error.task], where) from error
-        for name, described in self.benchmark.tasks.items():
-            there = has_any(described, batch[1][name])
+        told = [has_any(described, batch[1][name]) for name, described in self.benchmark.tasks.items()]
+        for name, there in zip(self.benchmark.tasks, self.processes.largest(torch.stack(told)), strict=True):
             self._seen[name] = self._seen[name] + there if name in self._seen else there
         for key, value in self.session.count(logged).items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self.session.step += 1
         self._partial_seconds += time.monotonic() - begun
+
+    def _learning_rate(self) -> float:
+        """Of the epoch that begins."""
+        schedule = self.schedule
+        by_the_epoch = self.epoch // (schedule.learning_rate_decay_every or 1)
+        times = by_the_epoch if schedule.learning_rate_patience is None else self._decays
+        rate = schedule.learning_rate * schedule.learning_rate_decay**times
+        return max(rate, min(schedule.least_learning_rate or 0.0, schedule.learning_rate))
 
     def _second(self, others: list[Batch]) -> Batch:
         if not others:
@@ -317,7 +376,7 @@ class Trainer:
 
     def _insight(self, batch: Batch) -> dict[str, Any]:
         """Conflict of the shared parameters' gradients, whatever the method takes its own by."""
-        combination = shared_gradients(self.benchmark.model, self.benchmark.tasks, batch)
+        combination = shared_gradients(self.benchmark.model, self.benchmark.tasks, batch, self.update.replicas)
         found = conflict_metrics(combination, list(self.benchmark.tasks))
         return {f"conflict/shared/{key.replace('_to_update', '_to_average')}": value for key, value in found.items()}
 
@@ -326,11 +385,15 @@ class Trainer:
         seconds = self.session.clock()
         validated = self._evaluate("validation")
         averages = means(self.benchmark.tasks, validated)
+        self._waited += 1
         for criterion, score in self._scores.items():
             value = score(validated)
             if value > self.chosen.get(criterion, {}).get("score", float("-inf")):
                 model = {key: tensor.detach().clone() for key, tensor in self.benchmark.model.state_dict().items()}
                 self.chosen[criterion] = {"score": value, "epoch": self.epoch, "metrics": validated, "model": model}
+                self._waited = 0
+        if self.schedule.learning_rate_patience is not None and self._waited > self.schedule.learning_rate_patience:
+            self._decays, self._waited = self._decays + 1, 0
         self.epoch_seconds.append(self._partial_seconds)
         self.session.metrics.write(
             self.session.step,
@@ -368,12 +431,13 @@ class Trainer:
             "sums": self._sums,
             "seen": self._seen,
             "chosen": self.chosen,
+            "decays": [self._decays, self._waited],
             "distance": self.distance.state_dict(),
             "model": self.benchmark.model.state_dict(),
             "update": self.update.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": None if self._device_generator is None else self._device_generator.get_state(),
-        }
+        } | self._random_of_others()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave; on another kind of device, random numbers are new from here on."""
@@ -381,13 +445,28 @@ class Trainer:
         self._sums = {key: value.to(self.device) for key, value in state["sums"].items()}
         self._seen = {key: value.to(self.device) for key, value in state["seen"].items()}
         self.chosen = state["chosen"]
+        self._decays, self._waited = state.get("decays", (0, 0))
         self.distance.load_state_dict(state["distance"])
         self.benchmark.model.load_state_dict(state["model"])
         self.update.load_state_dict(state["update"])
-        random_state.restore(torch.default_generator, state["random"])
+        saved = [[state["random"], state["random_device"]], *state.get("random_of_others", [])]
+        if self.processes.rank >= len(saved):  # there are more processes than before
+            torch.manual_seed(self.seed + _PROCESS_SEED * self.processes.rank + self.session.step)
+            return
+        host, own = saved[self.processes.rank]
+        random_state.restore(torch.default_generator, host)
         if self._device_generator is not None:
-            own = state["random"] if state["random_device"] is None else state["random_device"]
-            random_state.restore(self._device_generator, own)
+            random_state.restore(self._device_generator, host if own is None else own)
+
+    def _random_of_others(self) -> dict[str, list[list[Tensor | None]]]:
+        """What other processes draw from, as that of this one is kept; without any, nothing."""
+        if self.processes.size == 1:
+            return {}
+        host = list(self.processes.of_all(torch.get_rng_state()))
+        device: list[Tensor] | list[None] = [None] * len(host)
+        if self._device_generator is not None:
+            device = list(self.processes.of_all(self._device_generator.get_state()))
+        return {"random_of_others": [list(pair) for pair in zip(host, device, strict=True)][1:]}
 
     @property
     def _device_generator(self) -> torch.Generator | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.gradients import Combination
+from mtrl.gradients.distributed import Replicas
 from mtrl.gradients.pipeline import weighted_cosines
 from mtrl.gradients.shared_input import ByParameters
 from mtrl.supervised.problem import MultiTaskModel
@@ -15,20 +16,25 @@ from mtrl.supervised.tasks import Targets, Task, task_losses
 
 
 def shared_gradients(
-    model: MultiTaskModel, tasks: Mapping[str, Task], batch: tuple[Any, Mapping[str, Targets]]
+    model: MultiTaskModel,
+    tasks: Mapping[str, Task],
+    batch: tuple[Any, Mapping[str, Targets]],
+    replicas: Replicas = Replicas(),  # noqa: B008  (it is immutable)
 ) -> Combination:
     """The tasks' gradients by the encoder's parameters on one batch, measured without dropout.
 
     Its ``alignment`` is each gradient's cosine to their average (Gama & Grassi, 2025, figures 3a and 7), its
-    ``update_norm`` the norm of their sum (Kurin et al., 2022, section 5.3). No ``.grad`` is touched.
+    ``update_norm`` the norm of their sum (Kurin et al., 2022, section 5.3). No ``.grad`` is touched. Of several
+    processes, each gives its part of the batch.
     """
     training = model.training
-    losses = task_losses(tasks, model.eval()(batch[0]), batch[1])
+    losses = task_losses(tasks, model.eval()(batch[0]), batch[1], replicas)
     model.train(training)
-    jacobian = ByParameters(losses, list(model.encoder.parameters()), (), False, memory_limit=sys.maxsize).jacobian()
+    encoder = list(model.encoder.parameters())
+    jacobian = ByParameters(losses, encoder, (), False, memory_limit=sys.maxsize, replicas=replicas).jacobian()
     gramian = jacobian @ jacobian.T
     alignment = weighted_cosines(gramian, torch.ones_like(gramian[0]))
-    return Combination(torch.stack(losses).detach(), None, gramian, alignment, jacobian.sum(0).norm())
+    return Combination(replicas.mean_(torch.stack(losses).detach()), None, gramian, alignment, jacobian.sum(0).norm())
 
 
 class Distance(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrl.errors import InputError, unknown_name
+from mtrl.gradients.distributed import Replicas
 
 
 def _no_nan(targets: Tensor) -> Tensor:
@@ -262,9 +263,30 @@ Values = Mapping[str, Tensor]
 """By task."""
 
 
-def task_losses(tasks: Mapping[str, Task], outputs: Values, targets: Mapping[str, Targets]) -> list[Tensor]:
-    """The losses in the order of the tasks, each over the samples that have its target."""
-    return [task_loss(task, outputs[name], targets[name]) for name, task in tasks.items()]
+def task_losses(
+    tasks: Mapping[str, Task],
+    outputs: Values,
+    targets: Mapping[str, Targets],
+    replicas: Replicas = Replicas(),  # noqa: B008  (it is immutable)
+) -> list[Tensor]:
+    """The losses in the order of the tasks, each over the samples that have its target.
+
+    Of a part of a batch that several processes hold, those whose mean over the processes is that of the whole batch.
+    """
+    losses = [task_loss(task, outputs[name], targets[name]) for name, task in tasks.items()]
+    if replicas.size == 1:
+        return losses
+    counts = torch.stack([_count(task, targets[name]) for name, task in tasks.items()])
+    means = replicas.mean_(counts.clone())
+    shares = torch.where(means > 0, counts / means, 1)
+    return [share.to(loss) * loss for share, loss in zip(shares, losses, strict=True)]
+
+
+def _count(task: Task, targets: Targets) -> Tensor:
+    """How many samples of a batch have a target."""
+    values, mask = unmasked(targets)
+    shares = task.present(values).double()
+    return (shares if mask is None else shares * mask).sum()
 
 
 def check_tasks(names: Sequence[str], valid: Sequence[str]) -> list[str]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
+from mtrl.gradients.distributed import Replicas
 from mtrl.ranges import FractionBelowOne, NotNegative, check, check_fields
 from mtrl.supervised.problem import Batch, Benchmark
 from mtrl.supervised.tasks import Task
@@ -48,7 +49,8 @@ class Setup:
 
     Per-task gradients are taken by (``wrt``, `InputError` on another) all ``shared`` parameters; those of the ``last``
     shared layer, whose weights then apply to all; or the shared ``representation`` (MGDA-UB, Sener & Koltun, 2018).
-    The seed is that of what a method draws.
+    The seed is that of what a method draws. A ``group`` is of processes that train one model, each on its own part of
+    every batch.
     """
 
     benchmark: Benchmark
@@ -56,6 +58,9 @@ class Setup:
     optimizer: OptimizerOptions
     wrt: Wrt = "shared"
     seed: int = 0
+    group: "distributed.ProcessGroup | None" = None
+    memory_limit: float | None = None
+    """GiB for per-task gradients by parameters; None is 2, see `mtrl.gradients.backward`."""
 
     def __post_init__(self) -> None:
         """Refuses another ``wrt``."""
@@ -74,6 +79,8 @@ class Update(ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.model, self.tasks = setup.benchmark.model, setup.benchmark.tasks
+        self.replicas = Replicas.of(setup.group)
+        """The processes whose parts of the batch are a whole one."""
         self.optimizer = setup.optimizer.make(self.model)
         """Of all parameters that the model has now."""
         self.rates = {self.optimizer: 1.0}
@@ -85,6 +92,7 @@ class Update(ABC):
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """Updates the model on a batch; returns scalars to log, ``loss/<task>`` among them, and ``count/<counter>``.
 
+        The batch is this process's part; all else is to be that of the whole one, as what `replicas` average is.
         ``draw`` gives a method with a `second_batch` another, independent batch of the training set; ``moved`` is to be
         called after every change of the shared parameters.
         """
@@ -94,6 +102,17 @@ class Update(ABC):
         for optimizer, rate in self.rates.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * learning_rate
+
+    def _average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Averages ``.grad`` of the optimizer's parameters over the processes."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        averaged = self.replicas.averaged([parameter.grad for parameter in parameters], parameters)
+        for parameter, gradient in zip(parameters, averaged, strict=True):
+            parameter.grad = gradient
+
+    def _mean_losses(self, losses: Sequence[Tensor]) -> Tensor:
+        """The losses ``[T]`` of the whole batch, detached, from those of this process's part."""
+        return self.replicas.mean_(torch.stack(list(losses)).detach())
 
     def state_dict(self) -> dict[str, Any]:
         """All state but the model's."""

@@ -44,12 +44,13 @@ class AutoLambdaUpdate(Update):
         with torch.no_grad():
             self.weights.clamp_(min=0)
         weights = self.weights.detach()
-        losses = torch.stack(task_losses(self.tasks, self.model(batch[0]), batch[1]))
+        losses = torch.stack(task_losses(self.tasks, self.model(batch[0]), batch[1], self.replicas))
         self.optimizer.zero_grad()
         (weights @ losses).backward()  # type: ignore[no-untyped-call]
+        self._average_gradients(self.optimizer)
         self.optimizer.step()
         moved()
-        return named("loss", self.tasks, losses) | named("weight", self.tasks, weights.clone())
+        return named("loss", self.tasks, self._mean_losses(list(losses))) | named("weight", self.tasks, weights.clone())
 
     def _look_ahead(self, batch: Batch, other: Batch) -> Tensor:
         """The gradient by the weights of the unweighted loss on the other batch after a step on this one."""
@@ -58,10 +59,12 @@ class AutoLambdaUpdate(Update):
 
         def losses(at: dict[str, Tensor], data: Batch) -> Tensor:
             outputs = functional_call(self.model, at, (data[0],))
-            return torch.stack(task_losses(self.tasks, outputs, data[1]))
+            return torch.stack(task_losses(self.tasks, outputs, data[1], self.replicas))
 
-        def gradient(loss: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(loss, list(at.values()), allow_unused=True, materialize_grads=True)
+        def gradient(loss: Tensor, at: dict[str, Tensor]) -> list[Tensor]:
+            found = torch.autograd.grad(loss, list(at.values()), allow_unused=True, materialize_grads=True)
+            averaged = self.replicas.averaged(list(found), list(at.values()))
+            return [one for one in averaged if one is not None]  # all of them
 
         @torch.no_grad()
         def moved(step: float, along: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -75,5 +78,7 @@ class AutoLambdaUpdate(Update):
             return torch.zeros_like(self.weights)
         reach = 0.01 / float(norm)
         with torch.no_grad():
-            forward, backward = (losses(moved(step, direction), batch) for step in (reach, -reach))
+            forward, backward = (
+                self._mean_losses(list(losses(moved(step, direction), batch))) for step in (reach, -reach)
+            )
         return (forward - backward) * (-rate / (2 * reach))

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrl.ranges import Count
 from mtrl.supervised.methods import method
 from mtrl.supervised.problem import Batch
-from mtrl.supervised.tasks import task_loss
+from mtrl.supervised.tasks import task_losses
 from mtrl.supervised.updates import Setup, Update, named
 from mtrl.task_groups import random_groups
 
@@ -39,13 +39,16 @@ class IndividualSteps(Update):
         found: dict[str, Tensor] = {}
         for number, group in enumerate(self.groups):
             z = self.model.encode(inputs)
-            losses = [task_loss(self.tasks[name], self.model.output(name, z), targets[name]) for name in group]
+            outputs = {name: self.model.output(name, z) for name in group}
+            losses = task_losses({name: self.tasks[name] for name in group}, outputs, targets, self.replicas)
             self.model.zero_grad()  # gradients of other heads are None, so that the optimizer leaves them alone
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-            self.optimizers[number % len(self.optimizers)].step()
+            optimizer = self.optimizers[number % len(self.optimizers)]
+            self._average_gradients(optimizer)
+            optimizer.step()
             moved()
             found |= zip(group, losses, strict=True)
-        return named("loss", self.tasks, [found[name] for name in self.tasks])
+        return named("loss", self.tasks, self._mean_losses([found[name] for name in self.tasks]))
 
 
 @method("individual_optimizers")

@@ -52,16 +52,18 @@ class RotoGradUpdate(CombinedUpdate):
 
     def _observe(self, losses: Sequence[Tensor], aliases: Sequence[Tensor]) -> dict[str, Tensor]:
         gradients = torch.autograd.grad(losses, aliases, retain_graph=True, materialize_grads=True)
-        units = [gradient / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny) for gradient in gradients]
+        units = [g / self.replicas.norm(g).clamp_min(torch.finfo(g.dtype).tiny) for g in gradients]
         mean = torch.stack(units).mean(0)
         rotation_losses = []
         for rotation, unit in zip(self.rotations, units, strict=True):
             turned = unit @ rotation.weight.detach().T  # the gradient by r
             rotation_losses.append(-(turned @ rotation.weight * mean).sum())
         self.rotation_optimizer.zero_grad()
-        torch.stack(rotation_losses).sum().backward()  # type: ignore[no-untyped-call]
+        size = self.replicas.size  # a sum over all samples, not their mean
+        (size * torch.stack(rotation_losses).sum()).backward()  # type: ignore[no-untyped-call]
+        self._average_gradients(self.rotation_optimizer)
         self.rotation_optimizer.step()
-        return named("rotation_loss", self.tasks, rotation_losses)
+        return named("rotation_loss", self.tasks, size * self._mean_losses(rotation_losses))
 
 
 class Homogenized(Combiner):

@@ -250,6 +250,46 @@ def test_learning_rate_decays_by_the_epoch(tmp_path):
     assert update.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
 
 
+def test_learning_rate_decays_after_several_epochs_and_stays_at_its_least(tmp_path):
+    benchmark = problem()
+    update = combined(benchmark)
+    rates = []
+    update.set_learning_rate = rates.append
+    every = {"learning_rate_decay": 0.5, "learning_rate_decay_every": 2, "least_learning_rate": 0.003}
+    trained(tmp_path, benchmark, update, epochs=7, learning_rate=0.01, **every)
+    assert rates == [0.01, 0.01, 0.005, 0.005, 0.003, 0.003, 0.003]
+
+
+def test_learning_rate_with_patience_is_torchs_on_a_plateau(tmp_path, monkeypatch):
+    """Also of a run that goes on in the middle of its waiting."""
+    scores = [5.0, 4.0, 6.0, 5.0, 4.5, 4.2, 3.0, 3.5, 3.5, 3.5, 3.5, 3.5, 3.5]
+    metrics = {"a": 0.5, "b": 0.5, "c": 0.5}
+    monkeypatch.setattr("mtrl.supervised.loop.criteria", lambda *_: ("mean", {"mean": lambda found: -found["score"]}))
+
+    def rates(number, epochs):
+        benchmark = problem()
+        update = combined(benchmark)
+        found = []
+        update.set_learning_rate = found.append
+        patient = {"learning_rate_decay": 0.5, "learning_rate_patience": 2}
+        one = trainer(tmp_path / number, benchmark, update, epochs=epochs, learning_rate=0.01, **patient)
+        monkeypatch.setattr(one, "_evaluate", lambda split: metrics | {"score": scores[one.epoch - 1]})
+        one.train()
+        one.session.run.close()
+        return found
+
+    whole = rates("whole", len(scores))
+    torchs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.01)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(torchs, "min", 0.5, patience=2, threshold=0.0)
+    expected = []
+    for score in scores:
+        expected.append(torchs.param_groups[0]["lr"])
+        plateau.step(score)
+    assert whole == expected
+    assert len(set(whole)) == 4
+    assert rates("parts", 4) + rates("parts", len(scores)) == whole
+
+
 def test_divergence_is_an_error_with_its_task(tmp_path):
     benchmark = problem()
     one = trainer(tmp_path, benchmark, combined(benchmark))

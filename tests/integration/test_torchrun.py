@@ -1,0 +1,74 @@
+"""``scripts/supervised.py`` as ``torchrun`` starts it: two real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ("scripts/supervised.py", "device=cpu", "progress=false", "benchmark=custom")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=120)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
+    options = ("benchmark.file=mtrl/supervised/data/example.py", "combiner=famo", "epochs=2", "batch_size=64")
+    done = run(*TORCHRUN, *COMMAND, *options, f"run_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 processes, first on cpu; run directory") == 1
+    assert done.stdout.count("Model selection") == 1
+    alone = run(*COMMAND, *options, f"run_dir={tmp_path / 'one'}")
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+    for ours, theirs in zip(logged(tmp_path / "two"), logged(tmp_path / "one"), strict=True):
+        assert ours.keys() == theirs.keys()
+        numbers = {key for key in ours if key not in ("time", "speed/epoch_seconds")}
+        assert {k: ours[k] for k in numbers} == pytest.approx({k: theirs[k] for k in numbers}, rel=1e-3, abs=1e-4)
+
+
+DYING = """
+import os, signal
+from torch.utils.data import Dataset
+from mtrl.supervised.data import example
+
+class Dying(Dataset):
+    def __init__(self, split):
+        self.split = split
+    def __len__(self):
+        return len(self.split)
+    def __getitem__(self, index):
+        if os.environ["RANK"] == "1" and index > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.split[index]
+
+def make_benchmark(tasks=("digit", "ink"), *, dropout=0.0):
+    made = example.make_benchmark(tasks, dropout=dropout)
+    return type(made)(**vars(made) | {"test": Dying(made.test)})
+"""
+
+
+def test_a_dead_process_ends_all_with_one_line(tmp_path: Path) -> None:
+    """The second one dies when the test split is read, after an epoch that all have saved."""
+    (tmp_path / "dying.py").write_text(DYING)
+    options = (f"benchmark.file={tmp_path / 'dying.py'}", "epochs=1", "batch_size=64", "data.workers=0")
+    done = run(*TORCHRUN, *COMMAND, *options, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert told == [
+        "error: one of the 2 processes has ended, or cannot be reached: this run goes on from its last checkpoint when "
+        "it is started again"
+    ]
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*.json"))) == 1
