@@ -21,9 +21,11 @@ def _by_task(values: Mapping[str, float]) -> dict[str, float]:
 def relative_gain(
     metrics: Mapping[str, float], reference: Mapping[str, float], higher_is_better: Mapping[str, bool]
 ) -> tuple[float, dict[str, float]]:
-    """The relative gain over single-task training (Gama & Grassi, 2025, equation 1): 0.01 is one per cent better.
+    """The relative gain over single-task training by tasks: 0.01 is one per cent better, higher is better.
 
-    All is by key; of a multi-task model's ``metrics``, those without a direction do not count.
+    It is the mean over tasks of the mean over a task's metrics, called delta p (Maninis et al., 2019; Gama & Grassi,
+    2025, equation 1); `relative_loss` is the other one that is in use. All is by key; of a multi-task model's
+    ``metrics``, those without a direction do not count.
 
     Returns:
         The mean over tasks, and by task the mean over its metrics.
@@ -31,6 +33,24 @@ def relative_gain(
     Raises:
         InputError: if a reference is missing or 0.
     """
+    by_task = _by_task(_gains(metrics, reference, higher_is_better))
+    return float(np.mean(list(by_task.values()))), by_task
+
+
+def relative_loss(
+    metrics: Mapping[str, float], reference: Mapping[str, float], higher_is_better: Mapping[str, bool]
+) -> float:
+    """The relative loss against single-task training by metrics: 0.01 is one per cent worse, lower is better.
+
+    It is the mean over all metrics, whatever their tasks, called delta m (Liu et al., 2021; Navon et al., 2022, and
+    their successors): tasks count by how many metrics they have. Arguments and errors are those of `relative_gain`.
+    """
+    return -float(np.mean(list(_gains(metrics, reference, higher_is_better).values())))
+
+
+def _gains(
+    metrics: Mapping[str, float], reference: Mapping[str, float], higher_is_better: Mapping[str, bool]
+) -> dict[str, float]:
     gains = {}
     for key, value in metrics.items():
         if key not in higher_is_better:
@@ -39,8 +59,7 @@ def relative_gain(
             raise InputError(f"the relative gain in {key} needs a single-task reference other than 0")
         gain = (value - reference[key]) / reference[key]
         gains[key] = gain if higher_is_better[key] else -gain
-    by_task = _by_task(gains)
-    return float(np.mean(list(by_task.values()))), by_task
+    return gains
 
 
 def mean_rank(methods: Mapping[str, Mapping[str, float]], higher_is_better: Mapping[str, bool]) -> dict[str, float]:

@@ -6,19 +6,23 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
-from mtrl.measures import gain_statistics, mean_rank, relative_gain
+from mtrl.measures import gain_statistics, mean_rank, relative_gain, relative_loss
 from mtrl.report import drawing, figures
 from mtrl.report.comparison import Comparison, Method, differences, runs_by_method, unscored_warnings
 from mtrl.report.conflict_figures import conflict_pictures
 from mtrl.report.drawing import Picture, Rows
+from mtrl.report.references import published
 from mtrl.report.runs import Run
 from mtrl.report.section import Section
 from mtrl.report.statistics import Array, mean_of_present
 from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
 
 SINGLE = "single-task training"
+_MANY_TASKS = 8
+"""From here on a circle of tasks is easier to read than as many panels."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class SupervisedComparison(Comparison):
         metrics: a label for each metric key: the task and the metric's name.
         higher_is_better: by metric key.
         single: the test metrics of single-task training, ``[n]`` by metric key; empty where it was not run.
+        reference: what the gains are over, by metric key: the means of single-task training, or of the baseline.
         reference_name: what the gains are over: single-task training or, where that was not run, the baseline.
     """
 
@@ -40,6 +45,7 @@ class SupervisedComparison(Comparison):
     metrics: dict[str, str]
     higher_is_better: dict[str, bool]
     single: dict[str, Array]
+    reference: dict[str, float]
     reference_name: str
 
 
@@ -121,6 +127,7 @@ def _compare(
         metrics={key: f"{key.split('/')[0]} {described[key].name}" for key in ordered},
         higher_is_better=higher,
         single={} if missing else single,
+        reference=reference,
         reference_name=reference_name,
     )
 
@@ -156,9 +163,17 @@ def _tested(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[int], dict[s
 def _gains(test: Mapping[str, Array], reference: Mapping[str, float], higher: Mapping[str, bool]) -> Array:
     """``[n, T]``, the relative gain of each task in per cent (Gama & Grassi, 2025, equation 1)."""
     tasks = dict.fromkeys(key.split("/")[0] for key in higher)
-    rows = [dict(zip(test, row, strict=True)) for row in np.stack(list(test.values()), 1).tolist()]
-    gains = [list(relative_gain(row, reference, higher)[1].values()) for row in rows]
-    return 100 * np.array(gains).reshape(len(rows), len(tasks))
+    gains = [list(relative_gain(row, reference, higher)[1].values()) for row in _by_seed(test)]
+    return 100 * np.array(gains).reshape(len(gains), len(tasks))
+
+
+def _losses(test: Mapping[str, Array], reference: Mapping[str, float], higher: Mapping[str, bool]) -> Array:
+    """``[n]``, the relative loss over all metrics in per cent."""
+    return 100 * np.array([relative_loss(row, reference, higher) for row in _by_seed(test)])
+
+
+def _by_seed(test: Mapping[str, Array]) -> list[dict[str, float]]:
+    return [dict(zip(test, row, strict=True)) for row in np.stack(list(test.values()), 1).tolist()]
 
 
 def _reference_warnings(
@@ -198,6 +213,7 @@ def _pictures(comparison: SupervisedComparison) -> Iterator[Picture | None]:
     gains.figure.axes[0].axvline(0, color=drawing.GREY, ls="--", lw=1)
     yield gains
     yield _test_metrics(comparison)
+    yield _radar(comparison)
     yield _logged_curves(
         comparison,
         {f"val/{key}": label for key, label in comparison.metrics.items()},
@@ -222,6 +238,7 @@ def supervised_tables(comparison: SupervisedComparison) -> list[Table]:
     """Every table, that of the methods first."""
     return [
         _methods_table(comparison),
+        *_published_tables(comparison),
         paired_table(comparison),
         _metrics_table(comparison),
         _gains_table(comparison),
@@ -257,12 +274,39 @@ def _methods_table(comparison: SupervisedComparison) -> Table:
             "seeds": lambda method: len(method.seeds),
             "gain, %": lambda method: estimate(method.scores.mean(1)),
             "mean rank": lambda method: ranks.get(method.name),
+            "delta m, %": lambda method: estimate(
+                _losses(method.reached, comparison.reference, comparison.higher_is_better)
+            ),
             **{f"{name}, mean over tasks": mean_of(tasks) for name, tasks in alike.items() if len(tasks) > 1},
         },
         f"On the test split, with 95% intervals that resample whole seeds. gain: {comparison.score}, the mean within a "
-        "task, then over tasks (Gama and Grassi, 2025, equation 1). The reference is taken as it is, the mean over its "
-        "seeds. mean rank: of the mean metrics of all methods, 1 is best (equation 2).",
+        "task, then over tasks (Gama and Grassi, 2025, equation 1; higher is better). The reference is "
+        "taken as it is, the mean over its seeds. mean rank: of the mean metrics of all methods, 1 is best (equation "
+        "2). delta m: the relative loss over the same reference, the mean over all metrics (Navon et al., 2022; lower "
+        "is better).",
     )
+
+
+def _published_tables(comparison: SupervisedComparison) -> Iterator[Table]:
+    """Both gains over the literature's single-task training, a table for each source that has all tasks."""
+    for number, reference in enumerate(published(comparison.runs[0].benchmark), start=1):
+        known = reference.by_key(comparison.metrics)
+        if known is None:
+            continue
+        higher = {key: comparison.higher_is_better[key] for key in known}
+        rows: list[list[Cell]] = []
+        for method in comparison.scored:
+            gains, losses = (measure(method.reached, known, higher) for measure in (_gains, _losses))
+            rows.append([method.name, comparison.estimate(gains.mean(1)), comparison.estimate(losses)])
+        yield Table(
+            f"published-{number}",
+            f"Beside single-task training of {reference.name}",
+            ["method", "gain, %", "delta m, %"],
+            rows,
+            f"Of the test metrics, over single-task training as {reference.name} report it ({reference.source}; "
+            f"{reference.setting}), which means most where data, network and schedule are theirs. gain: the mean "
+            "within a task, then over tasks, higher is better; delta m: the mean over all metrics, lower is better.",
+        )
 
 
 def _metrics_table(comparison: SupervisedComparison) -> Table:
@@ -362,6 +406,43 @@ def _test_metrics(comparison: SupervisedComparison) -> Picture:
         f"points to the better side.{alone_too}",
         figure,
     )
+
+
+def _radar(comparison: SupervisedComparison) -> Picture | None:
+    """Every task's error around a circle, where many tasks are judged alike (Sener & Koltun, 2018, figure 2)."""
+    by_metric: dict[str, list[str]] = defaultdict(list)
+    for key, label in comparison.metrics.items():
+        by_metric[label.removeprefix(f"{key.split('/')[0]} ")].append(key)
+    name = "error" if "error" in by_metric else comparison.metrics[comparison.tasks[0]].partition(" ")[2]
+    keys = by_metric[name]
+    if len(keys) < _MANY_TASKS or len(keys) < len(comparison.tasks):
+        return None
+    tested = {method.name: method.reached for method in drawing.selected(comparison) if method.seeds}
+    looks = {own: drawing.look(comparison, own) for own in tested}
+    if comparison.single:
+        tested, looks = {SINGLE: comparison.single} | tested, {SINGLE: (drawing.GREY, ":")} | looks
+    levels = {key: float(np.mean([test[key].mean() for test in tested.values()])) for key in keys}
+    ordered = sorted(keys, key=levels.__getitem__, reverse=comparison.higher_is_better[keys[0]])
+    halves = ordered[: (len(ordered) + 1) // 2], ordered[(len(ordered) + 1) // 2 :]
+    figure = Figure(figsize=(11, 6))
+    for number, half in enumerate(halves, start=1):
+        axes = figure.add_subplot(1, 2, number, projection="polar")
+        angles = np.linspace(0, 2 * np.pi, len(half), endpoint=False)
+        for own, test in tested.items():
+            values = [float(test[key].mean()) for key in half]
+            colour, style = looks[own]
+            label = own if number == 1 else "_"  # once in the legend
+            axes.plot([*angles, angles[0]], [*values, values[0]], color=colour, ls=style, lw=1.2, label=label)
+        axes.set_xticks(angles, [key.split("/")[0] for key in half], fontsize=7)
+        axes.tick_params(axis="y", labelsize=7)
+    figure.legend(loc="outside upper center", ncols=4)
+    better = "higher" if comparison.higher_is_better[keys[0]] else "lower"
+    caption = (
+        f"The test {name} of every task, the mean over seeds; {better} is better. The easier half of the tasks is on "
+        "the left, each half with a scale of its own (Sener and Koltun, 2018, figure 2). "
+        f"{drawing.selection(comparison)}"
+    )
+    return Picture("radar", "Every task around a circle", caption.strip(), figure)
 
 
 def _logged_curves(

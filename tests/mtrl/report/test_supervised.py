@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from mtrl.errors import InputError
+from mtrl.report import drawing
 from mtrl.report.page import write_report
+from mtrl.report.references import published
 from mtrl.report.runs import load_runs
 from mtrl.report.supervised import (
     SINGLE,
@@ -19,6 +22,7 @@ from mtrl.report.supervised import (
     supervised_tables,
 )
 from mtrl.report.tables import Table
+from mtrl.supervised.data.qm9 import PROPERTIES
 from tests.mtrl.report.synthetic_runs import write_run, write_supervised_run, write_supervised_sweep
 from tests.mtrl.report.test_page import Page
 
@@ -76,6 +80,7 @@ def test_tables_by_hand(by_hand: Path) -> None:
     assert rows["pcgrad"][2].value == pytest.approx(20)  # type: ignore[union-attr]
     # Ranks by accuracy: mgda 1, unitary 2, pcgrad 3; by error: pcgrad 1, unitary 2, mgda 3.
     assert {name: row[3] for name, row in rows.items()} == {"unitary": 2, "mgda": 2, "pcgrad": 2}
+    assert [row[4].value for row in rows.values()] == pytest.approx([1.25, 20, -20])  # type: ignore[union-attr]
     gains = {row[0]: row for row in table(found, "gains").rows}
     assert table(found, "gains").header == ["method", "CL", "RR", "min", "max", "median", "std"]
     assert gains["mgda"][3:] == pytest.approx([-50, 10, -20, 30])
@@ -111,6 +116,69 @@ def test_several_metrics_of_a_task_are_averaged_within_it(tmp_path: Path) -> Non
     (found,) = comparisons(tmp_path)
     np.testing.assert_allclose(found.methods[0].scores, [[(20 + 25) / 2, 0]], atol=1e-12)
     assert list(found.metrics.values()) == ["CL accuracy", "RR squared_error", "CL loss"]
+    # By metrics, the task with two of them counts twice.
+    assert table(found, "methods").rows[0][4].value == pytest.approx(-(20 + 25 + 0) / 3)  # type: ignore[union-attr]
+
+
+def test_gains_over_the_literatures_single_task_training(tmp_path: Path) -> None:
+    """Both definitions, by hand, for Cityscapes; whose tasks are not all there, or judged by others, has no table."""
+    names = {"segmentation": "miou", "segmentation/pixel_accuracy": "pixel_accuracy", "depth": "abs_error"}
+    names |= {"depth/rel_error": "rel_error", "depth/more": "more"}
+    test = dict(zip(names, [0.7401 * 1.1, 0.9316, 0.0125 * 0.9, 27.77 * 1.4, 3.0], strict=True))
+    config = {"benchmark": {"name": "cityscapes"}}
+    file = write_supervised_run(tmp_path / "u", ["segmentation", "depth"], config=config, test=test) / "summary.json"
+    summary = json.loads(file.read_text())
+    directions = {key: {"name": name, "higher_is_better": key[0] == "s"} for key, name in names.items()}
+    file.write_text(json.dumps(summary | {"metrics": directions}))
+    (found,) = comparisons(tmp_path)
+    published = table(found, "published-1")
+    assert published.title == "Beside single-task training of Liu et al., 2021 (CAGrad)"
+    gain, loss = (cell.value for cell in published.rows[0][1:])  # type: ignore[union-attr]
+    assert gain == pytest.approx(((10 + 0) / 2 + (10 - 40) / 2) / 2)
+    assert loss == pytest.approx(-(10 + 0 + 10 - 40) / 4)
+    del directions["depth/rel_error"]
+    file.write_text(json.dumps(summary | {"metrics": directions}))
+    (found,) = comparisons(tmp_path)
+    assert "published-1" not in [own.name for own in supervised_tables(found)]
+
+
+def test_many_tasks_are_drawn_around_a_circle(tmp_path: Path) -> None:
+    """The easier half on the left, every method's means, back to where they begin; and nothing for few tasks."""
+    tasks = [f"t{number}" for number in range(9)]
+    for seed, more in ((0, 0.0), (1, 0.02)):
+        test = {task: 0.5 + number / 20 + more for number, task in enumerate(tasks)}
+        write_supervised_run(tmp_path / f"u{seed}", tasks, seed=seed, test=test)
+        write_supervised_run(tmp_path / f"m{seed}", tasks, "mgda", seed, test=dict.fromkeys(tasks, 0.7))
+    (found,) = comparisons(tmp_path)
+    radar = next(picture for picture in supervised_section(found).pictures if picture.name == "radar")
+    left, right = radar.figure.axes
+    names = [[label.get_text() for label in axes.get_xticklabels()] for axes in (left, right)]
+    assert names == [["t8", "t7", "t6", "t5", "t4"], ["t3", "t2", "t1", "t0"]]
+    unitary, mgda = (np.asarray(line.get_ydata(), float) for line in left.lines)
+    np.testing.assert_allclose(unitary, [0.91, 0.86, 0.81, 0.76, 0.71, 0.91])
+    np.testing.assert_allclose(mgda, 0.7)
+    assert "higher is better" in radar.caption
+    with drawing.style():
+        radar.save(tmp_path)
+
+
+def test_what_is_published_is_of_this_projects_benchmarks() -> None:
+    assert published("multi_digits") == []
+    (faces, errors), (rooms,), (molecules,) = map(published, ("celeba", "nyuv2", "qm9"))
+    assert sum(metrics["error"] for metrics in errors.metrics.values()) / 40 == pytest.approx(0.0877, abs=5e-5)
+    assert list(errors.metrics) == list(faces.metrics)
+    f1 = [metrics["f1"] for metrics in faces.metrics.values()]
+    assert sum(f1) / len(f1) == pytest.approx(0.6971, abs=5e-5)
+    assert len(f1) == 40
+    assert faces.metrics["Male"]["f1"] == 0.97034
+    labels = {"Male": "Male accuracy", "Male/f1": "Male f1", "Young": "Young accuracy", "Young/f1": "Young f1"}
+    assert faces.by_key(labels) == {"Male/f1": 0.97034, "Young/f1": 0.91907}
+    assert faces.by_key(labels | {"Old": "Old accuracy"}) is None
+    assert sum(map(len, rooms.metrics.values())) == 9
+    units = {name: f"mae_{described.unit}" for name, described in PROPERTIES.items()}
+    assert {name: [unit] for name, unit in units.items()} == {n: list(m) for n, m in molecules.metrics.items()}
+    schedule = yaml.safe_load(Path("configs/supervised/schedule/qm9.yaml").read_text())
+    assert schedule["reference"] == {name: molecules.metrics[name][unit] for name, unit in units.items()}
 
 
 def test_methods_are_told_apart_by_what_makes_them(tmp_path: Path) -> None:

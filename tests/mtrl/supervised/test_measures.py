@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtrl.errors import InputError
-from mtrl.measures import gain_statistics, mean_rank, relative_gain
+from mtrl.measures import gain_statistics, mean_rank, relative_gain, relative_loss
 from mtrl.supervised import MultiTaskModel, regression
 from mtrl.supervised.measures import Distance, shared_gradients
 
@@ -19,6 +19,15 @@ def test_relative_gain_averages_within_tasks_first():
     # segmentation: (+20% - 5%) / 2 = 7.5%; depth: 30% more error is -30%; their mean is -11.25%.
     assert by_task == pytest.approx({"segmentation": 0.075, "depth": -0.3})
     assert total == pytest.approx(-0.1125)
+
+
+def test_relative_loss_averages_over_metrics_and_is_of_the_other_sign():
+    metrics = {"segmentation": 0.6, "segmentation/accuracy": 0.76, "depth": 0.13, "loss/depth": 9.0}
+    # -(20% - 5% - 30%) / 3: a task with two metrics counts twice.
+    assert relative_loss(metrics, SINGLE, HIGHER) == pytest.approx(0.05)
+    assert relative_loss(SINGLE, SINGLE, HIGHER) == 0
+    with pytest.raises(InputError, match="depth"):
+        relative_loss({"depth": 1.0}, {}, HIGHER)
 
 
 def test_relative_gain_needs_its_reference():
