@@ -19,7 +19,7 @@ from rich.console import Console
 from mtrl.gradients.precision import PRECISIONS
 from mtrl.run.files import write_json, write_text
 from mtrl.run.machine import device_of, keep_freed_memory, machine
-from scripts.benchmarks import capture, envs, options, overhead, packing, solvers, throughput
+from scripts.benchmarks import capture, envs, options, overhead, packing, solvers, supervised, throughput
 from scripts.benchmarks.timing import markdown_of, table_of
 from scripts.entry import run
 from scripts.methods import load_plugins
@@ -30,6 +30,13 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
+
+
+def gibibytes(text: str) -> float:
+    """A number above 0."""
+    if not float(text) > 0:
+        raise ValueError
+    return float(text)
 
 
 def case(text: str) -> tuple[int, int]:
@@ -54,6 +61,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tasks": {"nargs": "+", "type": positive, "default": [10, 50]},
     "batch-size": {"type": positive, "default": 128, "help": "samples per task, by default 128"},
     "steps": {"type": positive, "default": 20, "help": "iterations a round, by default 20"},
+    "network": {"choices": ["resnet18", "nine_layers"], "default": "resnet18"},
+    "wrt": {"choices": ["shared", "representation"], "default": "representation"},
+    "memory-limit": {"type": gibibytes, "help": "GiB for per-task gradients by parameters, by default 2"},
+    "attributes": {"type": positive, "default": 40, "dest": "tasks", "help": "tasks, by default 40"},
 }
 _TRAINING = ["precision", "hidden-sizes", "benchmarks", "workers", "batch-size", "steps"]
 COMMANDS: dict[str, tuple[Any, list[str]]] = {
@@ -64,6 +75,10 @@ COMMANDS: dict[str, tuple[Any, list[str]]] = {
     "throughput": (throughput, ["methods", "plugins", *_TRAINING]),
     "capture": (capture, ["methods", "plugins", "precision", "hidden-sizes", "tasks", "batch-size"]),
     "packing": (packing, ["runs", *_TRAINING]),
+    "supervised": (
+        supervised,
+        ["methods", "plugins", "attributes", "batch-size", "network", "wrt", "memory-limit"],
+    ),
 }
 """Each command's file, and the options that it has beside those of all commands."""
 

@@ -1,7 +1,6 @@
 """A full SAC update with one of the agent's options changed, in processor time relative to ``agent=kurin``."""
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 
 from agents.sac import MultiTaskSAC, SACConfig
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
-from scripts.benchmarks.timing import Line, Row, Work, interleaved, ratio
+from scripts.benchmarks.timing import Line, Row, Work, interleaved, processor_seconds, ratio
 from scripts.benchmarks.updates import make_agent, make_combiner
 from scripts.entry import CONFIGS
 
@@ -53,7 +52,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
         make = partial(_update, base)
 
         def pair(update: Work, kurin: Work = base.update) -> tuple[float, float]:
-            return _processor_seconds(kurin), _processor_seconds(update)
+            return processor_seconds(kurin), processor_seconds(update)
 
         costs = {option: partial(pair, make(option)) for option in CHANGED}
         kurin, own = interleaved(costs, arguments.repeats, f"{num_tasks} tasks x {arguments.batch_size} samples")
@@ -63,13 +62,6 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
             found = {"kurin_seconds": kurin[option], "seconds": own[option], "median": median(own[option])}
             rows.append(case | {"option": option, **found, "ratio": ratio(own[option], kurin[option])})
     return rows
-
-
-def _processor_seconds(work: Work) -> float:
-    """Of this process, which other processes do not lengthen."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def _update(base: MultiTaskSAC, option: str) -> Callable[[], object]:

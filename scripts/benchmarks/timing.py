@@ -36,6 +36,13 @@ def seconds(work: Work, device: torch.device = CPU) -> float:
     return time.perf_counter() - start
 
 
+def processor_seconds(work: Work) -> float:
+    """The processor time of one call in this process, which other processes do not lengthen."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 def interleaved(
     costs: Mapping[str, Callable[[], tuple[float, float]]], repeats: int, title: str, rarely: Collection[str] = ()
 ) -> tuple[Times, Times]:
