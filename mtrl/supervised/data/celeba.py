@@ -23,7 +23,7 @@ SOURCE = (
     "nothing is downloaded here"
 )
 _SIZE = 64
-_ATTRIBUTES, _PARTS = "list_attr_celeba.txt", "list_eval_partition.txt"
+_ATTRIBUTES, _PARTS, _FACES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
 _CITYSCAPES_MEAN = (73.15835921, 82.90891754, 72.39239876)  # of Cityscapes: what the papers' code subtracts here too
 
 
@@ -46,8 +46,8 @@ def celeba(
     Args:
         tasks: a selection of the attributes that the data set's own file names; None is all.
         dropout: of the network.
-        data_dir: torchvision's folder, above ``celeba`` or that itself, or the authors', with ``Anno``, ``Eval`` and
-            ``Img`` (images as JPEG, or as PNG in ``img_align_celeba_png``).
+        data_dir: torchvision's folder, above ``celeba`` or that itself, the authors', with ``Anno``, ``Eval`` and
+            ``Img`` (images as JPEG, or as PNG in ``img_align_celeba_png``), or Kaggle's, whose lists are CSV files.
         network: ``resnet18`` (Sener & Koltun, 2018; Kurin et al., 2022) or ``nine_layers`` (Pascal et al.; FAMO).
         pixels: ``kurin`` resizes by nearest neighbours and subtracts Cityscapes' mean from BGR, as Sener & Koltun did;
             ``famo`` resizes bilinearly and takes RGB as it is, as Pascal et al. did.
@@ -120,18 +120,20 @@ def read_image(path: Path, nearest: bool) -> Tensor:
 def read_attributes(path: Path) -> tuple[list[str], dict[str, np.ndarray[Any, Any]]]:
     """The attributes' names, and by image 0 or 1 for each; `InputError` (record named) if the file is not CelebA's."""
     lines = _lines(path)
-    if len(lines) < 3 or not lines[0].isdigit():
-        raise InputError(f"{path}: expected a count, a line of names and a line for each image")
-    names = lines[1].split()
+    table = path.suffix == ".csv"
+    if len(lines) < 3 or not (lines[0].startswith("image_id,") if table else lines[0].isdigit()):
+        expected = "header that begins with image_id," if table else "count, a line of names"
+        raise InputError(f"{path}: expected a {expected} and a line for each image")
+    names = lines[0].split(",")[1:] if table else lines[1].split()
     found: dict[str, np.ndarray[Any, Any]] = {}
-    for number, line in enumerate(islice(lines, 2, None), start=3):
-        file, *values = line.split() or [""]
+    for number, line in enumerate(islice(lines, 1 if table else 2, None), start=2 if table else 3):
+        file, *values = line.replace(",", " ").split() or [""]
         if len(values) != len(names) or not set(values) <= {"-1", "1"}:
             raise InputError(f"{path}, line {number}: expected a file's name and {len(names)} times -1 or 1")
         if file in found:
             raise InputError(f"{path}, line {number}: {file} comes a second time")
         found[file] = np.array(values) == "1"
-    if len(found) != int(lines[0]):
+    if not table and len(found) != int(lines[0]):
         raise InputError(f"{path} announces {int(lines[0]):,} images, but has {len(found):,}: only partly copied?")
     return names, found
 
@@ -140,7 +142,9 @@ def read_partition(path: Path, attributes: dict[str, np.ndarray[Any, Any]]) -> t
     """The images of the training, validation and test split; `InputError` if they are not those with attributes."""
     parts: tuple[list[str], list[str], list[str]] = ([], [], [])
     for number, line in enumerate(_lines(path), start=1):
-        match line.split():
+        if number == 1 and line.startswith("image_id,"):  # Kaggle's
+            continue
+        match line.replace(",", " ").split():
             case [file, ("0" | "1" | "2") as part] if file in attributes:
                 parts[int(part)].append(file)
             case [file, "0" | "1" | "2"]:
@@ -162,7 +166,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _find(folder: Path, name: str, own: str) -> Path:
-    places = [folder / "celeba" / name, folder / name, folder / own / name]
+    places = [folder / "celeba" / name, folder / name, folder / own / name, (folder / name).with_suffix(".csv")]
     for place in places:
         if place.is_file():
             return place
@@ -170,7 +174,7 @@ def _find(folder: Path, name: str, own: str) -> Path:
 
 
 def _images(folder: Path) -> Path:
-    names = ("celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba", "Img/img_align_celeba_png")
+    names = ("celeba/img_align_celeba", *(f"{_FACES}/{_FACES}", _FACES, f"Img/{_FACES}", f"Img/{_FACES}_png"))
     for name in names:
         if (folder / name).is_dir():
             return folder / name

@@ -1,6 +1,8 @@
 """CelebA from files in its exact layouts, with faces that say by their colours which attributes they have."""
 
+import os
 import shutil
+import signal
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from mtrl import combiners
-from mtrl.errors import InputError
+from mtrl.errors import InputError, Interrupted
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import read_metrics
 from mtrl.supervised.data.celeba import celeba, read_image
@@ -24,6 +26,7 @@ from mtrl.supervised.updates import OptimizerOptions, Setup
 CPU = torch.device("cpu")
 NAMES = ["5_o_Clock_Shadow", "Bald", "Male", "Young"]
 COUNTS = (16, 6, 5)
+ANNO, EVAL, IMAGES = "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt", "Img/img_align_celeba"
 
 
 def file(number):
@@ -107,6 +110,44 @@ def test_every_layout_gives_every_face_its_own_attributes(tmp_path, kind, space)
         first += count
 
 
+def kaggles(folder, tmp_path):
+    """The same faces as Kaggle has them: lists as tables, images in a folder of a folder."""
+    made = tmp_path / "kaggle"
+    shutil.copytree(folder / IMAGES, made / "img_align_celeba" / "img_align_celeba")
+    _, names, *rows = (folder / ANNO).read_text().splitlines()
+    table = [",".join(["image_id", *names.split()]), *(",".join(row.split()) for row in rows)]
+    (made / "list_attr_celeba.csv").write_text("\n".join(table) + "\n")
+    parts = [",".join(line.split()) for line in (folder / EVAL).read_text().splitlines()]
+    (made / "list_eval_partition.csv").write_text("\n".join(["image_id,partition", *parts]) + "\n")
+    return made
+
+
+def test_kaggles_layout_has_the_same_faces(folder, tmp_path):
+    made, other = make(kaggles(folder, tmp_path)), make(folder)
+    assert list(made.tasks) == NAMES
+    for split, same in zip((made.train, made.test), (other.train, other.test), strict=True):
+        assert split.files == same.files
+        assert torch.equal(split.labels, same.labels)
+        assert torch.equal(split[3][0], same[3][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("list_attr_celeba.csv", lambda lines: lines[1:], "expected a header that begins with image_id,"),
+        ("list_attr_celeba.csv", lambda lines: lines[:-1], "has no line in list_attr_celeba"),
+        ("list_attr_celeba.csv", lambda lines: [*lines[:5], lines[5] + ",1"], "line 6: expected a file's name and 4"),
+        ("list_eval_partition.csv", lambda lines: lines[:-1], "has 26 images, but list_attr_celeba.txt has 27"),
+        ("list_eval_partition.csv", lambda lines: [lines[0], "000001.jpg,3"], "line 2: expected a file's name and 0"),
+    ],
+)
+def test_wrong_tables_are_named(folder, tmp_path, name, change, message):
+    made = kaggles(folder, tmp_path)
+    edited(made, name, change)
+    with pytest.raises(InputError, match=message):
+        make(made)
+
+
 def test_torchvisions_folder_itself_will_do(tmp_path):
     assert len(make(write(tmp_path, "torchvision") / "celeba").train) == 16
 
@@ -184,12 +225,43 @@ def test_it_learns(folder, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
-ANNO, EVAL, IMAGES = "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt", "Img/img_align_celeba"
-
-
 def edited(folder, name, change):
     path = folder / name
     path.write_text("\n".join(change(path.read_text().splitlines())))
+
+
+def test_a_run_goes_on_within_an_epoch_bit_for_bit(folder, tmp_path):
+    """By another number of workers, and without the cache: neither changes a number."""
+
+    def trained(name, options, stop=0):
+        torch.manual_seed(0)
+        made = small(make(folder, tasks=["Bald", "Male"], network="nine_layers", head="logit"), 512)
+        made.model.encoder.append(nn.Dropout(0.3))
+        update = CombinedUpdate(Setup(made, combiners.make("graddrop", 2), OptimizerOptions(), "representation"))
+        run = RunDirectory(tmp_path / name, {"seed": 1})
+        schedule = Schedule(epochs=2, batch_size=4, learning_rate=0.001)
+        one = Trainer(made, update, run, schedule, seed=1, device=CPU, loading=options, show_progress=False)
+        step = update.step
+
+        def stopping(*arguments):
+            nonlocal stop
+            stop -= 1
+            if not stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments)
+
+        update.step = stopping
+        try:
+            one.train()
+        finally:
+            run.close()
+        return made.model.state_dict()
+
+    whole = trained("whole", LoadingOptions(workers=0))
+    with pytest.raises(Interrupted):
+        trained("parts", LoadingOptions(workers=1, cache=0.01), stop=6)
+    resumed = trained("parts", LoadingOptions(workers=0))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize(
