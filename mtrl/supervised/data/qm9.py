@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ SOURCE = "the package qm9pack has the files (MIT, 104 MB): pip install qm9pack"
 _FILES = ("qm9_part1.csv", "qm9_part2.csv", "qm9_part3.csv")
 _MOST_ATOMS = 29
 _HELD_OUT = 10_000
+_ALL = 130_831
+Division = Literal["navon", "schnet", "cormorant"]
+"""How molecules are divided, by who did so."""
 _EV = 27.211386246  # per Hartree, as torch_geometric has it
 
 
@@ -68,46 +71,86 @@ def qm9(
     *,
     data_dir: str | None = None,
     molecules: Count | None = None,
+    split: Division = "navon",
+    order: str | None = None,
     data_seed: int = 0,
     width: Count = 64,
 ) -> Benchmark:
     """Eleven properties of small organic molecules, from elements and coordinates.
 
-    10,000 molecules are for the test, 10,000 for validation, or a tenth each if that is less; targets are normalised by
-    the training split's mean and deviation, and errors reported in the papers' units: meV for energies, those of
-    atomisation for U0, U, H and G. Raises `InputError` on an unknown task, or if a file is missing or not qm9pack's.
+    Targets are normalised by the training split's mean and deviation, and errors reported in the papers' units: meV for
+    energies, those of atomisation for U0, U, H and G. Raises `InputError` on an unknown task or split, or if a file is
+    missing or not qm9pack's.
 
     Args:
         tasks: a selection of `PROPERTIES`.
         dropout: of the representation.
         data_dir: where the files ``qm9_part1.csv`` to ``qm9_part3.csv`` are; None is in the installed package.
         molecules: how many, drawn at random; None is all.
+        split: ``navon`` has 10,000 molecules for the test, 10,000 for validation, or a tenth each if that is less
+            (Navon et al., 2022, and their successors); ``schnet`` 110,000 for training, 10,000 for validation and the
+            rest for the test (Schütt et al., 2018); ``cormorant`` 100,000 for training, a tenth for the test and the
+            rest for validation (Anderson et al., 2019). Of fewer molecules each has its share.
+        order: a file with the molecules' numbers from 0, which then are not shuffled: one a line, or a tensor saved by
+            torch, such as LibMTL's. Test comes first, then validation, then training.
         data_seed: draws them and the splits; the same for every seed of training, unless it is set to that.
         width: of the network, 64 in the papers.
     """
     tasks = check_tasks(tasks, list(PROPERTIES))
     files = [_folder(data_dir) / name for name in _FILES]
     rows = list(chain.from_iterable(map(_rows, files)))
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(data_seed))[:molecules]
-    if len(order) < 10:
-        raise InputError(f"molecules: {len(order)} are too few for three splits, expected at least 10")
-    atoms = torch.zeros(len(order), _MOST_ATOMS, 4)
-    targets = torch.zeros(len(order), len(tasks), dtype=torch.float64)
-    for place, number in enumerate(order.tolist()):
+    if order is None:
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(data_seed))[:molecules]
+    else:
+        chosen = read_order(Path(order), len(rows))[:molecules]
+    test, held_out = _sizes(split, len(chosen))
+    atoms = torch.zeros(len(chosen), _MOST_ATOMS, 4)
+    targets = torch.zeros(len(chosen), len(tasks), dtype=torch.float64)
+    for place, number in enumerate(chosen.tolist()):
         atoms[place], targets[place] = _read(rows[number], tasks)
-    held_out = min(_HELD_OUT, len(order) // 10)
-    train = targets[2 * held_out :]
+    train = targets[test + held_out :]
     mean, deviation = train.mean(0), train.std(0)
     if not bool((deviation > 0).all()):
         raise InputError(f"{tasks[int(deviation.argmin())]} is the same for all {len(train)} training molecules")
     normalised = ((targets - mean) / deviation).float()
     splits = [
         Split(atoms[part], {task: normalised[part, column, None] for column, task in enumerate(tasks)})
-        for part in (slice(2 * held_out, None), slice(held_out, 2 * held_out), slice(held_out))
+        for part in (slice(test + held_out, None), slice(test, test + held_out), slice(test))
     ]
     kinds = {task: _task(task, float(deviation[column])) for column, task in enumerate(tasks)}
     encoder = nn.Sequential(MessagePassing(width), nn.Dropout(dropout))
     return Benchmark(kinds, MultiTaskModel(encoder, {task: nn.Linear(width, 1) for task in tasks}), *splits)
+
+
+def _sizes(split: Division, count: int) -> tuple[int, int]:
+    """How many molecules are for the test, and for validation."""
+    if count < 10:
+        raise InputError(f"molecules: {count} are too few for three splits, expected at least 10")
+    tenth = min(_HELD_OUT, count // 10)
+    if split == "navon":
+        return tenth, tenth
+    if split == "schnet":
+        return max(count - count * 110_000 // _ALL - tenth, 1), tenth
+    return count // 10, count - count // 10 - count * 100_000 // _ALL
+
+
+def read_order(path: Path, count: int) -> Tensor:
+    """The numbers of so many molecules in a file, see `qm9`; `InputError` if it is not an order of them."""
+    try:
+        content = path.read_bytes()
+        if content[:1].isdigit():
+            numbers = torch.tensor([int(line) for line in content.split()])
+        else:
+            numbers = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way
+        raise InputError(f"order: {path} has no numbers of molecules ({' '.join(str(error).split())[:80]})") from error
+    if not isinstance(numbers, Tensor) or numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
+        raise InputError(f"order: {path} is not one list of whole numbers")
+    outside = ((numbers < 0) | (numbers >= count)).nonzero()
+    if len(outside) or len(set(numbers.tolist())) < len(numbers):
+        found = f"{int(numbers[outside[0]])} among them" if len(outside) else "one of them twice"
+        raise InputError(f"order: {path} has {len(numbers):,} numbers, {found}: expected 0 to {count - 1:,}, each once")
+    return numbers.long()
 
 
 class Row(NamedTuple):

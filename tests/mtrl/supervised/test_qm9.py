@@ -15,7 +15,7 @@ from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import read_metrics
-from mtrl.supervised.data.qm9 import PROPERTIES, qm9
+from mtrl.supervised.data.qm9 import PROPERTIES, _sizes, qm9
 from mtrl.supervised.loading import Loader
 from mtrl.supervised.loop import Schedule, Trainer, evaluate
 from mtrl.supervised.message_passing import MessagePassing
@@ -72,6 +72,61 @@ def test_methane_has_torch_geometrics_values_in_its_units(folder):
         + [6.316]
     )  # fmt: skip
     torch.testing.assert_close((methane - ammonia) * scales, METHANE - expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_literatures_splits(folder):
+    assert [_sizes(split, 130_831) for split in ("navon", "schnet", "cormorant")] == [
+        (10_000, 10_000),
+        (10_831, 10_000),
+        (13_083, 17_748),
+    ]
+    for split, sizes in {"schnet": [60, 7, 5], "cormorant": [55, 10, 7]}.items():
+        made = make(folder, split=split)
+        assert [len(part) for part in (made.train, made.validation, made.test)] == sizes
+    with pytest.raises(InputError, match=r"unknown benchmark.split 'navin': did you mean 'navon'"):
+        make(folder, split="navin")
+
+
+@pytest.mark.parametrize("saved", ["text", "torch"])
+def test_an_order_of_ones_own(folder, tmp_path, saved):
+    numbers = torch.arange(72).flip(0)
+    if saved == "text":
+        (tmp_path / "order").write_text("\n".join(map(str, numbers.tolist())))
+    else:
+        torch.save(numbers, tmp_path / "order")
+    made = make(folder, order=str(tmp_path / "order"))
+    assert len(made.train) == 58
+    elements = made.train.inputs[-1, :, 0]  # the last number is 0, methane's
+    assert elements[elements > 0].tolist() == [6, 1, 1, 1, 1]
+    again = make(folder, order=str(tmp_path / "order"), data_seed=5)
+    assert torch.equal(again.test.inputs, made.test.inputs)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"0\n1\n1\n", "has 3 numbers, one of them twice: expected 0 to 71, each once"),
+        (b"0\n72\n", "has 2 numbers, 72 among them"),
+        (b"1\nx\n", "has no numbers of molecules"),
+        (b"PK", "has no numbers of molecules"),
+        (b"", "has no numbers of molecules"),
+        (torch.zeros(3), "is not one list of whole numbers"),
+        ({"order": torch.arange(3)}, "is not one list of whole numbers"),
+        (print, "has no numbers of molecules"),  # nothing is run
+    ],
+    ids=str,
+)
+def test_what_is_no_order_is_refused(folder, tmp_path, content, message):
+    path = tmp_path / "order"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=message) as caught:
+        make(folder, order=str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="order: "):
+        make(folder, order=str(tmp_path / "nowhere"))
 
 
 def test_training_statistics_normalise_and_splits_are_disjoint_and_fixed(folder):
