@@ -132,7 +132,7 @@ def first_to_tell() -> bool:
     if started() == 1:
         return True
     try:
-        store = distributed.TCPStore(
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
         )
         return bool(store.add(_TOLD, 1) == 1)

@@ -20,8 +20,13 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _Sum.apply(gradient, ctx.group), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _over(gradients[0], ctx.group), None
+
+
+def _over(part: Tensor, group: "distributed.ProcessGroup") -> Tensor:
+    total: Tensor = _Sum.apply(part, group)  # type: ignore[no-untyped-call]
+    return total
 
 
 class WholeBatchNorm(_BatchNorm):
@@ -43,15 +48,16 @@ class WholeBatchNorm(_BatchNorm):
     def forward(self, given: Tensor) -> Tensor:
         """``[N, channels, ...]``, normalised by channel."""
         if not self.training:
-            return super().forward(given)
+            plain: Tensor = super().forward(given)
+            return plain
         x = given.to(wide_type([given]))
         over = [dimension for dimension in range(x.ndim) if dimension != 1]
         count = x.new_tensor([x.numel() / x.shape[1]])
-        sums = _Sum.apply(torch.cat([x.sum(over), count]), self._group)
+        sums = _over(torch.cat([x.sum(over), count]), self._group)
         count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
         shape = [-1, *[1] * (x.ndim - 2)]
         centred = x - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(over), self._group) / count
+        variance = _over(centred.square().sum(over), self._group) / count
         self._track(mean.detach(), variance.detach() * count / (count - 1))
         normal = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:

@@ -4,10 +4,8 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.benchmarks import benchmark
-from mtrl.supervised.data.overlay import make_benchmark
+from mtrl.supervised.data.overlay import make_benchmark, overlay
 from mtrl.supervised.problem import Benchmark
 
 SOURCE = "MNIST is published at http://yann.lecun.com/exdb/mnist/ under CC BY-SA 3.0; nothing is downloaded here"
@@ -51,9 +49,11 @@ def multi_mnist(
             f"benchmark=multi_mnist needs data_dir=DIR with train-images-idx3-ubyte and the others. {SOURCE}"
         )
     parts = read_splits(Path(data_dir), validation)
-    layout: dict[str, Any] = {"offset": 6, "canvas": 36, "size": _SIDE, "kernel": 5, "padding": 0}
-    scaled = partial(make_benchmark, mean=_MEAN, deviation=_DEVIATION)
-    return scaled(tasks, parts, dropout, pairs_per_digit, data_seed, **layout)
+    return make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, put=_put, mean=_MEAN, deviation=_DEVIATION)
+
+
+def _put(left: Tensor, right: Tensor, _: torch.Generator) -> Tensor:
+    return overlay(left, right, offset=6, canvas=36, size=_SIDE)
 
 
 def read_splits(directory: Path, validation: int, source: str = SOURCE) -> list[tuple[Tensor, Tensor]]:

@@ -1,13 +1,17 @@
 import gzip
 import struct
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from mtrl.errors import InputError
 from mtrl.supervised import Split, benchmarks
+from mtrl.supervised.data.digit_attributes import ATTRIBUTES
 from mtrl.supervised.data.multi_mnist import multi_mnist, read_idx
 from mtrl.supervised.data.overlay import overlay
 
@@ -201,17 +205,49 @@ def test_a_benchmark_of_ones_own(tmp_path):
         make("custom", file=str(tmp_path / "empty.py"))
 
 
-def test_multi_fashion_is_not_resampled_and_its_second_article_is_in_the_other_corner(mnist):
-    benchmark = make("multi_fashion", ["CL", "RL", "RR"], data_dir=str(mnist), validation=4)
+def test_attributes_of_digits_follow_from_the_digit():
+    benchmark = make("digit_attributes")
+    assert list(benchmark.tasks) == list(ATTRIBUTES)
+    assert [len(split) for split in (benchmark.train, benchmark.validation, benchmark.test)] == [1078, 359, 360]
+    source = load_digits()
+    images = source.images.astype(np.float32)
+    known = {image.tobytes(): digit for image, digit in zip(images, source.target, strict=True)}
+    rows = zip(benchmark.test.inputs[:, 0] * 16, *benchmark.test.targets.values(), strict=True)
+    for image, *attributes in rows:
+        digit = known[image.numpy().tobytes()]
+        assert attributes == [digit in digits for digits in ATTRIBUTES.values()]
+    of_one_side = {tuple((digit in digits) == (0 in digits) for digit in range(10)) for digits in ATTRIBUTES.values()}
+    assert len(of_one_side) == len(ATTRIBUTES)  # no two are alike, nor each other's opposite
+    assert benchmark.model(benchmark.test.inputs)["prime"].shape == (360,)
+    with pytest.raises(InputError, match="unknown task 'odd'"):
+        make("digit_attributes", ["odd"])
+
+
+def test_multi_fashion_is_lin_et_als(mnist):
+    benchmark = make("multi_fashion", ["CL", "CR", "RL", "RR"], data_dir=str(mnist), validation=4, pairs_per_digit=6)
     split = benchmark.train
-    assert split.inputs.shape == (16, 1, 36, 36)
+    assert split.inputs.shape == (48, 1, 36, 36)
     images = split.inputs[:, 0] * 0.3530 + 0.2860
-    left, right = split.targets["RL"], split.targets["RR"]
-    torch.testing.assert_close(images[:, :8, :28], left[:, :8])
-    torch.testing.assert_close(images[:, 28:, 8:], right[:, 20:])
-    torch.testing.assert_close(images[:, 8:28, 8:28], torch.maximum(left[:, 8:, 8:], right[:, :20, :20]))
-    assert split.targets["CL"].tolist() == [*range(8), *range(8)]
-    assert benchmark.model(split.inputs)["RR"].shape == (16, 28, 28)
+    drawn = set()
+    for image, left, right in zip(images, split.targets["RL"], split.targets["RR"], strict=True):
+        found = [
+            (y, x, v, u)
+            for y, x, v, u in product(range(5), repeat=4)  # moved by up to 4 pixels from the corners
+            if torch.allclose(image, F.pad(left, (x, 8 - x, y, 8 - y)).maximum(F.pad(right, (8 - u, u, 8 - v, v))))
+        ]
+        assert len(found) == 1
+        drawn |= set(found)
+    assert all({move[position] for move in drawn} == set(range(5)) for position in range(4))
+    assert split.targets["CL"].tolist() == [*range(8)] * 6
+    assert not bool((split.targets["CL"] == split.targets["CR"]).any())  # "with different digits"
+    assert set(split.targets["CR"].tolist()) == set(range(8))
+    assert benchmark.model(split.inputs[:3])["RR"].shape == (3, 28, 28)
+    sizes = [tuple(p.shape) for p in benchmark.model.parameters() if p.ndim > 1][:5]
+    assert sizes == [(10, 1, 9, 9), (20, 10, 5, 5), (50, 500), (10, 50), (10, 50)]  # the authors' model_lenet.py
+    raw = mnist / "MNIST" / "raw"
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.full(5, 3))))
+    with pytest.raises(InputError, match="all 5 images of a split have label 3"):
+        make("multi_fashion", data_dir=str(mnist), validation=4)
     with pytest.raises(InputError, match=r"there is no train-images.*dataset-fashion-mnist"):
         make("multi_fashion", data_dir="/nowhere")
 

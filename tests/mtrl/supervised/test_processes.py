@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mtrl.errors import InputError
 from mtrl.run import processes
 
 ROOT = Path(__file__).parents[3]
@@ -59,16 +60,18 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(name, value)
     assert (processes.started(), processes.started_here()) == (3, 3)
     assert processes.own_device("cuda") == torch.device("cuda:1")
-    with pytest.raises(processes.InputError, match=r"^device=cuda:0: 3 processes on .* with 2 GPUs: use device=cuda$"):
+    with pytest.raises(InputError, match=r"^device=cuda:0: 3 processes on .* with 2 GPUs: use device=cuda$"):
         processes.own_device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(processes.InputError, match="give every process a GPU of its own"):
+    with pytest.raises(InputError, match="give every process a GPU of its own"):
         processes.own_device("cuda")
 
 
 def test_the_first_with_a_reason_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.first_to_tell()
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     assert not processes.first_to_tell()  # nobody to ask, and this is not the first process

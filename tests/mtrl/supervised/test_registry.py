@@ -16,8 +16,8 @@ from mtrl.supervised import benchmarks, methods
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
 
 BENCHMARKS = [
-    *("celeba", "cityscapes", "cityscapes_groups", "cityscapes_raw", "multi_digits", "multi_fashion"),
-    *("multi_fashion_and_mnist", "multi_mnist", "nyuv2", "qm9"),
+    *("celeba", "cityscapes", "cityscapes_groups", "cityscapes_raw", "digit_attributes", "motorcycle", "multi_digits"),
+    *("multi_fashion", "multi_fashion_and_mnist", "multi_mnist", "nyuv2", "qm9"),
 ]
 METHODS = ["auto_lambda", "combined", "individual_optimizers", "individual_steps", "maximum_roaming", "rotograd"]
 

@@ -286,7 +286,7 @@ def test_learning_rate_with_patience_is_torchs_on_a_plateau(tmp_path, monkeypatc
         expected.append(torchs.param_groups[0]["lr"])
         plateau.step(score)
     assert whole == expected
-    assert len(set(whole)) == 4
+    assert len(set(whole)) == 3
     assert rates("parts", 4) + rates("parts", len(scores)) == whole
 
 

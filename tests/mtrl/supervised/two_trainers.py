@@ -82,7 +82,7 @@ def make(case: tuple[str, str, Wrt], path: Path, group: Any, dropout: float = 0.
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain(*arguments)
 
-        update.step = stopping  # type: ignore[method-assign]
+        update.step = stopping  # type: ignore[method-assign, assignment]
     processes = Processes(group)
     run = RunDirectory(path if processes.first else path.with_name(f"{path.name}-1"), {"seed": 4})
     schedule = Schedule(2, 10, 0.01, selection="per_metric", insight_every=1)
@@ -119,7 +119,7 @@ def compared(ours: Any, theirs: Any) -> float:
         assert len(ours) == len(theirs)
         return max((compared(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
     if isinstance(ours, int | float) and not isinstance(ours, bool):
-        return abs(ours - theirs)
+        return float(abs(ours - theirs))
     assert ours == theirs
     return 0.0
 
