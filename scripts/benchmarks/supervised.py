@@ -26,7 +26,7 @@ from scripts.benchmarks.updates import chosen, make_combiner
 
 TITLE = "update of CelebA's network: time relative to unitary scalarization's (and in milliseconds)"
 WORDS = ("method", "needs")
-_LOADING = ("loading", "loading from the cache")
+_LOADING = ("loading", "loading_cached")
 _BATCHES = 4
 """That there are samples for."""
 

@@ -48,6 +48,23 @@ def test_overhead_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(name in printed for name in [*names, "2 x 3", "3 x 2", "out.json"])
 
 
+def test_supervised_updates_and_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--attributes", "2", "--batch-size", "2", "--network", "nine_layers", "--repeats", "1"]
+    methods = ["unitary", "modo", "graddrop", "loading", "loading_cached"]
+    result = measured(tmp_path / "out.json", "supervised", *small, "--methods", *methods)
+    assert [row["method"] for row in result["rows"]] == methods
+    assert all(row["median"] > 0 and row["wrt"] == "representation" for row in result["rows"])
+    assert [len(row["seconds"]) for row in result["rows"]] == [1, 1, 1, 4, 4]  # loading: every batch of a pass
+    assert "2 x 2 by representation" in capsys.readouterr().out
+    (row,) = measured(tmp_path / "one.json", "supervised", *small, "--methods", "pcgrad", "--wrt", "shared")["rows"]
+    assert row["peak_gib"]["process_gib"] > 0.1
+    printed = capsys.readouterr().out
+    assert "process gib" in printed
+    with pytest.raises(InputError, match="memory_limit is 107,374"):
+        measured(tmp_path / "x.json", "supervised", *small, "--methods", "graddrop", "--wrt", "shared",
+                 "--memory-limit", "0.0001")  # fmt: skip
+
+
 def test_each_precision_has_a_column_and_its_own_unitary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["pcgrad", "graddrop", "matrix_products", "plain_sac", "retain_graph_loop"]
     options = ["--precision", "fp32", "bf16", "--cases", "2x3", "--methods", *methods]

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-COMMAND = ("scripts/supervised.py", "device=cpu", "progress=false", "benchmark=custom")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+from tests.commands import ROOT, run
+
+COMMAND = ("device=cpu", "progress=false", "benchmark=custom")
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def torchrun(*overrides: str) -> "subprocess.CompletedProcess[str]":
+    """The script in two processes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=120)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*start, "scripts/supervised.py", *COMMAND, *overrides]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=300)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -26,11 +28,11 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
     options = ("benchmark.file=mtrl/supervised/data/example.py", "combiner=famo", "epochs=2", "batch_size=64")
-    done = run(*TORCHRUN, *COMMAND, *options, f"run_dir={tmp_path / 'two'}")
+    done = torchrun(*options, f"run_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("2 processes, first on cpu; run directory") == 1
     assert done.stdout.count("Model selection") == 1
-    alone = run(*COMMAND, *options, f"run_dir={tmp_path / 'one'}")
+    alone = run("supervised.py", *COMMAND, *options, f"run_dir={tmp_path / 'one'}")
     assert alone.returncode == 0, alone.stderr
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
     for ours, theirs in zip(logged(tmp_path / "two"), logged(tmp_path / "one"), strict=True):
@@ -64,7 +66,7 @@ def test_a_dead_process_ends_all_with_one_line(tmp_path: Path) -> None:
     """The second one dies when the test split is read, after an epoch that all have saved."""
     (tmp_path / "dying.py").write_text(DYING)
     options = (f"benchmark.file={tmp_path / 'dying.py'}", "epochs=1", "batch_size=64", "data.workers=0")
-    done = run(*TORCHRUN, *COMMAND, *options, f"run_dir={tmp_path / 'run'}")
+    done = torchrun(*options, f"run_dir={tmp_path / 'run'}")
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert told == [
