@@ -2,11 +2,13 @@
 
 import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -136,9 +138,10 @@ def make_arrays(folder, **options) -> Any:
     [(["label_7"], 7), (["label"], 7), (["label_7", "label"], 7), (["label_19"], 19), (["label_2"], 2)],
 )
 def test_every_array_is_its_own_sample_s(tmp_path, folders, classes):
-    made = make_arrays(write_arrays(tmp_path, folders[:1], classes), classes=classes)
-    if len(folders) > 1:  # the first one is read
-        shutil.copytree(tmp_path / "train" / "depth", tmp_path / "train" / folders[1])
+    write_arrays(tmp_path, folders[:1], classes)
+    for split in ("train", "val") if len(folders) > 1 else ():  # the first one is read
+        shutil.copytree(tmp_path / split / "depth", tmp_path / split / folders[1])
+    made = make_arrays(tmp_path, classes=classes)
     assert [len(split) for split in (made.train, made.validation, made.test)] == [8, 2, 3]
     numbers = [*range(8), 8, 9, 20, 21, 22]
     samples = [*made.train, *made.validation, *made.test]
@@ -411,6 +414,27 @@ def test_every_png_is_its_own_street_s(original_raw, height, stride, classes):
             assert targets["instances"].shape == (2, *labels.shape)
             things = np.isin(ids, [24, 26, 27, 28, 31, 32, 33])  # no riders' group, no caravans, no trailers
             assert np.array_equal(~targets["instances"].isnan().numpy(), np.stack([things, things]))
+
+
+def test_the_steps_of_the_complexity_study_add_up():
+    """Gama & Grassi, 2025, section 3.3: a smaller network, a task, a resolution, more classes."""
+    folder = Path(__file__).parents[3] / "configs" / "supervised" / "complexity"
+    steps = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in folder.iterdir()}
+    expected: dict[str, Any] = {
+        "tasks": ["segmentation", "disparity"],
+        "benchmark": {"classes": 7, "height": 128, "network": "resnet50"},
+    }
+    for step, change in (
+        ("r50", {}),
+        ("r18", {"network": "resnet18"}),
+        ("inst", {}),
+        ("hr", {"height": 256}),
+        ("19c", {"classes": 19}),
+    ):
+        expected["benchmark"] |= change
+        expected["tasks"] += ["instances"] if step == "inst" else []
+        assert steps.pop(step) == expected
+    assert not steps
 
 
 def test_disparities_are_pixels():
