@@ -216,6 +216,9 @@ def test_attributes_of_digits_follow_from_the_digit():
     for image, *attributes in rows:
         digit = known[image.numpy().tobytes()]
         assert attributes == [digit in digits for digits in ATTRIBUTES.values()]
+    of_numbers = [ATTRIBUTES[name] for name in ("even", "large", "prime", "square")]
+    prime = [number for number in range(2, 10) if all(number % other for other in range(2, number))]
+    assert of_numbers == [tuple(range(0, 10, 2)), tuple(range(5, 10)), tuple(prime), (0, 1, 4, 9)]
     of_one_side = {tuple((digit in digits) == (0 in digits) for digit in range(10)) for digits in ATTRIBUTES.values()}
     assert len(of_one_side) == len(ATTRIBUTES)  # no two are alike, nor each other's opposite
     assert benchmark.model(benchmark.test.inputs)["prime"].shape == (360,)
