@@ -109,7 +109,7 @@ class EvalConfig:
 
     Other environments have no goals: their episodes of evaluation are those of one seed, the same for every run."""
     beside: bool | None = None
-    """Play it while training goes on; null does so where the updates are computed on a GPU."""
+    """Play it in a process while training goes on; null does so where the updates are computed on a GPU."""
     video: Annotated[str, Literal["best"]] | None = None
     """Film the first episode of each task whenever a policy is the best so far."""
 
