@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -268,6 +269,8 @@ def test_codes_are_part_of_the_policy_and_begin_anew_with_the_networks() -> None
         agent.update()
     observations = np.ones((3, OBSERVATION), np.float32)
     assert np.array_equal(agent.policy(kept)(observations), acted)
+    sent = pickle.dumps(agent.policy(kept))  # to another process
+    assert np.array_equal(pickle.loads(sent)(observations), acted)
     assert not np.array_equal(agent.policy()(observations), acted)
     assert not np.array_equal(acted[0], acted[1]), "the task identity reaches the policy"
     agent.reset()
