@@ -445,7 +445,7 @@ class Trainer:
         self._sums = {key: value.to(self.device) for key, value in state["sums"].items()}
         self._seen = {key: value.to(self.device) for key, value in state["seen"].items()}
         self.chosen = state["chosen"]
-        self._decays, self._waited = state.get("decays", (0, 0))
+        self._decays, self._waited = state["decays"]
         self.distance.load_state_dict(state["distance"])
         self.benchmark.model.load_state_dict(state["model"])
         self.update.load_state_dict(state["update"])

@@ -1,8 +1,6 @@
 """CelebA from files in its exact layouts, with faces that say by their colours which attributes they have."""
 
-import os
 import shutil
-import signal
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.networks import Pixels, nine_layers, resnet18
 from mtrl.supervised.scan import problems
 from mtrl.supervised.updates import OptimizerOptions, Setup
+from tests.mtrl.supervised.test_training import Interrupting
 
 CPU = torch.device("cpu")
 NAMES = ["5_o_Clock_Shadow", "Bald", "Male", "Young"]
@@ -240,17 +239,8 @@ def test_a_run_goes_on_within_an_epoch_bit_for_bit(folder, tmp_path):
         update = CombinedUpdate(Setup(made, combiners.make("graddrop", 2), OptimizerOptions(), "representation"))
         run = RunDirectory(tmp_path / name, {"seed": 1})
         schedule = Schedule(epochs=2, batch_size=4, learning_rate=0.001)
-        one = Trainer(made, update, run, schedule, seed=1, device=CPU, loading=options, show_progress=False)
-        step = update.step
-
-        def stopping(*arguments):
-            nonlocal stop
-            stop -= 1
-            if not stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*arguments)
-
-        update.step = stopping
+        updates: Any = Interrupting(update, stop)
+        one = Trainer(made, updates, run, schedule, seed=1, device=CPU, loading=options, show_progress=False)
         try:
             one.train()
         finally:

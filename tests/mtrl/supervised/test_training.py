@@ -253,7 +253,7 @@ def test_learning_rate_decays_by_the_epoch(tmp_path):
 def test_learning_rate_decays_after_several_epochs_and_stays_at_its_least(tmp_path):
     benchmark = problem()
     update = combined(benchmark)
-    rates = []
+    rates: list[float] = []
     update.set_learning_rate = rates.append
     every = {"learning_rate_decay": 0.5, "learning_rate_decay_every": 2, "least_learning_rate": 0.003}
     trained(tmp_path, benchmark, update, epochs=7, learning_rate=0.01, **every)
@@ -269,7 +269,7 @@ def test_learning_rate_with_patience_is_torchs_on_a_plateau(tmp_path, monkeypatc
     def rates(number, epochs):
         benchmark = problem()
         update = combined(benchmark)
-        found = []
+        found: list[float] = []
         update.set_learning_rate = found.append
         patient = {"learning_rate_decay": 0.5, "learning_rate_patience": 2}
         one = trainer(tmp_path / number, benchmark, update, epochs=epochs, learning_rate=0.01, **patient)
