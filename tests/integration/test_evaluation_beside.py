@@ -48,24 +48,28 @@ def test_training_is_the_same_bit_for_bit(beside: Path, tmp_path: Path, override
         assert torch.equal(tensor, parameters(tmp_path / "other")[name]), name
 
 
-def with_workers_of_evaluation(training: int) -> list[psutil.Process]:
-    """All processes of a training run, once that of evaluation has workers of its own."""
-    started = psutil.Process(training).children(recursive=True)
+def evaluation_of(training: int) -> psutil.Process | None:
+    """The process of evaluation of a training run, once it has workers of its own."""
     with suppress(psutil.NoSuchProcess):
-        if any("multiprocessing.spawn" in " ".join(child.cmdline()) and child.children() for child in started):
-            return started
-    return []
+        for child in psutil.Process(training).children():
+            if "multiprocessing.spawn" in " ".join(child.cmdline()) and child.children():
+                return child
+    return None
 
 
 def test_a_killed_run_makes_up_for_the_evaluation_that_was_under_way(beside: Path, tmp_path: Path) -> None:
     directory = tmp_path / "killed"
     full = command("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true")
     with subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while not (started := with_workers_of_evaluation(process.pid)):
+        while (evaluation := evaluation_of(process.pid)) is None:
             assert process.poll() is None
             time.sleep(0.005)
+        started, worker = psutil.Process(process.pid).children(recursive=True), evaluation.children()[0]
+        worker.suspend()  # so that evaluation takes as long as it may
         process.kill()
-        assert "Traceback" not in process.communicate()[1]  # none of them says anything
+        evaluation.wait(60)
+        worker.resume()
+        assert "Process evaluation" not in process.communicate()[1]  # as a traceback of it begins
     assert process.returncode == -signal.SIGKILL
     assert not psutil.wait_procs(started, timeout=60)[1]
     assert run("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true").returncode == 0
