@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ if not os.path.exists({mark!r}):
 """
 
 
+@pytest.fixture
+def _no_nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_no_nohup")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_it_stops_with_the_step_and_goes_on_there(tmp_path: Path, name: str) -> None:
     steps = [
