@@ -42,7 +42,10 @@ from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS, hydra_main, run
 from scripts.evaluate import write_videos
 
-say = partial(print, file=sys.stderr)
+
+def say(line: str) -> None:
+    """Tells the user, beside what is printed as a result."""
+    print(line, file=sys.stderr)
 
 
 def film_best(config: TrainConfig, family: Family, path: Path) -> OnBest:
@@ -55,7 +58,7 @@ def film_best(config: TrainConfig, family: Family, path: Path) -> OnBest:
         try:
             write_videos(family.films(policy, seed), path / f"video-{step}")
         except Exception as error:  # a renderer can fail in any way
-            print(f"warning: no film of step {step}: {' '.join(str(error).split())}", file=sys.stderr)
+            say(f"warning: no film of step {step}: {' '.join(str(error).split())}")
         finally:
             torch.set_num_threads(threads)
 
