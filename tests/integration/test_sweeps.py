@@ -142,7 +142,7 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, launcher: str, how: signal.Sign
 
 
 def test_a_killed_member_fails_alone_and_goes_on(tmp_path: Path) -> None:
-    both = ["steps=1000", "checkpoint.every=20", "eval.every=1000", "seed=1,2", "hydra/launcher=joblib"]
+    both = ["steps=400", "checkpoint.every=20", "eval.every=400", "seed=1,2", "hydra/launcher=joblib"]
     process = subprocess.Popen(
         command(*both), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

@@ -5,6 +5,7 @@ import html.parser
 import json
 import math
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -79,6 +80,18 @@ def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([training_section(comparison(sweep))], tmp_path_factory.mktemp("out"), COMMAND).parent
 
 
+@pytest.fixture
+def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that can be drawn can be drawn as PDF too, which takes as long again."""
+    savefig = Figure.savefig
+
+    def save(figure: Figure, path: Path, **options: Any) -> None:
+        if path.suffix != ".pdf":
+            savefig(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
 def test_every_figure_and_table_is_written(report: Path) -> None:
     figures = sorted(file.name for file in (report / "figures").iterdir())
     assert figures == sorted(f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png"))
@@ -150,6 +163,7 @@ def test_the_same_runs_give_the_same_bytes(sweep: Path, report: Path, tmp_path: 
         assert (tmp_path / file).read_bytes() == (report / file).read_bytes(), file
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_names_are_text(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "a | b", "$\\frac{$", "[red]", "&amp;"]
     write_run(tmp_path / "runs" / "a", evaluations=2, tasks=names)
@@ -170,6 +184,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert "<script" not in "".join(lines)
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_videos_are_linked(tmp_path: Path) -> None:
     sheet = write_run(tmp_path / "runs" / "a run #1", evaluations=1, seed=3) / "video-1000" / "contact_sheet.png"
     sheet.parent.mkdir()
@@ -181,6 +196,7 @@ def test_videos_are_linked(tmp_path: Path) -> None:
     assert "unitary, seed 3, step 1000" in parsed.text
 
 
+@pytest.mark.usefixtures("png_alone")
 @pytest.mark.parametrize("summary", ["{}", '{"command": null, "machine": {}, "seconds": 1}'])
 def test_a_run_that_training_did_not_finish_itself(tmp_path: Path, summary: str) -> None:
     (write_run(tmp_path / "runs" / "a") / "summary.json").write_text(summary)
@@ -192,6 +208,7 @@ def test_a_run_that_training_did_not_finish_itself(tmp_path: Path, summary: str)
     assert "combiner=unitary" not in text
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, tasks=["reach-v3"], conflict=False)
     found = comparison(tmp_path / "runs", last_k=5)
@@ -203,6 +220,7 @@ def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     assert row["last 5 low"] == row["last 5 high"] == ""
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, finished=False, logs_per_evaluation=1)
     write_run(tmp_path / "runs" / "b", "pcgrad", evaluations=1, finished=False, logs_per_evaluation=1)
@@ -211,6 +229,7 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     assert written == set(FIGURES) - {"memory"}
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_every_method_at_once(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", dict.fromkeys(names(), 0.7), [0], evaluations=3)
     found = comparison(tmp_path / "runs")
@@ -219,6 +238,7 @@ def test_every_method_at_once(tmp_path: Path) -> None:
     assert sentence.startswith("Against unitary, too few seeds to tell: aligned_mtl, cagrad, ")
 
 
+@pytest.mark.usefixtures("png_alone")
 def test_runs_with_held_out_goals_or_without(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path / "runs", {"unitary": 0.5, "pcgrad": 0.9}, range(3), evaluations=3)
     for file in runs.glob("pcgrad-*/metrics.jsonl"):
