@@ -48,12 +48,14 @@ def test_training_is_the_same_bit_for_bit(beside: Path, tmp_path: Path, override
         assert torch.equal(tensor, parameters(tmp_path / "other")[name]), name
 
 
-def evaluation_of(training: int) -> psutil.Process | None:
-    """The process of evaluation of a training run, once it has workers of its own."""
+def evaluation_of(training: int) -> tuple[psutil.Process, psutil.Process] | None:
+    """The process of evaluation of a training run, and a worker of its own, once there is one."""
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(training).children():
-            if "multiprocessing.spawn" in " ".join(child.cmdline()) and child.children():
-                return child
+            if "multiprocessing.spawn" in " ".join(child.cmdline()):
+                for worker in child.children():
+                    if "envs.worker" in " ".join(worker.cmdline()):
+                        return child, worker
     return None
 
 
@@ -61,14 +63,16 @@ def test_a_killed_run_makes_up_for_the_evaluation_that_was_under_way(beside: Pat
     directory = tmp_path / "killed"
     full = command("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true")
     with subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while (evaluation := evaluation_of(process.pid)) is None:
+        while (found := evaluation_of(process.pid)) is None:
             assert process.poll() is None
             time.sleep(0.005)
-        started, worker = psutil.Process(process.pid).children(recursive=True), evaluation.children()[0]
+        evaluation, worker = found
+        started = psutil.Process(process.pid).children(recursive=True)
         worker.suspend()  # so that evaluation takes as long as it may
         process.kill()
         evaluation.wait(60)
-        worker.resume()
+        with suppress(psutil.NoSuchProcess):
+            worker.resume()
         assert "Process evaluation" not in process.communicate()[1]  # as a traceback of it begins
     assert process.returncode == -signal.SIGKILL
     assert not psutil.wait_procs(started, timeout=60)[1]

@@ -175,6 +175,7 @@ def test_what_no_member_could_start_with_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MTRL_SWEEP", str(tmp_path))
+    monkeypatch.setenv("MTRL_SWEEP_PARENT", "")  # which the launcher sets for its workers
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *TINY, *arguments])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stop:
