@@ -1,6 +1,5 @@
 """A stereo picture with its true disparities, from scikit-image: real dense targets for a smoke test, and no more."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.errors import InputError
 from mtrl.supervised.benchmarks import benchmark
+from mtrl.supervised.data.packages import data_of
 from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split
 from mtrl.supervised.tasks import check_tasks, regression
 
@@ -96,9 +96,4 @@ def _disparities(path: Path) -> Any:
 
 
 def _folder(data_dir: str | None) -> Path:
-    if data_dir is not None:
-        return Path(data_dir)
-    found = importlib.util.find_spec("skimage")
-    if found is None or not found.submodule_search_locations:
-        raise InputError(f"benchmark=motorcycle: {SOURCE}, or data_dir=DIR with {', '.join(_FILES)}")
-    return Path(found.submodule_search_locations[0]) / "data"
+    return data_of("skimage", data_dir, f"benchmark=motorcycle: {SOURCE}, or data_dir=DIR with {', '.join(_FILES)}")

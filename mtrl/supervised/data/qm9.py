@@ -1,7 +1,6 @@
 """QM9 (Ramakrishnan et al., 2014): quantum-chemical properties of 130,831 molecules, from the package ``qm9pack``."""
 
 import csv
-import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from mtrl.errors import InputError
 from mtrl.ranges import Count
 from mtrl.supervised.benchmarks import benchmark
+from mtrl.supervised.data.packages import data_of
 from mtrl.supervised.message_passing import ELEMENTS, MessagePassing
 from mtrl.supervised.problem import Benchmark, MultiTaskModel, Split
 from mtrl.supervised.tasks import Metric, Task, check_tasks, regression
@@ -207,9 +207,4 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _folder(data_dir: str | None) -> Path:
-    if data_dir is not None:
-        return Path(data_dir)
-    found = importlib.util.find_spec("qm9pack")
-    if found is None or not found.submodule_search_locations:
-        raise InputError(f"benchmark=qm9: {SOURCE}, or data_dir=DIR with {', '.join(_FILES)}")
-    return Path(found.submodule_search_locations[0]) / "data"
+    return data_of("qm9pack", data_dir, f"benchmark=qm9: {SOURCE}, or data_dir=DIR with {', '.join(_FILES)}")
