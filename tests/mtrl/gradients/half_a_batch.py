@@ -6,6 +6,7 @@ Arguments: rank, a file where the processes meet, a file for what was found.
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -135,7 +136,7 @@ def difference(ours: list[Tensor], theirs: list[Tensor] | None) -> float:
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    rank, store, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     alone = {case: trained(*case, None) if rank == 0 else None for case in cases()}
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     world = distributed.group.WORLD
@@ -145,7 +146,7 @@ def main() -> None:
         found[" ".join(case)] = difference(trained(*case, world), expected)
     limited = trained("pcgrad", "shared", world, memory_limit=8 * TASKS * 30)
     found["pcgrad in blocks"] = difference(limited, alone["pcgrad", "shared"])
-    with open(out, "w") as file:
+    with (folder / f"{rank}.json").open("w") as file:
         sent = {" ".join(case): numbers_sent(*case, world) for case in COUNTED}
         json.dump({"error": found, "said": refused(world), "sent": sent}, file)
     distributed.destroy_process_group()

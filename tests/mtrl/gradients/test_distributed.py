@@ -1,32 +1,19 @@
 """Combined gradients of a batch that several processes hold together."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.pairs import found_by_two
+
 SCRIPT = Path(__file__).parent / "half_a_batch.py"
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    directory = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(directory / "store"), str(directory / f"{rank}.json")],
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(2)]
+    return found_by_two(SCRIPT, tmp_path_factory.mktemp("two"))
 
 
 def test_two_processes_are_one_with_the_whole_batch(two: list[dict[str, Any]]) -> None:

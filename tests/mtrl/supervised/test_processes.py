@@ -1,9 +1,5 @@
 """One model trained by several processes: it is the one that a single process would have trained."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +9,15 @@ from torch import nn
 
 from mtrl.errors import InputError
 from mtrl.run import processes
+from tests.pairs import found_by_two
 
-ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).parent / "two_trainers.py"
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), str(folder / "store"), str(folder)], env=environment)
-        for rank in range(2)
-    ]
-    assert [process.wait(120) for process in started] == [0, 0]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return found_by_two(SCRIPT, tmp_path_factory.mktemp("two"))
 
 
 def test_two_processes_train_the_model_of_one(two: list[dict[str, Any]]) -> None:
