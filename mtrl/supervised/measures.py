@@ -59,4 +59,4 @@ class Distance(nn.Module):
         return {"total": total, "shortest": shortest, "ratio": total / shortest if shortest else 1.0}
 
     def _here(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self._travelling).detach()
+        return torch.cat([parameter.detach().flatten() for parameter in self._travelling])  # whatever their layout
