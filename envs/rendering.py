@@ -32,11 +32,14 @@ Frame = NDArray[np.uint8]
 
 
 def use_offscreen_backend(*, required: bool = True) -> None:
-    """Has MuJoCo render without a screen, as ``MUJOCO_GL`` says or else in any way; call it before importing MuJoCo.
+    """Has simulators render without a screen; call it before importing them.
+
+    MuJoCo does as ``MUJOCO_GL`` says or else in any way, pygame as ``SDL_VIDEODRIVER`` says or else without a driver.
 
     Raises:
         RunError: if none works here, and one is required: of other environments, some draw without MuJoCo.
     """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     asked = os.environ.get("MUJOCO_GL")
     tried = [asked] if asked else ["egl", "osmesa"]
     for backend in tried:

@@ -58,6 +58,9 @@ def test_gymnasiums_own_go_on_bit_for_bit_in_the_middle_of_an_episode(tmp_path: 
     assert summary["counters"]["resumes"] == 1
     assert "restarted_episodes" not in summary["counters"]
     assert (summary["measure"], summary["evaluated_on"]) == ("return", ["seeded"])
+    evaluate_run(EvaluateConfig(run=str(tmp_path / "parts"), episodes=1, num_workers=1, video=True))
+    filmed = {path.name for path in (tmp_path / "parts" / "video-60").glob("*.gif")}
+    assert filmed == {"Pendulum-v1-g2.0.gif", "Pendulum-v1-g10.0.gif"}
     record = read_record(whole)
     assert record.tasks == ["Pendulum-v1-g2.0", "Pendulum-v1-g10.0"]
     assert record.summary is not None
