@@ -117,6 +117,9 @@ def together() -> Iterator[Processes]:
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         yield Processes(distributed.group.WORLD)
+        # A thread of gloo's that frees what was sent last while Python ends aborts the process. This sends no tensors,
+        # and is not over before the slowest process is here, long after that.
+        distributed.barrier()
         distributed.destroy_process_group()
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
