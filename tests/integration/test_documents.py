@@ -27,6 +27,7 @@ from scripts import evaluate as evaluation  # noqa: F401
 from scripts.build import make_combiners, make_family
 from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS, SUPERVISED_CONFIGS
+from tests import commands
 from tests.configured import configured
 
 ROOT = Path(__file__).parents[2]
@@ -138,20 +139,6 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *words: str, **environment: str) -> str:
-    """Runs Python in a folder; what it prints."""
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def line_of_own(program: str) -> list[str]:
     """The arguments of the line of that page that runs a program, its path made absolute."""
     line = re.search(rf"^(\w+=\S+ )?python (-m )?{program} .*$", OWN, re.MULTILINE)
@@ -164,22 +151,32 @@ def line_of_own(program: str) -> list[str]:
 def test_a_method_of_ones_own_trains_and_is_evaluated(own: Path) -> None:
     small = ("tasks=[reach-v3]", "benchmark.horizon=10", "agent.hidden_sizes=[8,8]", "batch_size=4", "steps=30")
     quick = ("warmup_steps=10", "eval.episodes=1", "device=cpu", "threads=1", "num_workers=1", "run_dir=run")
-    run(own, *line_of_own("scripts/train.py"), *small, *quick)
+    script, *words = line_of_own("scripts/train.py")
+    done = commands.run(Path(script).name, *words, *small, *quick, folder=own)
+    assert done.returncode == 0, done.stderr
     config = read_config(own / "run")
     assert config["combiner"] == {"name": "softmax", "temperature": 2}
     assert config["plugins"] == [str(own / "mine.py")]
-    evaluate = str(ROOT / "scripts" / "evaluate.py")
-    run(own.parent, evaluate, f"run={own / 'run'}", "episodes=1", "device=cpu", "num_workers=1")
+    words = [f"run={own / 'run'}", "episodes=1", "device=cpu", "num_workers=1"]
+    code, errors = commands.Started("evaluate.py", *words, errors=own / "errors").ended()  # from another folder
+    assert code == 0, errors
 
 
 def test_a_method_of_ones_own_is_measured(own: Path) -> None:
-    run(own, *line_of_own("scripts/benchmark.py"), "--cases", "2x4", "--hidden-sizes", "8", "--repeats", "1")
+    script, *words = line_of_own("scripts/benchmark.py")
+    sizes = ["--cases", "2x4", "--hidden-sizes", "8", "--repeats", "1"]
+    done = commands.run(Path(script).name, *words, *sizes, folder=own)
+    assert done.returncode == 0, done.stderr
     rows = json.loads((own / "runs" / "benchmark" / "overhead.json").read_text())["rows"]
     assert "softmax" in {row["method"] for row in rows}
 
 
 def test_a_method_of_ones_own_has_every_property(own: Path) -> None:
-    printed = run(own, *line_of_own("pytest"), "-p", "no:cacheprovider", MTRL_PLUGINS="mine.py")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MTRL_PLUGINS": "mine.py"}
+    command = [sys.executable, *line_of_own("pytest"), "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = done.stdout
     passed = re.search(r"^(\d+) passed", printed, re.MULTILINE)
     assert passed is not None, printed
     assert int(passed[1]) > 50

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from envs.rendering import SIZE, Film, contact_sheet
+from tests import commands
 
 ROOT = Path(__file__).parents[2]
 RENDERS = "import mujoco as m; m.Renderer(m.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
@@ -74,7 +75,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "run"
     small = ["benchmark.horizon=20", "agent.hidden_sizes=[8]", "batch_size=4", "steps=12", "warmup_steps=10"]
     tasks = ["benchmark=custom", "tasks=[reach-v3,push-v3]", "eval.episodes=1", "device=cpu", "threads=1"]
-    python("scripts/train.py", *tasks, *small, f"run_dir={directory}")
+    done = commands.run("train.py", *tasks, *small, f"run_dir={directory}")
+    assert done.returncode == 0, done.stderr
     return directory
 
 

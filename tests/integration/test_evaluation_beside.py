@@ -1,7 +1,6 @@
 """Evaluation beside training changes nothing, whenever it ends and whether the run is killed meanwhile."""
 
 import signal
-import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from tests.commands import run
-from tests.integration.test_training import SMALL, assert_same_metrics, command, comparable, parameters
+from tests.commands import Started, run
+from tests.integration.test_training import SMALL, assert_same_metrics, comparable, parameters
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,10 @@ def test_training_is_the_same_bit_for_bit(beside: Path, tmp_path: Path, override
         assert torch.equal(tensor, parameters(tmp_path / "other")[name]), name
 
 
-def evaluation_of(training: int) -> tuple[psutil.Process, psutil.Process] | None:
+def evaluation_of(training: Started) -> tuple[psutil.Process, psutil.Process] | None:
     """The process of evaluation of a training run, and a worker of its own, once there is one."""
     with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(training).children():
+        for child in psutil.Process(training.pid).children():
             if "multiprocessing.spawn" in " ".join(child.cmdline()):
                 for worker in child.children():
                     if "envs.worker" in " ".join(worker.cmdline()):
@@ -61,20 +60,21 @@ def evaluation_of(training: int) -> tuple[psutil.Process, psutil.Process] | None
 
 def test_a_killed_run_makes_up_for_the_evaluation_that_was_under_way(beside: Path, tmp_path: Path) -> None:
     directory = tmp_path / "killed"
-    full = command("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true")
-    with subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while (found := evaluation_of(process.pid)) is None:
-            assert process.poll() is None
-            time.sleep(0.005)
-        evaluation, worker = found
-        started = psutil.Process(process.pid).children(recursive=True)
-        worker.suspend()  # so that evaluation takes as long as it may
-        process.kill()
-        evaluation.wait(60)
-        with suppress(psutil.NoSuchProcess):
-            worker.resume()
-        assert "Process evaluation" not in process.communicate()[1]  # as a traceback of it begins
-    assert process.returncode == -signal.SIGKILL
+    full = (*SMALL, f"run_dir={directory}", "eval.beside=true")
+    process = Started("train.py", *full, errors=tmp_path / "errors")
+    while (found := evaluation_of(process)) is None:
+        assert process.is_alive()
+        time.sleep(0.005)
+    evaluation, worker = found
+    started = psutil.Process(process.pid).children(recursive=True)
+    worker.suspend()  # so that evaluation takes as long as it may
+    process.kill()
+    evaluation.wait(60)
+    with suppress(psutil.NoSuchProcess):
+        worker.resume()
+    code, errors = process.ended()
+    assert "Process evaluation" not in errors  # as a traceback of it begins
+    assert code == -signal.SIGKILL
     assert not psutil.wait_procs(started, timeout=60)[1]
-    assert run("train.py", *SMALL, f"run_dir={directory}", "eval.beside=true").returncode == 0
+    assert run("train.py", *full).returncode == 0
     assert_same_metrics(directory, beside)

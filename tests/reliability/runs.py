@@ -1,8 +1,6 @@
 """Small real training runs, and what tells whether two of them are the same."""
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.metrics import read_metrics
 from scripts.entry import message_of
+from tests import commands
 
-ROOT = Path(__file__).parents[2]
 SOAK = settings.get_current_profile_name() == "soak"
 BURST = 200  # updates when the warm-up ends
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(commands.ROOT)}
 REINFORCEMENT = [
-    str(ROOT / "scripts" / "train.py"),
+    "train.py",
     "benchmark=custom",
     "tasks=[reach-v3,drawer-close-v3]",
     "benchmark.horizon=20",
@@ -49,7 +47,7 @@ REINFORCEMENT = [
     "threads=1",
 ]
 SUPERVISED = [
-    str(ROOT / "scripts" / "supervised.py"),
+    "supervised.py",
     "benchmark=multi_digits",
     "benchmark.pairs_per_digit=1",
     "tasks=[CL,RR]",
@@ -60,30 +58,23 @@ SUPERVISED = [
 ]
 
 
-def start(command: list[str], directory: Path, **options: Any) -> subprocess.Popen[str]:
-    """Starts a run, as a user does."""
-    return subprocess.Popen(
-        [sys.executable, *command, f"run_dir={directory}"],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+def start(command: list[str], directory: Path) -> commands.Started:
+    """Starts a run in a process of its own."""
+    script, *overrides = command
+    return commands.Started(script, *overrides, f"run_dir={directory}", errors=directory.with_suffix(".err"))
 
 
-def finish(command: list[str], directory: Path) -> str:
-    """Lets a run end by itself; what it says on standard error."""
-    with start(command, directory) as process:
-        _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    return errors
+def finish(command: list[str], directory: Path) -> None:
+    """Lets a run end by itself, in this process."""
+    script, *overrides = command
+    done = commands.run(script, *overrides, f"run_dir={directory}")
+    assert done.returncode == 0, done.stderr
 
 
-def wait_for(process: subprocess.Popen[str], *files: str, within: Path) -> None:
+def wait_for(process: commands.Started, *files: str, within: Path) -> None:
     """Waits until there is a file of one of the patterns, or the process has ended."""
     deadline = time.monotonic() + 300
-    while process.poll() is None and not any(file for pattern in files for file in within.glob(pattern)):
+    while process.is_alive() and not any(file for pattern in files for file in within.glob(pattern)):
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -148,7 +139,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 fuzzed = settings(
-    max_examples=10_000 if SOAK else 200,
+    max_examples=10_000 if SOAK else 100,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -21,48 +20,16 @@ from mtrl.rl.loop import Schedule, Trainer
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import MetricsWriter, read_metrics
+from tests.commands import Started
 from tests.reliability.runs import ENVIRONMENT
 
 TASKS = ["reach-v3", "drawer-close-v3"]
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-from mtrl.run.checkpoints import Checkpoints
-from scripts.entry import one_line_errors
-from mtrl.run.metrics import MetricsWriter
-from mtrl.run.directory import RunDirectory
-
-what, folder = sys.argv[1], Path(sys.argv[2])
-with one_line_errors(debug=False):
-    if what == "open":
-        RunDirectory(folder, {"seed": 1}).close()
-    elif what == "checkpoints":
-        store = Checkpoints(folder)
-        for step in range(1, 100_000):
-            store.save(step, {"values": torch.arange(1000 * step)})
-    else:
-        writer = MetricsWriter(folder)
-        for step in range(1, 100_000):
-            writer.write(step, step / 10, {"train/loss": step / 2})
-            if what == "curves":
-                writer.flush()
-"""
+SCRIPT = Path(__file__).parent / "writing.py"
 
 
-def run(what: str, folder: Path, *, prefix: tuple[str, ...] = (), limit: int | None = None) -> tuple[int, str]:
+def run(what: str, folder: Path, limit: int = 0) -> tuple[int | None, str]:
     """Does something until it fails, in a process of its own; its exit code and what it said."""
-    limits = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    done = subprocess.run(
-        [*prefix, sys.executable, "-c", SCRIPT, what, str(folder)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=limits,
-    )
-    return done.returncode, done.stderr
+    return Started(str(SCRIPT), what, str(folder), str(limit), errors=folder.with_suffix(".err")).ended()
 
 
 @pytest.mark.parametrize("what", ["checkpoints", "metrics", "curves"])
@@ -73,7 +40,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path: Path, what
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     try:
-        code, errors = run(what, folder, limit=None if mounted else 100_000)
+        code, errors = run(what, folder, 0 if mounted else 100_000)
         assert code == 1, errors
         assert errors.count("\n") == 1, errors
         assert ("No space left on device" if mounted else "File too large") in errors
@@ -110,10 +77,13 @@ def test_a_read_only_directory_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     # The superuser writes where it likes, until it gives up that capability.
     prefix = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
-    code, errors = run("open", tmp_path / "run", prefix=prefix)
-    assert code == 2
-    assert errors == f"error: run_dir '{tmp_path / 'run'}' cannot be written: Permission denied\n"
-    code, errors = run("checkpoints", tmp_path / "checkpoints", prefix=prefix)
+    said = []
+    for what in ("open", "checkpoints"):
+        command = [*prefix, sys.executable, str(SCRIPT), what, str(tmp_path / what), "0"]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        said.append((done.returncode, done.stderr))
+    assert said[0] == (2, f"error: run_dir '{tmp_path / 'open'}' cannot be written: Permission denied\n")
+    code, errors = said[1]
     assert code == 1
     assert "Permission denied" in errors
     assert errors.count("\n") == 1
