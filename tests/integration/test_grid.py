@@ -13,6 +13,9 @@ import pytest
 from hydra import initialize_config_dir
 
 from mtrl.errors import InputError, RunError
+from mtrl.run.directory import read_config
+from mtrl.run.record import Metric, Selection, Summary
+from scripts import grid
 from scripts.entry import SUPERVISED_CONFIGS
 from scripts.grid import Axes, Tried, best, cells, composed, configured, open_axes
 from tests.commands import run
@@ -24,7 +27,7 @@ TINY = (
     "epochs=2",
     "insight.every=0",
     "dropout=0",
-    "seeds=2",
+    "seeds=1",
 )
 
 
@@ -34,22 +37,36 @@ def composing():
         yield
 
 
-def start(*overrides):
-    return subprocess.Popen(
-        [sys.executable, "scripts/grid.py", *TINY, *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"},  # its runs have them too
-    )
+MINE = """
+from mtrl.combiners import Combiner, register
+from mtrl.ranges import Positive
+
+@register("mine")
+class Mine(Combiner):
+    needs = "losses"
+
+    def _setup(self, *, weight: Positive, noise: bool = False) -> None:
+        self.weight = weight
+
+    def _weights(self, losses, gramian):
+        return losses.new_full((self.num_tasks,), self.weight)
+"""
 
 
 def summaries(folder):
     return {file.parent: json.loads(file.read_text()) for file in sorted(folder.rglob("summary.json"))}
 
 
-def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
-    first = start(f"out={tmp_path}")
+def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path, monkeypatch):
+    """With a method of one's own, which two levels of processes are to find; goes on with two runs at once."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")  # its runs have them too
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    own, tmp_path = tmp_path / "mine.py", tmp_path / "grid"
+    own.write_text(MINE)
+    words = (*TINY, f"plugins=[{os.path.relpath(own)}]", "combiner=mine", "combiner.weight=2", f"out={tmp_path}")
+    first = subprocess.Popen(
+        [sys.executable, "scripts/grid.py", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 200
     while not summaries(tmp_path) and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.02)
@@ -61,9 +78,9 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"cells"}
     assert all(path.name.startswith("optimizer.") for path in (tmp_path / "cells").iterdir())
 
-    second = start(f"out={tmp_path}")
-    output, _ = second.communicate()
-    assert second.returncode == 0, output
+    second = run("grid.py", *words, "workers=2")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "chosen" in second.stdout
     for directory, written in before.items():
         assert (directory / "summary.json").stat().st_mtime_ns == written
 
@@ -82,16 +99,45 @@ def test_a_killed_grid_goes_on_and_chooses_by_validation(tmp_path):
     assert ranks[chosen] == min(ranks)
 
     final = summaries(tmp_path / "final")
-    assert {directory.name for directory in final} == {"seed2", "seed3"}
     values = f"optimizer.learning_rate={rows[chosen]['optimizer.learning_rate']}"
-    assert {directory.parent.name for directory in final} == {values}
-    accuracy = sum(summary["test"]["CL"] for summary in final.values()) / 2
-    header, first_row, *_ = csv.reader((tmp_path / "test.csv").read_text().splitlines())
-    assert header == ["task", "metric", "mean", "mean low", "mean high"]
-    assert float(first_row[2]) == pytest.approx(accuracy)
+    ((directory, summary),) = final.items()
+    assert directory == tmp_path / "final" / values / "seed2"
+    assert read_config(directory)["combiner"] == {"name": "mine", "weight": 2, "noise": False}
+    first_row = next(csv.DictReader((tmp_path / "test.csv").read_text().splitlines()))
+    assert float(first_row["mean"]) == pytest.approx(summary["test"]["CL"])
     assert "CL | accuracy" in (tmp_path / "report.md").read_text()
     assert not list(tmp_path.rglob(".sweep*"))
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_chosen_cell_is_told_over_new_seeds(composing, tmp_path, monkeypatch):
+    """The best cell has the lower learning rate; a seed's test metric is a tenth of it."""
+    trained = []
+
+    def train(out, overrides, axes, seeds, *, test, workers):
+        trained.append((out.name, list(seeds), test))
+        return [
+            Summary(
+                metrics={"CL": Metric("accuracy", higher_is_better=True)},
+                validation={"CL": 0.9 - 100 * cell["optimizer.learning_rate"] + seed / 100},
+                selection=Selection("mean", {"mean": -cell["optimizer.learning_rate"]}),
+                test={"CL": seed / 10} if test else None,
+            )
+            for cell in cells(axes)
+            for seed in seeds
+        ]
+
+    monkeypatch.setattr(grid, "train", train)
+    grid.search(*configured([*TINY[:-1], f"out={tmp_path}", "seeds=3", "seeds_per_cell=2"]))
+    assert trained == [("cells", [1, 2], False), ("final", [3, 4, 5], True)]
+    low, high = csv.DictReader((tmp_path / "cells.csv").read_text().splitlines())
+    assert (low["outcome"], high["outcome"]) == ("chosen", "")
+    assert float(low["validation CL (accuracy)"]) == pytest.approx(0.9 - 0.1 + 0.015)
+    header, row = csv.reader((tmp_path / "test.csv").read_text().splitlines())
+    assert header == ["task", "metric", "mean", "mean low", "mean high"]
+    assert float(row[2]) == pytest.approx(0.4)
+    assert 0.3 <= float(row[3]) < 0.4 < float(row[4]) <= 0.5
+    assert "(3 to 5)" in (tmp_path / "report.md").read_text()
 
 
 def tried(name, score=None, **validation):

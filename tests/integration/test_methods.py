@@ -1,9 +1,8 @@
-"""The methods on the command line: Hydra's group, files of one's own in runs, sweeps and grids, and the list."""
+"""The methods on the command line: Hydra's group, files of one's own (in a grid: ``test_grid.py``), and the list."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,13 +12,11 @@ from omegaconf import OmegaConf
 
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.run.directory import read_config
 from scripts import configuration, entry, supervised, train
 from scripts.entry import CONFIGS
 from scripts.methods import COMBINER_DEFAULTS, plugins_in, read_methods
 from tests.commands import run
 
-ROOT = Path(__file__).parents[2]
 MINE = """
 from mtrl.combiners import Combiner, register
 from mtrl.ranges import Positive
@@ -36,7 +33,6 @@ class Mine(Combiner):
     def _weights(self, losses, gramian):
         return losses.new_full((self.num_tasks,), self.weight)
 """
-TINY = ("device=cpu", "benchmark.pairs_per_digit=1", "tasks=[CL,RR]", "epochs=1", "progress=false", "plugins=[mine.py]")
 
 
 def output(folder: Path, script: str, *arguments: str) -> str:
@@ -52,6 +48,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def choice(name: str) -> Any:
+    """What Hydra has stored for ``combiner=NAME``."""
+    return OmegaConf.to_container(ConfigStore.instance().load(f"combiner/{name}.yaml").node)
+
+
 @pytest.mark.parametrize(
     ("script", "schema"), [("train", configuration.TrainConfig), ("supervised", supervised.SupervisedConfig)]
 )
@@ -64,9 +65,9 @@ def test_every_method_is_a_choice_with_its_defaults(script: str, schema: type) -
         assert sorted(choices) == combiners.names()  # what combiner=glob(*) sweeps over
         for name in combiners.names():
             own = {option: found.default for option, found in combiners.get(name).options().items()}
-            composed = OmegaConf.to_container(compose(script, [f"combiner={name}"]).combiner)
-            assert composed == {"name": name} | own | COMBINER_DEFAULTS
-        assert compose(script, ["combiner=cagrad", "combiner.c=0.7"]).combiner.c == 0.7
+            assert choice(name) == {"name": name} | own | COMBINER_DEFAULTS
+        chosen = compose(script, ["combiner=cagrad", "combiner.c=0.7"]).combiner
+        assert OmegaConf.to_container(chosen) == choice("cagrad") | {"c": 0.7}
 
 
 def test_the_list_tells_what_there_is_to_know(folder: Path) -> None:
@@ -81,23 +82,6 @@ def test_the_list_tells_what_there_is_to_know(folder: Path) -> None:
     assert "famo losses, > 0 FAMO (Liu et al., 2023, equation 11): all losses fall" in words
     assert "shrink=quadratic quadratic or linear or none" in words
     assert "period=25 at least 1" in words
-
-
-def test_a_method_of_ones_own_in_sweeps_and_grids(folder: Path) -> None:
-    own = ("combiner=mine", "combiner.weight=2", *TINY)
-    grid = ("grid=kurin", "seeds=1", "workers=2", "out=grid")  # it is a sweep over its cells, and one over seeds
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "grid.py"), *grid, *own],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "chosen" in done.stdout
-    (member,) = (folder / "grid" / "final").glob("*/seed*")
-    assert read_config(member)["combiner"] == {"name": "mine", "weight": 2, "noise": False}
 
 
 @pytest.mark.parametrize(
