@@ -178,16 +178,26 @@ def _pause(process: psutil.Popen, seconds: float) -> None:
 def left_behind(how: signal.Signals | None, directory: Path) -> list[str]:
     """Ends a run, by a signal in the middle of training or, for None, by letting it finish; names what it left.
 
-    After SIGKILL, the only one that a run cannot tidy up after, it must do so when it goes on. PyTorch's own cache
-    folder, one per user and machine, does not count.
+    After SIGKILL, the only one that a run cannot tidy up after, it must do so when it goes on, to its end. PyTorch's
+    own cache folder, one per user and machine, does not count.
 
     Returns:
         A line for each process, shared segment and temporary file that outlived the run.
     """
-    short = ("steps=300", "warmup_steps=50", "eval.every=100", "checkpoint.every=100")
+    left = _outlived(how, directory)
+    if how is signal.SIGKILL:
+        left += _outlived(None, directory)
+    temporary = directory.with_name(f"{directory.name}-tmp")
+    left += [str(file) for file in temporary.rglob("*") if not file.name.startswith("torchinductor_")]
+    left += [str(file) for file in directory.rglob("*.tmp")]
+    return left
+
+
+def _outlived(how: signal.Signals | None, directory: Path) -> list[str]:
+    """Begins a run or goes on with it, ends it, and names the processes and shared segments that are still there."""
     processes: dict[int, psutil.Process] = {}
     segments: set[str] = set()
-    with training(directory, *short) as process:
+    with training(directory, "steps=200", "warmup_steps=50", "eval.every=50", "checkpoint.every=50") as process:
         while process.poll() is None:
             try:
                 for member in tree(process):
@@ -206,13 +216,6 @@ def left_behind(how: signal.Signals | None, directory: Path) -> list[str]:
     expected = {None: 0, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[how]
     if process.returncode != expected:
         left.append(f"exit code {process.returncode}, expected {expected}")
-    if how is signal.SIGKILL:
-        with training(directory, *short) as process:
-            if process.wait(600):
-                left.append(f"exit code {process.returncode} of the run that goes on")
-    temporary = directory.with_name(f"{directory.name}-tmp")
-    left += [str(file) for file in temporary.rglob("*") if not file.name.startswith("torchinductor_")]
-    left += [str(file) for file in directory.rglob("*.tmp")]
     return left
 
 
