@@ -6,12 +6,14 @@ import pytest
 
 from tests.commands import Done, run
 from tests.mtrl.report.synthetic_runs import write_run, write_supervised_sweep, write_sweep
+from tests.mtrl.report.test_page import sketched  # noqa: F401
 
 
 def compare(*arguments: str) -> Done:
     return run("compare.py", *arguments)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", {"unitary": 0.5, "pcgrad": 0.9}, range(6), evaluations=4)
     write_run(tmp_path / "runs" / "killed", "pcgrad", 6, evaluations=2, finished=False)
@@ -31,6 +33,7 @@ def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
     assert f"python scripts/compare.py runs={tmp_path / 'runs'} out={out} last_k=2 seed=3" in page
 
 
+@pytest.mark.usefixtures("sketched")
 def test_supervised_runs_get_a_report_too(tmp_path: Path) -> None:
     write_supervised_sweep(tmp_path / "runs", {"unitary": 0.8, "mgda": 0.95}, range(6))
     done = compare(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}")

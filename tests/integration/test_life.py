@@ -1,4 +1,4 @@
-"""What becomes of a run after its end, on the simulator: longer, a start for others, played, without its buffer."""
+"""What becomes of a run after its end: longer, a start for others, played, without its buffer."""
 
 import json
 import shutil
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.metaworld import MetaWorld
+from envs.gymnasium import Gymnasium
 from envs.rendering import Film
 from mtrl.errors import InputError
 from mtrl.run.checkpoints import Checkpoints
+from scripts.configuration import HELD_OUT_SEED
 from scripts.evaluate import EvaluateConfig, evaluate_run
 from scripts.train import train
 from tests.configured import configured
@@ -77,7 +78,7 @@ def test_the_last_the_best_or_the_policy_of_a_step_is_played(whole: Path) -> Non
     assert played(whole, "24")["step"] == 24
     best = played(whole, "best")
     assert best["step"] == summary["best"]["step"]
-    assert best["training"]["success_mean"] == summary["best"]["success_mean"]
+    assert best["seeded"]["success_mean"] == summary["best"]["success_mean"]
     with pytest.raises(InputError, match=r"which=bset: expected last, best or a step that run '.*' has kept: .*24, 30"):
         played(whole, "bset")
 
@@ -91,18 +92,19 @@ def test_the_best_policies_are_filmed_and_a_film_that_fails_is_no_matter(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("scripts.train.use_offscreen_backend", lambda *, required: None)
-    monkeypatch.setattr(MetaWorld, "films", films)
+    monkeypatch.setattr(Gymnasium, "films", films)
     run = tmp_path / "run"
     small(run, 19, "eval.video=best")
     best = json.loads((run / "summary.json").read_text())["best"]["step"]
-    names = {"contact_sheet.png", "episodes.json", "reach-v3.gif", "drawer-close-v3.gif"}
+    names = {"contact_sheet.png", "episodes.json", "goal-4.gif", "goal-8.gif"}
     assert {path.name for path in (run / f"video-{best}").iterdir()} == names
-    assert json.loads((run / f"video-{best}" / "episodes.json").read_text())["reach-v3"]["steps"] == 1  # its seed
+    filmed = json.loads((run / f"video-{best}" / "episodes.json").read_text())
+    assert filmed["goal-4"]["steps"] == HELD_OUT_SEED
 
     def broken(*_: Any) -> Iterator[Film]:
         raise RuntimeError("no context")
 
-    monkeypatch.setattr(MetaWorld, "films", broken)
+    monkeypatch.setattr(Gymnasium, "films", broken)
     small(run, 30)  # filming is not what makes it another run
     shutil.rmtree(run / f"video-{best}")
     assert_same_run(whole, run)

@@ -14,10 +14,11 @@ from tests.commands import ROOT, run
 COMMAND = ("device=cpu", "progress=false", "benchmark=custom")
 
 
-def torchrun(*overrides: str) -> "subprocess.CompletedProcess[str]":
-    """The script in two processes."""
+def torchrun(*overrides: str, look: float = 0.1) -> "subprocess.CompletedProcess[str]":
+    """The script in two processes, looked at every so many seconds: where one has died, the other is ended."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    start.append(f"--monitor-interval={look}")
     command = [*start, "scripts/supervised.py", *COMMAND, *overrides]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=300)
 
@@ -66,7 +67,7 @@ def test_a_dead_process_ends_all_with_one_line(tmp_path: Path) -> None:
     """The second one dies when the test split is read, after an epoch that all have saved."""
     (tmp_path / "dying.py").write_text(DYING)
     options = (f"benchmark.file={tmp_path / 'dying.py'}", "epochs=1", "batch_size=64", "data.workers=0")
-    done = torchrun(*options, f"run_dir={tmp_path / 'run'}")
+    done = torchrun(*options, f"run_dir={tmp_path / 'run'}", look=5)  # time to notice, whatever else is computed
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert told == [

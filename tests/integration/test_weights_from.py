@@ -1,4 +1,4 @@
-"""Training with the weights that a method had, from end to end on the simulator."""
+"""Training with the weights that a method had, from end to end."""
 
 import sys
 from pathlib import Path
@@ -11,13 +11,13 @@ from mtrl.run.metrics import read_metrics
 from scripts.build import make_combiners
 from scripts.configuration import TrainConfig, load_config
 from scripts.train import train
+from tests.commands import ROOT
 from tests.configured import configured
 
-TASKS = ["reach-v3", "drawer-close-v3"]
+TASKS = ["goal-4", "goal-8"]
 SMALL = [
     "benchmark=custom",
-    f"tasks=[{','.join(TASKS)}]",
-    "benchmark.horizon=10",
+    f"benchmark.file={ROOT / 'tests' / 'envs' / 'line.py'}",
     "agent.hidden_sizes=[8,8]",
     "batch_size=4",
     "steps=20",
@@ -45,7 +45,7 @@ def logged(directory: Path, objective: str) -> list[list[float]]:
 def test_weights_of_critic_and_actor_serve_critic_and_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     source = tmp_path / "source"
-    train(small("combiner=mgda", f"run_dir={source}"))
+    train(small("combiner=nash_mtl", f"run_dir={source}"))
     fixed = ["combiner=fixed", f"weights_from={source}", "weights_how=last", f"run_dir={tmp_path / 'fixed'}"]
     train(small(*fixed))
     weights = {objective: logged(source, objective)[-1] for objective in ("critic", "actor")}

@@ -22,7 +22,7 @@ from mtrl.report.runs import load_runs
 from mtrl.report.supervised import compare_supervised, supervised_section, supervised_tables
 from mtrl.report.training import TrainingComparison, compare_training, training_section, training_tables
 from tests.mtrl.report.synthetic_runs import TASKS, write_run, write_supervised_sweep, write_sweep
-from tests.mtrl.report.test_page import Page
+from tests.mtrl.report.test_page import Page, sketched  # noqa: F401
 
 EVALUATIONS, LAST_K = 6, 2
 NOT_NUMBERS = [None, math.nan, math.inf, -math.inf, "absent"]
@@ -175,6 +175,7 @@ def everything(folder: Path) -> list[str]:
     return [page, *(file.read_text() for file in (folder / "tables").iterdir())]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_page_of_runs_full_of_holes(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", {"unitary": 0.3, "pcgrad": 0.8}, range(6))
     poison(tmp_path / "runs")
@@ -185,6 +186,7 @@ def test_a_page_of_runs_full_of_holes(tmp_path: Path) -> None:
     assert found.paired[0].seeds == 4
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_page_of_supervised_runs_full_of_holes(tmp_path: Path) -> None:
     runs = write_supervised_sweep(tmp_path / "runs", {"unitary": 0.9, "mgda": 0.97}, range(8))
     poison(runs)

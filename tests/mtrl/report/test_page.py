@@ -81,13 +81,13 @@ def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def png_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that can be drawn can be drawn as PDF too, which takes as long again."""
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be drawn coarsely can be drawn finely, and as PDF too, which takes longer."""
     savefig = Figure.savefig
 
     def save(figure: Figure, path: Path, **options: Any) -> None:
         if path.suffix != ".pdf":
-            savefig(figure, path, **options)
+            savefig(figure, path, **options | {"dpi": 30})
 
     monkeypatch.setattr(Figure, "savefig", save)
 
@@ -163,7 +163,7 @@ def test_the_same_runs_give_the_same_bytes(sweep: Path, report: Path, tmp_path: 
         assert (tmp_path / file).read_bytes() == (report / file).read_bytes(), file
 
 
-@pytest.mark.usefixtures("png_alone")
+@pytest.mark.usefixtures("sketched")
 def test_names_are_text(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "a | b", "$\\frac{$", "[red]", "&amp;"]
     write_run(tmp_path / "runs" / "a", evaluations=2, tasks=names)
@@ -184,7 +184,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert "<script" not in "".join(lines)
 
 
-@pytest.mark.usefixtures("png_alone")
+@pytest.mark.usefixtures("sketched")
 def test_videos_are_linked(tmp_path: Path) -> None:
     sheet = write_run(tmp_path / "runs" / "a run #1", evaluations=1, seed=3) / "video-1000" / "contact_sheet.png"
     sheet.parent.mkdir()
@@ -196,7 +196,7 @@ def test_videos_are_linked(tmp_path: Path) -> None:
     assert "unitary, seed 3, step 1000" in parsed.text
 
 
-@pytest.mark.usefixtures("png_alone")
+@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize("summary", ["{}", '{"command": null, "machine": {}, "seconds": 1}'])
 def test_a_run_that_training_did_not_finish_itself(tmp_path: Path, summary: str) -> None:
     (write_run(tmp_path / "runs" / "a") / "summary.json").write_text(summary)
@@ -208,7 +208,7 @@ def test_a_run_that_training_did_not_finish_itself(tmp_path: Path, summary: str)
     assert "combiner=unitary" not in text
 
 
-@pytest.mark.usefixtures("png_alone")
+@pytest.mark.usefixtures("sketched")
 def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, tasks=["reach-v3"], conflict=False)
     found = comparison(tmp_path / "runs", last_k=5)
@@ -220,7 +220,7 @@ def test_one_run_of_one_task_with_one_evaluation(tmp_path: Path) -> None:
     assert row["last 5 low"] == row["last 5 high"] == ""
 
 
-@pytest.mark.usefixtures("png_alone")
+@pytest.mark.usefixtures("sketched")
 def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", evaluations=1, finished=False, logs_per_evaluation=1)
     write_run(tmp_path / "runs" / "b", "pcgrad", evaluations=1, finished=False, logs_per_evaluation=1)
@@ -229,7 +229,7 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     assert written == set(FIGURES) - {"memory"}
 
 
-@pytest.mark.usefixtures("png_alone")
+@pytest.mark.usefixtures("sketched")
 def test_every_method_at_once(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", dict.fromkeys(names(), 0.7), [0], evaluations=3)
     found = comparison(tmp_path / "runs")
@@ -238,7 +238,7 @@ def test_every_method_at_once(tmp_path: Path) -> None:
     assert sentence.startswith("Against unitary, too few seeds to tell: aligned_mtl, cagrad, ")
 
 
-@pytest.mark.usefixtures("png_alone")
+@pytest.mark.usefixtures("sketched")
 def test_runs_with_held_out_goals_or_without(tmp_path: Path) -> None:
     runs = write_sweep(tmp_path / "runs", {"unitary": 0.5, "pcgrad": 0.9}, range(3), evaluations=3)
     for file in runs.glob("pcgrad-*/metrics.jsonl"):

@@ -24,7 +24,7 @@ from mtrl.report.supervised import (
 from mtrl.report.tables import Table
 from mtrl.supervised.data.qm9 import PROPERTIES
 from tests.mtrl.report.synthetic_runs import write_run, write_supervised_run, write_supervised_sweep
-from tests.mtrl.report.test_page import Page
+from tests.mtrl.report.test_page import Page, sketched  # noqa: F401
 
 FIGURES = [
     "agreement",
@@ -204,6 +204,7 @@ def test_without_single_task_runs_gains_are_over_the_baseline(by_hand: Path) -> 
     assert SINGLE not in [row[0] for row in table(found, "metrics").rows]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_each_set_of_tasks_is_a_section(tmp_path: Path) -> None:
     write_supervised_sweep(tmp_path / "runs", {"unitary": 0.9, "mgda": 0.95}, range(2), ["CL", "RR"])
     write_supervised_sweep(tmp_path / "runs", {"unitary": 0.9}, range(2), ["CL", "CR"])
@@ -248,6 +249,7 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
     assert (listed["killed"]["method"], listed["killed"]["last evaluation at epoch"]) == ("mgda", "3")
 
 
+@pytest.mark.usefixtures("sketched")
 def test_names_are_text(tmp_path: Path) -> None:
     tasks = ["<img src=x onerror=alert(1)>", "$\\frac{$", "a | b"]
     folder = tmp_path / "<script>alert(1)<script>"
