@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 WARM_UP = 3
 """Calls before the capture: libraries choose and allocate what they need when first called."""
+NOT_CAPTURED = "not captured as a CUDA graph: "
+"""How a warning of it begins."""
 
 
 class Graphs:
@@ -101,7 +103,7 @@ class _Graphed:
 
 def warn(reason: str) -> None:
     """Says that functions are launched operation by operation."""
-    warnings.warn(f"not captured as a CUDA graph: {reason}", stacklevel=3)
+    warnings.warn(f"{NOT_CAPTURED}{reason}", stacklevel=3)
 
 
 def renew(generator: torch.Generator) -> None:

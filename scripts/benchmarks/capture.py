@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from agents.graphs import NOT_CAPTURED
 from mtrl import combiners
 from scripts.benchmarks.timing import Line, Row, tracked
 from scripts.benchmarks.updates import chosen, make_agent, make_update, modes
@@ -26,7 +27,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 weights = _learned(name, *size, mode._replace(compile="auto"))
-            reasons = [str(one.message) for one in said if "captured" in str(one.message)]
+            messages = [str(one.message) for one in said]
+            reasons = [text.removeprefix(NOT_CAPTURED) for text in messages if text.startswith(NOT_CAPTURED)]
             row: Row = {"method": name, "needs": combiners.get(name).needs, "precision": mode.precision}
             row["obstacle"] = "; ".join(dict.fromkeys(reasons)) if device.type == "cuda" else "there is no GPU"
             row["difference"] = float((weights - _learned(name, *size, mode._replace(compile="off"))).abs().max())

@@ -4,6 +4,7 @@ import contextlib
 import json
 import statistics
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from agents import graphs
 from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.gradients import TaskBatched
 from scripts import benchmark
-from scripts.benchmarks import options, overhead, packing, solvers
+from scripts.benchmarks import capture, options, overhead, packing, solvers
 from scripts.benchmarks.timing import joined
 from scripts.benchmarks.updates import Mode, modes
 
@@ -105,6 +107,20 @@ def test_captures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["method"] for row in result["rows"]] == methods
     assert all(row["obstacle"] == "there is no GPU" and row["difference"] == 0 for row in result["rows"])
     assert "captured" in capsys.readouterr().out
+
+
+def test_why_an_update_is_not_captured_is_told_without_what_the_column_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learned(name: str, *size_and_mode: Any) -> torch.Tensor:
+        if size_and_mode[-1].compile == "auto":
+            warnings.warn("something else", stacklevel=1)
+            if name == "graddrop":
+                graphs.warn("updates, for a reason")
+        return torch.zeros(1)
+
+    monkeypatch.setattr(capture, "_learned", learned)
+    command_line = ["capture", "--methods", "unitary", "graddrop"]
+    rows = capture.measure(benchmark.parser().parse_args(command_line), torch.device("cuda"))
+    assert [numbers["captured"] for _, numbers in capture.lines(rows)] == ["yes", "updates, for a reason"]
 
 
 def test_runs_side_by_side_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
