@@ -1,5 +1,6 @@
 """The objectives of one update, each with its own network and method, and one wait for each."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -110,9 +111,9 @@ class Objectives:
         """
         combiner, t = self.combiners[name], len(self.tasks)
         norms, losses, gramian = told.tensor_split([len(self.norms), len(self.norms) + t])
-        if not bool(norms.isfinite().all()):
+        if not math.isfinite(norms.sum()):
             self.check()
-        size = 2 * t if combiner.halves else t
+        size = math.isqrt(len(gramian))
         seen = gramian.view(size, size) if combiner.needs == "gramian" else None
         if combiner.needs == "jacobian":
             losses, seen = losses.to(self.device), self._looked[name].seen

@@ -29,14 +29,16 @@ class PCGrad(GramianCombiner):
         self.reduction = reduction
 
     def _solve(self, norms: Array, cosines: Array, losses: Array, precision: float) -> Array:
-        # Row i holds g_i' / |g_i| in terms of the unit gradients, and its products with them.
-        coefficients, products = np.eye(self.num_tasks), cosines.copy()
+        # Row i holds g_i' / |g_i| in terms of the unit gradients, and its products with them, the latter times -1.
+        coefficients, conflicts = np.eye(self.num_tasks), -cosines
         orders = orders_of_others(self.num_tasks, self.generator)
         entries = orders + self.num_tasks * np.arange(self.num_tasks)  # of whom each row meets, in a flat matrix
         added = np.empty(orders.shape)
         for others, met, new in zip(orders, entries, added, strict=True):
-            np.maximum(-products.take(met), 0.0, out=new)
-            products += new[:, None] * cosines.take(others, 0)
+            np.maximum(conflicts.take(met), 0.0, out=new)
+            step = cosines.take(others, 0)
+            step *= new[:, None]
+            conflicts -= step
         coefficients.put(entries, added)  # every row meets every other task once
         weights = sum_of_rows(norms, coefficients)
         return weights / self.num_tasks if self.reduction == "mean" else weights
@@ -44,8 +46,9 @@ class PCGrad(GramianCombiner):
 
 def orders_of_others(num_tasks: int, generator: torch.Generator) -> NDArray[np.int64]:
     """A random order of the other tasks for every task: column ``i`` of ``[T - 1, T]`` permutes all but ``i``."""
-    keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
-    order: NDArray[np.int64] = keys.fill_diagonal_(2.0).argsort(dim=1)[:, :-1].T.numpy()
+    keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64).numpy()
+    np.fill_diagonal(keys, 2.0)
+    order: NDArray[np.int64] = keys.argsort(1)[:, :-1].T
     return order
 
 

@@ -33,12 +33,14 @@ class NoSolutionError(RunError):
 
 def to_host(*tensors: Tensor) -> list[Array]:
     """Tensors as float64 arrays, copied in one transfer (one host synchronisation); `RunError` if not finite."""
-    device = tensors[0].device
-    flat = torch.cat([tensor.to(device, torch.float64).flatten() for tensor in tensors]).cpu().numpy()
-    if not np.isfinite(flat).all():
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        device, sizes = tensors[0].device, [tensor.numel() for tensor in tensors]
+        flat = torch.cat([tensor.to(device, torch.float64).flatten() for tensor in tensors]).cpu()
+        tensors = tuple(part.view(tensor.shape) for part, tensor in zip(torch.split(flat, sizes), tensors, strict=True))
+    arrays = [tensor.to(torch.float64, copy=True).numpy() for tensor in tensors]
+    if not all(np.isfinite(array).all() for array in arrays):
         raise RunError("the Gramian of the task gradients or a loss is not finite")
-    parts = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors[:-1]]))
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    return arrays
 
 
 def gramian_of(jacobian: Tensor) -> Tensor:
@@ -66,9 +68,10 @@ def unit_gramian(gramian: Array) -> tuple[Array, Array]:
     """The norms of the gradients and the cosines between them."""
     norms = np.sqrt(np.maximum(np.diagonal(gramian), 0.0))
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    cosines = np.clip(inverse[:, None] * gramian * inverse, -1.0, 1.0)
+    cosines = inverse[:, None] * gramian * inverse
+    np.minimum(np.maximum(cosines, -1.0, out=cosines), 1.0, out=cosines)
     cosines = (cosines + cosines.T) / 2
-    np.fill_diagonal(cosines, norms > 0)
+    cosines.flat[:: len(norms) + 1] = norms > 0
     return norms, cosines
 
 

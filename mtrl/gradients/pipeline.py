@@ -4,6 +4,7 @@
 can hold them; `weigh`, between them, may run on the host.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -170,7 +171,7 @@ def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None, activations: 
         with float32_products(seen.device, tf32=False):
             return combiner.combine(losses, seen, activations)
     if seen is not None:
-        check_finite("gradient", seen.diagonal().view(-1, len(losses)).sum(0))
+        check_finite("gradient", seen.diagonal().view(-1, len(losses)))
     weights = combiner.weights(losses, seen)
     check_finite("weight", weights)
     return weights
@@ -197,8 +198,10 @@ def describe(
 
 
 def check_finite(quantity: str, values: Tensor) -> None:
-    """Raises `NonFiniteError` for the first task whose entry of ``values`` (``[T]``) is not finite."""
-    finite = torch.isfinite(values)
+    """Raises `NonFiniteError` for the first task with an entry of ``values`` (``[..., T]``) that is not finite."""
+    if math.isfinite(values.sum()):  # one operation and one wait; of finite values, too, it can be infinite
+        return
+    finite = values.isfinite().view(-1, values.shape[-1]).all(0)
     if not bool(finite.all()):
         raise NonFiniteError(quantity, int((~finite).nonzero()[0]))
 

@@ -310,3 +310,12 @@ def test_to_host_keeps_shapes_and_values() -> None:
     matrix, vector = solvers.to_host(torch.arange(4.0).reshape(2, 2), torch.tensor([5.0]))
     np.testing.assert_array_equal(matrix, [[0, 1], [2, 3]])
     np.testing.assert_array_equal(vector, [5])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_to_host_gives_float64_of_its_own(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([1.0, 2.0], dtype=dtype)
+    (array,) = solvers.to_host(tensor)
+    array += 1
+    assert array.dtype == np.float64
+    assert tensor.tolist() == [1, 2]

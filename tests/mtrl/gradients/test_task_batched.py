@@ -1,5 +1,6 @@
 """One backward pass for T disjoint batches, against a plain loop of `torch.autograd.grad`."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mtrl import combiners
 from mtrl.combiners import Combiner, Needs
 from mtrl.errors import InputError
-from mtrl.gradients import Combination, NonFiniteError, TaskBatched, pipeline
+from mtrl.gradients import Combination, NonFiniteError, TaskBatched, check_finite, pipeline
 from mtrl.gradients.layers import EnsembleEmbedding, EnsembleLayerNorm, EnsembleLinear
 from mtrl.gradients.precision import CHUNK, inner_products
 
@@ -590,6 +591,15 @@ def test_nothing_to_train_is_refused() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ non-finite values
+
+
+def test_finite_values_with_an_infinite_sum_pass_and_of_others_the_first_task_is_named() -> None:
+    largest = torch.finfo(torch.float32).max
+    check_finite("loss", torch.tensor([largest, largest, -1.0]))
+    check_finite("gradient", torch.full((2, 3), largest))
+    for bad in ([[1.0, 1.0, math.inf], [1.0, math.nan, 1.0]], [1.0, -math.inf, math.inf]):
+        with pytest.raises(NonFiniteError, match=r"^non-finite gradient \(task 1\)$"):
+            check_finite("gradient", torch.tensor(bad))
 
 
 class Square(torch.autograd.Function):
