@@ -70,6 +70,9 @@ class Combiner(torch.nn.Module):
     halves: bool = False
     """Whether the Gramian is to be that of two independent halves of each task's samples: ``[2T, 2T]``, the first
     halves' gradients first, each as large as that of all samples. ``[T, T]`` stands for two equal halves."""
+    across_halves: bool = False
+    """Whether of the Gramian of halves the method needs no more than the first halves' products with the second ones,
+    ``[T, T]``: a quarter of it."""
     positive_losses: bool = False
     """Whether the method is for positive losses: a negative one is refused. A loss of 0, as of a task learnt perfectly
     or without a label in the batch, takes no part in that call, unless the class says otherwise."""

@@ -25,6 +25,7 @@ class MoDo(Combiner):
     """
 
     needs = "gramian"
+    across_halves = True
     weights_specific = False  # authors' code (LibMTL's MoDo.py) leaves the heads the gradients of their own losses
 
     def _setup(self, *, gamma: Positive = 0.001, rho: NotNegative = 0.1, halves: bool = True) -> None:

@@ -43,8 +43,11 @@ class Source(Protocol):
     def gramian(self) -> Tensor:
         """``[T, T]``, the inner products of the per-task gradients."""
 
-    def gramian_of_halves(self) -> Tensor:
-        """``[2T, 2T]``, see `Combiner.halves`; `InputError` where the samples of the tasks are not told apart."""
+    def gramian_of_halves(self, *, across: bool) -> Tensor:
+        """``[2T, 2T]``, see `Combiner.halves`, or its block ``[T, T]`` of first halves' products with second ones.
+
+        `InputError` where the samples of the tasks are not told apart.
+        """
 
     def jacobian(self) -> Tensor:
         """``[T, D]``, one task's gradient a row; it may be overwritten, and is made anew by the next call."""
@@ -149,7 +152,7 @@ def look(combiner: Combiner, source: Source) -> Tensor | None:
         return None
     if combiner.needs == "jacobian":
         return source.jacobian()
-    return source.gramian_of_halves() if combiner.halves else source.gramian()
+    return source.gramian_of_halves(across=combiner.across_halves) if combiner.halves else source.gramian()
 
 
 def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None, activations: Sequence[Tensor] = ()) -> Tensor:
@@ -305,8 +308,8 @@ class _Unscaled:
     def gramian(self) -> Tensor:
         return self.scaled.gramian() / self.factor.square()
 
-    def gramian_of_halves(self) -> Tensor:
-        return self.scaled.gramian_of_halves() / self.factor.square()
+    def gramian_of_halves(self, *, across: bool) -> Tensor:
+        return self.scaled.gramian_of_halves(across=across) / self.factor.square()
 
     def jacobian(self) -> Tensor:
         return self.scaled.jacobian().div_(self.factor)

@@ -73,17 +73,19 @@ def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
         setattr(setting, name, before)
 
 
-def inner_products(rows: Tensor, before: Tensor | None = None) -> Tensor:
-    """``rows rows^T``, ``[T, T]``, plus what came ``before``, in the precision of its numbers whatever products have.
+def inner_products(rows: Tensor, before: Tensor | None = None, others: Tensor | None = None) -> Tensor:
+    """``rows others^T``, ``[T, T]``, plus what came ``before``, in the precision of its numbers whatever products have.
+
+    The others are the same rows, unless they are given.
 
     As the sum of products of `CHUNK` columns. One product of few rows and a million columns may be left to a single
     processor of a GPU; on a CPU it adds up in one float32 after the other, and loses two digits more.
     """
     whole = rows.shape[1] // CHUNK * CHUNK
-    chunks = rows[:, :whole].view(len(rows), whole // CHUNK, CHUNK).transpose(0, 1)
-    rest = rows[:, whole:]
+    both = rows, rows if others is None else others
+    left, right = (one[:, :whole].view(len(one), whole // CHUNK, CHUNK).transpose(0, 1) for one in both)
     with float32_products(rows.device, tf32=False):
-        found = torch.addmm(torch.bmm(chunks, chunks.mT).sum(0), rest, rest.T)
+        found = torch.addmm(torch.bmm(left, right.mT).sum(0), both[0][:, whole:], both[1][:, whole:].T)
     return found if before is None else before + found
 
 

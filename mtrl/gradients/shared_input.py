@@ -276,7 +276,7 @@ class _LossByLoss:
         """See `Source`."""
         return ()
 
-    def gramian_of_halves(self) -> Tensor:
+    def gramian_of_halves(self, *, across: bool) -> Tensor:
         """See `Source`: losses hide their samples."""
         raise InputError(
             "there are no halves of each task's samples to compare, where all tasks share theirs: set halves=false, "

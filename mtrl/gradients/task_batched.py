@@ -295,17 +295,18 @@ class TaskBatched:
             gramian = inner_products(rows, gramian)
         return gramian
 
-    def gramian_of_halves(self) -> Tensor:
+    def gramian_of_halves(self, *, across: bool) -> Tensor:
         """See `Source`: where losses are sums or means over samples. Of an odd number, the middle one is left out."""
         self._differentiate()
         self._kept = False
         t = self.num_tasks
-        gramian = self.parameters[0].new_zeros(2 * t, 2 * t, dtype=self._type)
+        size = t if across else 2 * t
+        gramian = self.parameters[0].new_zeros(size, size, dtype=self._type)
         for layer in self._layers:
             rows = self._rows(layer.columns.stop - layer.columns.start, 2 * t)
             for half in range(2):
                 self._fill(layer, rows[half * t : half * t + t], half=half)
-            gramian = inner_products(rows, gramian)
+            gramian = inner_products(rows[:size], gramian, rows[-size:])
         return gramian
 
     def weighted(self, weights: Tensor, scale: float) -> Gradients:

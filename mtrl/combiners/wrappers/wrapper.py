@@ -35,6 +35,11 @@ class Wrapper(Combiner):
         return self.inner.halves
 
     @property
+    def across_halves(self) -> bool:  # type: ignore[override]
+        """See `Combiner`."""
+        return self.inner.across_halves
+
+    @property
     def stationary(self) -> bool:  # type: ignore[override]
         """See `Combiner`."""
         return self.inner.stationary

@@ -61,7 +61,9 @@ def test_the_gramian_of_halves_is_that_of_two_batches(name: str, memory_limit: i
     batched = TaskBatched(network, T, memory_limit=memory_limit)
     with batched.record():
         losses = losses_of(network, x)
-    torch.testing.assert_close(batched.source(losses).gramian_of_halves(), rows @ rows.T)
+    source = batched.source(losses)
+    torch.testing.assert_close(source.gramian_of_halves(across=False), rows @ rows.T)
+    torch.testing.assert_close(source.gramian_of_halves(across=True), rows[:T] @ rows[T:].T)
     for insight in (False, True):
         network.zero_grad()
         combiner = combiners.make("modo", T, gamma=0.01)
@@ -91,7 +93,7 @@ def test_the_product_of_two_halves_is_that_of_the_true_gradients_on_average() ->
         with batched.record():
             losses = losses_of(network, data[:, list(pair)])
         source = batched.source(losses)
-        products.append(source.gramian_of_halves()[:T, T:])
+        products.append(source.gramian_of_halves(across=True))
         grams.append(source.gramian())
     torch.testing.assert_close(torch.stack(products).mean(0).diagonal(), (true @ true.T).diagonal())
     assert (torch.stack(grams).mean(0).diagonal() > 1.01 * (true @ true.T).diagonal()).all()
@@ -158,8 +160,9 @@ def test_wrapped_methods_of_halves_see_halves(wrapping: dict[str, Any]) -> None:
     if wrapping == {"log": True}:
         with batched.record():
             losses = losses_of(forward, inputs(6, 0))
-        gramian = batched.source(losses).gramian_of_halves()
+        gramian = batched.source(losses).gramian_of_halves(across=False)
         inverse = (1 / losses.detach()).repeat(2)
         expected = inner.weights(losses, gramian * inverse[:, None] * inverse) / losses.detach()
-        fresh = combiners.make("modo", T, gamma=0.01, log=True)
-        torch.testing.assert_close(fresh.weights(losses, gramian), expected)
+        for shown in (gramian, gramian[:T, T:]):
+            fresh = combiners.make("modo", T, gamma=0.01, log=True)
+            torch.testing.assert_close(fresh.weights(losses, shown), expected)
