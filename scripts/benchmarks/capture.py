@@ -49,5 +49,5 @@ def _learned(name: str, *size_and_mode: object) -> Tensor:
 def lines(rows: list[Row]) -> Iterator[Line]:
     """One line a method and precision."""
     for row in rows:
-        shown = {"captured": row["obstacle"] or "yes", "largest difference of a weight": f"{row['difference']:.1e}"}
+        shown = {"captured": row["obstacle"] or "yes", "weights differ by": f"{row['difference']:.1e}"}
         yield tuple(row[word] for word in WORDS), shown
