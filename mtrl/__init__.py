@@ -1,3 +1,3 @@
 """One agent, many tasks: per-task gradients and the methods that combine them."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

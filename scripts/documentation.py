@@ -1,40 +1,69 @@
-"""What the documentation site fills in when it is built: the table of methods, from their docstrings."""
+"""What the documentation site fills in when it is built: every method, from its docstring and the table of costs."""
 
 import inspect
 import json
 import re
 from typing import Any
 
+from griffe import Docstring, DocstringSection
+
 from mtrl import combiners
 from mtrl.ranges import described
 
 METHODS = "<!-- methods -->"
+_NEEDS = {"losses": "losses", "gramian": "Gramian", "jacobian": "Jacobian"}
 
 
 def on_page_markdown(markdown: str, **page: Any) -> str:
     """The hook that the generator calls for every page: puts what the marks stand for in their place."""
-    return markdown.replace(METHODS, methods()) if METHODS in markdown else markdown
+    if METHODS not in markdown:
+        return markdown
+    told = methods(costs(markdown))
+    linked = re.sub(r"^\| `(\w+)` \|", r"| [`\1`](#\1) |", markdown, flags=re.MULTILINE)
+    return linked.replace(METHODS, told)
 
 
-def methods() -> str:
-    """Every method with its equation, source, options and defaults."""
-    found = []
-    for name in combiners.names():
-        method = combiners.get(name)
-        summary = re.sub(r"``([^`]*)``", r"`\1`", inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " ")
-        needs = {"losses": "losses", "gramian": "Gramian", "jacobian": "Jacobian"}[method.needs]
-        options = ", ".join(
-            f"`{option.name}={_default(option)}`{_range(option)}" for option in method.options().values()
-        )
-        heads = "" if method.needs == "jacobian" else f" Heads are {'' if method.weights_specific else 'not '}weighted."
-        lines = [
-            f"### {name}",
-            summary,
-            f"Needs: {needs}{', of positive losses' if method.positive_losses else ''}.{heads}"
-            + (f" Options: {options}." if options else ""),
-        ]
-        found.append("\n\n".join(lines))
-    return "\n\n".join(found)
+def costs(markdown: str) -> dict[str, str]:
+    """What each method costs, in words, by the page's table: its third column and the one before the last."""
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", markdown, re.MULTILINE)
+    cells = {name: [cell.strip() for cell in row.split("|")] for name, row in rows}
+    return {name: f"{row[2]} (10 tasks), {row[-2]} (50 tasks of 26 samples)" for name, row in cells.items()}
+
+
+def methods(costs: dict[str, str]) -> str:
+    """Every method with its equation, source, needs, cost and options with their defaults and ranges."""
+    return "\n\n".join(_method(name, costs[name]) for name in combiners.names())
+
+
+def _method(name: str, cost: str) -> str:
+    method = combiners.get(name)
+    sections = Docstring(inspect.getdoc(method) or "").parse("google", warnings=False)
+    text = "\n\n".join(_marked(section.value) for section in sections if section.kind.value == "text")
+    source = re.search(r"\(([^()]*\b(?:19|20)\d\d[^()]*)\)", text)
+    assert source is not None, name
+    needs = f"{_NEEDS[method.needs]}{', of positive losses' if method.positive_losses else ''}"
+    if method.needs != "jacobian":
+        needs += f"; heads are {'' if method.weights_specific else 'not '}weighted"
+    facts = {"Source": source[1], "Needs": needs, "Cost here": f"{cost}, in updates of `unitary`"}
+    rows = [f"| {key} | {value} |" for key, value in (facts | _options(method, sections)).items()]
+    return "\n\n".join([f"### {name}", text, "\n".join(["| | |", "|---|---|", *rows])])
+
+
+def _options(method: type[combiners.Combiner], sections: list[DocstringSection]) -> dict[str, str]:
+    """The rows of the options: each with its default, range and description."""
+    told = {one.name: one.description for section in sections if section.kind.value == "parameters" for one in section.value}
+    return {
+        f"`{name}={_default(option)}`": f"{_range(option)}{_marked(' '.join(told.get(name, '').split()))}"
+        for name, option in method.options().items()
+    }
+
+
+def _marked(text: str) -> str:
+    """A docstring's text as Markdown: code as such, equations in lines of their own, methods by their names."""
+    text = re.sub(r"^ {4}(?=``)", "", text, flags=re.MULTILINE)
+    text = re.sub(r"``(.*?)``", r"`\1`", text, flags=re.DOTALL)
+    names = {combiners.get(name).__name__: name for name in combiners.names()}
+    return re.sub(r"`(\w+)`", lambda found: f"[`{names[found[1]]}`](#{names[found[1]]})" if found[1] in names else found[0], text)
 
 
 def _default(option: inspect.Parameter) -> str:
@@ -49,4 +78,4 @@ def _default(option: inspect.Parameter) -> str:
 
 def _range(option: inspect.Parameter) -> str:
     told = described(option.annotation)
-    return f" ({told})" if told else ""
+    return f"{told}: " if told else ""

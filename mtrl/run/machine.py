@@ -17,12 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mtrl import __version__
 from mtrl.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco")
+_PACKAGES = ("torch", "numpy", "gymnasium", "metaworld", "mujoco")
 _CANNOT = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 """What file systems answer that lack an operation."""
 
@@ -139,7 +140,7 @@ def machine(device: "torch.device | None" = None) -> dict[str, Any]:
     """Versions and hardware, for ``summary.json``; the GPU is the device, where that is one."""
     import torch
 
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "mtrl": __version__}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mtrl import __version__
 from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import MetricsWriter
@@ -99,7 +100,10 @@ class Session:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise RunError(f"the checkpoint in {checkpoints.directory} is not one of this run ({reason})") from error
+            written = state.get("version", "before 0.2.0") if isinstance(state, dict) else __version__
+            other = "" if written == __version__ else f"; it is of mtrl {written}, this is {__version__}"
+            message = f"the checkpoint in {checkpoints.directory} is not one of this run ({reason}){other}"
+            raise RunError(message) from error
         self.counters["resumes"] += 1
         self.counters["checkpoints_passed_over"] += checkpoints.passed_over
         checkpoints.discard_after(self.step)
@@ -134,6 +138,7 @@ class Session:
         self.clock()
         self.metrics.flush()
         own = {"step": self.step, "seconds": self.seconds, "counters": self.counters, "device": self._device}
+        own |= {"version": __version__}  # for whoever cannot read it
         state = own | {"metrics_entries": self.metrics.entries} | self._algorithm.state_dict()
         if self.processes.first:
             self.run.checkpoints.save(self.step, state, self._stream)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import mtrl
 from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.rl import loop
 from mtrl.rl.evaluation_queue import EvaluationThread
@@ -569,11 +571,13 @@ def test_a_checkpoint_of_an_older_version_is_refused(
     def lacking(self: Checkpoints, *rest: Any) -> Any:
         step, state = load(self, *rest) or (0, {})
         del (state[part] if part else state)[key]
-        return step, state
+        return step, state | versions
 
     monkeypatch.setattr(Checkpoints, "load", lacking)
-    with pytest.raises(RunError, match=rf"^the checkpoint in .* is not one of this run \(KeyError: '{key}'\)$"):
-        Setting(tmp_path / "run").train()
+    for versions, told in (({}, ""), ({"version": "0.1.7"}, f"; it is of mtrl 0.1.7, this is {mtrl.__version__}")):
+        refused = rf"^the checkpoint in .* is not one of this run \(KeyError: '{key}'\){re.escape(told)}$"
+        with pytest.raises(RunError, match=refused):
+            Setting(tmp_path / "run").train()
 
 
 def test_an_environment_that_fails_says_where_the_run_goes_on(tmp_path: Path) -> None:
