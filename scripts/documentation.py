@@ -23,6 +23,12 @@ def on_page_markdown(markdown: str, **page: Any) -> str:
     return linked.replace(METHODS, told)
 
 
+def on_page_content(html: str, page: Any, **rest: Any) -> str:
+    """The hook for a page as HTML: the links of notebooks, which the generator leaves as they are, go to its pages."""
+    notebook = page.file.src_uri.endswith(".ipynb")
+    return re.sub(r'(href="(?!\w+:)[^"#]+)\.md', r"\1.html", html) if notebook else html
+
+
 def costs(markdown: str) -> dict[str, str]:
     """What each method costs, in words, by the page's table: its third column and the one before the last."""
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", markdown, re.MULTILINE)
@@ -44,16 +50,20 @@ def _method(name: str, cost: str) -> str:
     needs = f"{_NEEDS[method.needs]}{', of positive losses' if method.positive_losses else ''}"
     if method.needs != "jacobian":
         needs += f"; heads are {'' if method.weights_specific else 'not '}weighted"
-    facts = {"Source": source[1], "Needs": needs, "Cost here": f"{cost}, in updates of `unitary`"}
+    facts = {"Source": source[1], "Needs": needs, "Cost here": f"{cost}, times an update of `unitary`"}
     rows = [f"| {key} | {value} |" for key, value in (facts | _options(method, sections)).items()]
     return "\n\n".join([f"### {name}", text, "\n".join(["| | |", "|---|---|", *rows])])
 
 
 def _options(method: type[combiners.Combiner], sections: list[DocstringSection]) -> dict[str, str]:
     """The rows of the options: each with its default, range and description."""
-    told = {one.name: one.description for section in sections if section.kind.value == "parameters" for one in section.value}
+    told = {
+        one.name: one.description for section in sections if section.kind.value == "parameters" for one in section.value
+    }
     return {
-        f"`{name}={_default(option)}`": f"{_range(option)}{_marked(' '.join(told.get(name, '').split()))}"
+        f"`{name}={_default(option)}`": ": ".join(
+            filter(None, [described(option.annotation), _marked(" ".join(told.get(name, "").split()))])
+        )
         for name, option in method.options().items()
     }
 
@@ -62,8 +72,9 @@ def _marked(text: str) -> str:
     """A docstring's text as Markdown: code as such, equations in lines of their own, methods by their names."""
     text = re.sub(r"^ {4}(?=``)", "", text, flags=re.MULTILINE)
     text = re.sub(r"``(.*?)``", r"`\1`", text, flags=re.DOTALL)
-    names = {combiners.get(name).__name__: name for name in combiners.names()}
-    return re.sub(r"`(\w+)`", lambda found: f"[`{names[found[1]]}`](#{names[found[1]]})" if found[1] in names else found[0], text)
+    for name in combiners.names():
+        text = text.replace(f"`{combiners.get(name).__name__}`", f"[`{name}`](#{name})")
+    return text
 
 
 def _default(option: inspect.Parameter) -> str:
@@ -74,8 +85,3 @@ def _default(option: inspect.Parameter) -> str:
         if option.default is None or isinstance(option.default, bool)
         else str(option.default)
     )
-
-
-def _range(option: inspect.Parameter) -> str:
-    told = described(option.annotation)
-    return f"{told}: " if told else ""

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,9 +110,23 @@ def test_the_table_of_methods_is_the_registry() -> None:
 def test_the_site_describes_every_method() -> None:
     page = documentation.on_page_markdown(METHODS)
     for name in combiners.names():
-        described = page[page.index(f"### {name}\n") :].split("###")[1]
-        assert all(f"`{option}=" in described for option in combiners.get(name).options())
-        assert "Needs: " in described
+        method, described = combiners.get(name), page[page.index(f"### {name}\n") :].split("###")[1]
+        rows = dict(re.findall(r"^\| (.*?) \| (.*) \|$", described, re.MULTILINE))
+        assert re.search(r"(19|20)\d\d", rows["Source"])
+        assert rows["Needs"].lower().startswith(method.needs)
+        assert re.fullmatch(r"[\d.]+ \(10 tasks\), [\d.]+ \(50 tasks of 26 samples\), .*", rows["Cost here"])
+        options = [key for key in rows if key.startswith("`")]
+        assert [option[1:].partition("=")[0] for option in options] == list(method.options())
+        whole = " ".join((method.__doc__ or "").partition("Args:")[0].partition("Raises:")[0].split())
+        assert len(" ".join(described.split())) > 0.9 * len(whole)  # the equation, and all that is said of it
+        assert f"[`{name}`](#{name}) |" in page
+
+
+def test_links_of_notebooks_lead_to_pages_of_the_site() -> None:
+    html = '<a href="../methods.md#famo">a</a> <a href="https://x.org/a.md">b</a>'
+    notebook, page = (SimpleNamespace(file=SimpleNamespace(src_uri=f"a.{end}")) for end in ("ipynb", "md"))
+    assert documentation.on_page_content(html, notebook) == html.replace("methods.md", "methods.html")
+    assert documentation.on_page_content(html, page) == html
 
 
 def test_the_methods_that_need_positive_losses_are_named() -> None:
@@ -127,6 +142,13 @@ def test_every_file_it_names_exists(document: Path) -> None:
         assert (ROOT / document.parent / path).exists(), path
     for path in re.findall(r"(?<![\w/])(?:mtrl|agents|envs|configs|scripts)/[\w/.]+\w", DOCUMENTS[document]):
         assert "mine" in path or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_lists_and_tables_are_rendered_as_such(document: Path) -> None:
+    text = re.sub(r"```.*?```", "", DOCUMENTS[document], flags=re.DOTALL)
+    assert not re.findall(r"^(?![-#| ]|\d+\.).+\n- .*", text, re.MULTILINE)  # the site's Markdown wants an empty line
+    assert "\\|" not in text  # the backslash would be shown
 
 
 @pytest.fixture

@@ -568,13 +568,16 @@ def test_a_checkpoint_of_an_older_version_is_refused(
         Setting(tmp_path / "run", At("wait", 31, crash)).train()
     load = Checkpoints.load
 
+    versions: dict[str, str] = {}
+
     def lacking(self: Checkpoints, *rest: Any) -> Any:
         step, state = load(self, *rest) or (0, {})
         del (state[part] if part else state)[key]
         return step, state | versions
 
     monkeypatch.setattr(Checkpoints, "load", lacking)
-    for versions, told in (({}, ""), ({"version": "0.1.7"}, f"; it is of mtrl 0.1.7, this is {mtrl.__version__}")):
+    for written, told in ((mtrl.__version__, ""), ("0.1.7", f"; it is of mtrl 0.1.7, this is {mtrl.__version__}")):
+        versions["version"] = written
         refused = rf"^the checkpoint in .* is not one of this run \(KeyError: '{key}'\){re.escape(told)}$"
         with pytest.raises(RunError, match=refused):
             Setting(tmp_path / "run").train()
