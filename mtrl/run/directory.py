@@ -1,5 +1,6 @@
 """A run's directory: one run, one configuration, one process at a time."""
 
+import difflib
 import hashlib
 import json
 import math
@@ -198,7 +199,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """The configuration that a run directory was started with; `InputError` if it is not one."""
     config = _read(path / "config.yaml", yaml.safe_load, "configuration")
     if config is None:
-        raise InputError(f"'{path}' is not a run directory: it has no config.yaml")
+        lacking = "it has no config.yaml" if path.exists() else "there is no such directory"
+        beside = [file.parent.name for file in path.parent.glob("*/config.yaml")]
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        offer = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
+        raise InputError(f"'{path}' is not a run directory: {lacking}{offer}")
     return config
 
 

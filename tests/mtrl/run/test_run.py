@@ -520,3 +520,12 @@ def test_a_final_measure_that_is_not_finite_is_one_line_and_no_summary(tmp_path:
     directory.finish({"seconds": 1.0, "distance": {"ratio": value}, "epoch_seconds": [1.0, value]})
     assert read_summary(tmp_path) == {"seconds": 1.0, "distance": {"ratio": None}, "epoch_seconds": [1.0, None]}
     directory.close()
+
+
+def test_a_misspelt_run_directory_is_told_from_an_empty_one(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "mt10-pcgrad-seed1", CONFIG).close()
+    (tmp_path / "empty").mkdir()
+    offered = rf"'.*seed' is not .*: there is no such directory; did you mean '{tmp_path / 'mt10-pcgrad-seed1'}'\?$"
+    for name, told in (("mt10-pcgrad-seed", offered), ("x", "no such directory$"), ("empty", "no config.yaml$")):
+        with pytest.raises(InputError, match=told):
+            read_config(tmp_path / name)
