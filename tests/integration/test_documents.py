@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import mtrl
 from agents.networks import Actor
 from mtrl import combiners
 from mtrl.ranges import check_fields
@@ -142,6 +143,11 @@ def test_every_file_it_names_exists(document: Path) -> None:
         assert (ROOT / document.parent / path).exists(), path
     for path in re.findall(r"(?<![\w/])(?:mtrl|agents|envs|configs|scripts)/[\w/.]+\w", DOCUMENTS[document]):
         assert "mine" in path or (ROOT / path).exists(), path
+
+
+def test_the_newest_changes_are_those_of_this_version() -> None:
+    headings = re.findall(r"^## (\S+)", DOCUMENTS[Path("CHANGELOG.md")], re.MULTILINE)
+    assert headings[0] == mtrl.__version__
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)

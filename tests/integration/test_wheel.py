@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import mtrl
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,6 +41,7 @@ def needed(requirement: str, found: set[str]) -> set[str]:
 
 
 def test_it_holds_mtrl_alone(wheel: Path) -> None:
+    assert wheel.name.startswith(f"mtrl-{mtrl.__version__}-")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"mtrl"}
     assert {"mtrl/py.typed", "mtrl/report/page.py", "mtrl/report/page.html.j2", "mtrl/report/page.css"} <= set(names)
