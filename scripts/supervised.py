@@ -32,6 +32,7 @@ from mtrl.supervised.scan import problems
 from mtrl.supervised.updates import OptimizerOptions, Setup, Update, Wrt
 from mtrl.sweep.launch import launch
 from mtrl.sweep.supervision import requested, supervise
+from mtrl.text import counted
 from scripts.configuration import RunConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, one_line_errors, run
 from scripts.methods import choice, load_plugins, read_methods
@@ -231,7 +232,7 @@ def report(summary: dict[str, Any], directory: Path) -> None:
         name = f"{key} {summary['metrics'][key]['name']}" if key in summary["metrics"] else key
         table.add_row(name, f"{value:.4f}", f"{summary['test'][key]:.4f}" if "test" in summary else "not read")
     console.print(table)
-    console.print(f"{summary['epochs']} epochs in {summary['seconds'] / 60:.1f} min")
+    console.print(f"{counted(summary['epochs'], 'epoch')} in {summary['seconds'] / 60:.1f} min")
     print(f"run directory    {directory}")
 
 

@@ -1,7 +1,8 @@
 """Ways of combining per-task gradients, by name: every file of this folder that registers one is found.
 
->>> from mtrl import combiners
->>> combiner = combiners.make("unitary", num_tasks=3)
+Example:
+    >>> from mtrl import combiners
+    >>> combiner = combiners.make("unitary", num_tasks=3)
 """
 
 from typing import Any, get_args
@@ -40,7 +41,9 @@ register: Registry[type[Combiner]] = Registry("combiner", __name__, _admit)
 WRAPPERS = {name: option for name, option in options_of(wrapped).items() if name != "rescale"}
 """The options of `wrapped`, which every method takes beside its own."""
 names = register.names
+"""``names()``: every registered name, sorted."""
 get = register.get
+"""``get(name)``: the class of that name; `InputError` with the nearest one where there is none."""
 
 
 def make(name: str, num_tasks: int, seed: int = 0, **options: Any) -> Combiner:

@@ -42,7 +42,7 @@ COMMANDS = sorted(
         line
         for blocks in BLOCKS.values()
         for language, block in blocks
-        for line in re.findall(r"^python scripts/(.*)$", block.replace("\\\n", " "), re.MULTILINE)
+        for line in re.findall(r"^(?:python|torchrun \S+) scripts/(.*)$", block.replace("\\\n", " "), re.MULTILINE)
         if not language and "..." not in line and not line.startswith("benchmark.py")
     }
 )
