@@ -19,6 +19,7 @@ from scripts import grid
 from scripts.entry import SUPERVISED_CONFIGS
 from scripts.grid import Axes, Tried, best, cells, composed, configured, open_axes
 from tests.commands import run
+from tests.integration.test_methods import MINE
 
 TINY = (
     "device=cpu",
@@ -35,22 +36,6 @@ TINY = (
 def composing():
     with initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"):
         yield
-
-
-MINE = """
-from mtrl.combiners import Combiner, register
-from mtrl.ranges import Positive
-
-@register("mine")
-class Mine(Combiner):
-    needs = "losses"
-
-    def _setup(self, *, weight: Positive, noise: bool = False) -> None:
-        self.weight = weight
-
-    def _weights(self, losses, gramian):
-        return losses.new_full((self.num_tasks,), self.weight)
-"""
 
 
 def summaries(folder):
