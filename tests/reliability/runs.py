@@ -139,7 +139,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 fuzzed = settings(
-    max_examples=10_000 if SOAK else 100,
+    max_examples=10_000 if SOAK else 200,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),

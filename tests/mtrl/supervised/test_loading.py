@@ -60,8 +60,7 @@ def shifted(image, targets):
 
 def problem(augment=None, splits=None, seed=0):
     torch.manual_seed(seed)
-    convolutions = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]
-    encoder = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.2))
+    encoder = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.2))
     heads = {"label": nn.Linear(8, 2), "ink": nn.Linear(8, 1), "some": nn.Sequential(nn.Linear(8, 1), nn.Flatten(0))}
     tasks = {"label": classification(), "ink": regression(), "some": regression()}
     splits = splits or [Drawings(count, number) for number, count in enumerate((40, 14, 12))]
@@ -319,6 +318,7 @@ def test_bf16_products_and_images_by_pixels_train_every_method_with_float32_weig
         layouts.add(output.is_contiguous(memory_format=torch.channels_last))
 
     benchmark = problem()
+    benchmark.model.encoder.insert(1, nn.Conv2d(4, 4, 3, padding=1))  # of one channel, a kernel has one layout
     update = UPDATES[name](benchmark)
     update.model.compute("bf16", channels_last=True)
     update.model.encoder[0].register_forward_hook(seen)
@@ -344,4 +344,4 @@ def test_bf16_gradients_are_those_of_float32_but_for_rounding_and_losses_are_flo
         nn.functional.cross_entropy(outputs["label"], targets["label"]).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in benchmark.model.parameters() if p.grad is not None]))
     error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
-    assert 1e-4 < error < 0.1
+    assert 1e-4 < error < 0.03
