@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -43,6 +44,31 @@ COARSE = 4
 """How many roundings of products the check of promises allows."""
 
 _ONE_PROCESS = "TaskBatched takes one, whose batch holds all tasks"
+
+
+class _Uncompiled:
+    """Compiled modules run uncompiled while any thread is in here.
+
+    torch has one stance for the whole process: the first thread to come changes it, the last to leave puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._threads:
+                self._changed = torch.compiler.set_stance("force_eager")
+            self._threads += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                self._changed.__exit__(None, None, None)
+
+
+_uncompiled = _Uncompiled()
 
 
 @dataclass
@@ -187,7 +213,7 @@ class TaskBatched:
         if [id(p) for part in self._trainable() for p in part] != [id(p) for p in self.parameters]:
             raise InputError("the network's trainable parameters changed: make a new TaskBatched")
         self.forget()
-        with torch.compiler.set_stance("force_eager"):
+        with _uncompiled:
             hooks = [
                 layer.module.register_forward_hook(self._remember(layer), with_kwargs=True) for layer in self._layers
             ]

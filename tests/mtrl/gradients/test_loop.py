@@ -379,7 +379,7 @@ def test_a_compiled_encoder_trains_or_the_switch_is_named(by: str, method: str, 
         net.backward(net.losses(*read), method, representation=given)
         return net
 
-    with torch.compiler.set_stance("default"), functorch.patch(donated_buffer=donated):
+    with functorch.patch(donated_buffer=donated):
         if donated and method != "unitary" and by == "parameters":
             with pytest.raises(InputError, match=r"set torch\._functorch\.config\.donated_buffer = False"):
                 train(compiled=True)

@@ -412,6 +412,27 @@ def test_compiled_networks_are_recorded() -> None:
     assert_gradients(network, rows, combiner.fixed(losses))
 
 
+def test_recordings_that_overlap_leave_compilation_as_it_was() -> None:
+    """As two agents in threads do: the first to begin is the first to end."""
+    graphs = list[str]()
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph.code)
+        return graph.forward
+
+    network, x = made("mlp")
+    compiled = torch.compile(network, backend=compiler)
+    first, second = (TaskBatched(made("mlp")[0], T).record() for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    task_losses(compiled, x)
+    assert not graphs
+    second.__exit__(None, None, None)
+    task_losses(compiled, x)
+    assert graphs
+
+
 # ---------------------------------------------------------------------------------------------- broken promises
 
 
