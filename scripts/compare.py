@@ -67,7 +67,9 @@ def sections(options: CompareConfig) -> list[Section]:
     return [supervised_section(comparison) for comparison in compare_supervised(runs, **given)]
 
 
-main = hydra_main(CompareConfig, "compare", compare_runs, runs="name the folder with the runs: runs=DIRECTORY")
+main = hydra_main(
+    CompareConfig, "compare", compare_runs, about=__doc__, runs="name the folder with the runs: runs=DIRECTORY"
+)
 
 if __name__ == "__main__":
     run(main)

@@ -61,6 +61,7 @@ def hydra_main(
     name: str,
     work: Callable[[Configuration], object],
     configs: str = CONFIGS,
+    about: str | None = None,
     **required: str,
 ) -> Callable[[], Any]:
     """A script's main: composes and checks the configuration of the command line, and does the work with it.
@@ -70,6 +71,7 @@ def hydra_main(
         name: of the configuration's file.
         work: what the script does.
         configs: the folder of the configuration's files.
+        about: what ``--help`` prints above the keys; None is Hydra's help, for configurations of groups.
         required: what to say, by key, where a value is missing.
     """
     ConfigStore.instance().store(f"{name}_schema", schema)
@@ -83,7 +85,22 @@ def hydra_main(
             check_fields(checked)
             work(checked)
 
-    return hydra.main(version_base="1.3", config_path=configs, config_name=name)(main)  # type: ignore[no-any-return]
+    composed: Callable[[], Any] = hydra.main(version_base="1.3", config_path=configs, config_name=name)(main)
+
+    def start() -> None:
+        if about is None or not helped(about, Path(configs) / f"{name}.yaml"):
+            composed()
+
+    return start
+
+
+def helped(about: str, configuration: Path) -> bool:
+    """Whether ``--help`` was asked for; if so, prints what the script does and its keys, as the file has them."""
+    if {"-h", "--help"}.isdisjoint(sys.argv):
+        return False
+    keys = re.sub(r"(?m)^(#.*|(defaults|hydra):\n( .*\n)+)", "", configuration.read_text())
+    print(f"{about.strip().replace('``', '`')}\n\n{keys.strip()}")
+    return True
 
 
 def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:

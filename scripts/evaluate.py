@@ -131,7 +131,9 @@ def write_videos(films: Iterable[Film], folder: Path) -> None:
         unfinished.rename(folder)
 
 
-main = hydra_main(EvaluateConfig, "evaluate", evaluate_run, run="name the run to evaluate: run=DIRECTORY")
+main = hydra_main(
+    EvaluateConfig, "evaluate", evaluate_run, about=__doc__, run="name the run to evaluate: run=DIRECTORY"
+)
 
 if __name__ == "__main__":
     run(main)

@@ -39,7 +39,9 @@ def export(options: ExportConfig) -> None:
     print(f"the policy of step {step:,} of {options.run} is in {options.out}")
 
 
-main = hydra_main(ExportConfig, "export", export, run="name the run whose policy to write: run=DIRECTORY")
+main = hydra_main(
+    ExportConfig, "export", export, about=__doc__, run="name the run whose policy to write: run=DIRECTORY"
+)
 
 if __name__ == "__main__":
     run(main)

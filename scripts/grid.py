@@ -1,6 +1,7 @@
 """The papers' protocol: a grid, the best cell by validation, its test metrics over several new seeds.
 
-``python scripts/grid.py benchmark=multi_digits combiner=mgda grid=gama seeds=5``
+``python scripts/grid.py benchmark=multi_digits combiner=mgda grid=gama seeds=5``: all keys but those of
+``configs/supervised/grid.yaml`` are those of ``scripts/supervised.py``, and grids are in ``configs/supervised/grid``.
 """
 
 import itertools
@@ -27,7 +28,7 @@ from mtrl.run.files import write_atomically, write_text
 from mtrl.run.record import Metric, Summary, read_record
 from mtrl.sweep.supervision import Supervision
 from mtrl.text import quoted
-from scripts.entry import SUPERVISED_CONFIGS, one_line_errors, with_paths
+from scripts.entry import SUPERVISED_CONFIGS, helped, one_line_errors, with_paths
 from scripts.methods import read_methods
 from scripts.supervised import SupervisedConfig, method_name, store_options
 
@@ -259,6 +260,8 @@ def search(grid: GridConfig, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """Reads the command line and searches."""
+    if helped(f"{__doc__}", Path(SUPERVISED_CONFIGS) / "grid.yaml"):
+        return
     read_methods()
     store_options()
     debug = "debug=true" in sys.argv

@@ -124,7 +124,7 @@ def explore(config: LinearConfig) -> None:
         print(f"figure   {out / 'surface.png'}")
 
 
-main = hydra_main(LinearConfig, "linear_mtl", explore)
+main = hydra_main(LinearConfig, "linear_mtl", explore, about=__doc__)
 
 if __name__ == "__main__":
     run(main)

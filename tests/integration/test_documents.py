@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from mtrl.ranges import check_fields
 from mtrl.run.directory import read_config
 from mtrl.supervised import benchmarks, methods
 from scripts import compare, documentation, export, grid, linear_mtl, supervised  # noqa: F401  # their configurations' schemas
-from scripts import evaluate as evaluation  # noqa: F401
+from scripts import evaluate as evaluation
 from scripts.build import make_combiners, make_family
 from scripts.configuration import TrainConfig
 from scripts.entry import CONFIGS, SUPERVISED_CONFIGS
@@ -55,6 +56,24 @@ CONFIGURATIONS = {
     "supervised.py": (SUPERVISED_CONFIGS, "supervised"),
     "grid.py": (SUPERVISED_CONFIGS, "supervised"),
 }
+
+
+@pytest.mark.parametrize(
+    ("script", "schema"),
+    [
+        ("evaluate.py", evaluation.EvaluateConfig),
+        ("export.py", export.ExportConfig),
+        ("compare.py", compare.CompareConfig),
+        ("linear_mtl.py", linear_mtl.LinearConfig),
+        ("grid.py", grid.GridConfig),
+    ],
+)
+def test_help_tells_every_key_and_how_to_begin(script: str, schema: type) -> None:
+    done = commands.run(script, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"`python scripts/{script} " in done.stdout
+    keys = re.findall(r"^(\w+): ", done.stdout, re.MULTILINE)
+    assert {field.name for field in fields(schema)} - set(keys) <= {"debug", "grid"}
 
 
 @pytest.mark.parametrize(("document", "code"), EXAMPLES)
