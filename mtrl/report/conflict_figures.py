@@ -202,7 +202,8 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
     maps: dict[tuple[str, str], tuple[Array, Array]] = {}
     for method in drawing.selected(comparison):
         for objective in objectives:
-            if found := _by_task(comparison, method, f"{objective}/weight"):
+            found = _by_task(comparison, method, f"{objective}/weight")
+            if found and len(found[0]) > 1:  # a single window is no training to look at
                 where, weights = found
                 with np.errstate(invalid="ignore"):  # all weights may be zero
                     relative = weights / np.abs(weights).mean(0)
@@ -231,7 +232,7 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
         "weights",
         "Task weights over training",
         "Means over 25 windows of training and over seeds, relative to the mean absolute weight of all tasks: 1 is an "
-        f"equal share. Methods whose weights are always equal, or that have none, are not drawn. "
+        f"equal share. Methods whose weights are always equal, were measured once, or that have none, are not drawn. "
         f"{drawing.selection(comparison)}",
         figure,
     )

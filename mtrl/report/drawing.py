@@ -1,6 +1,7 @@
 """What all figures of a report have in common: style, colours, curves with intervals, rows and grids of panels."""
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -139,7 +140,8 @@ def label_progress(figure: Figure, what: str, parallel: int) -> None:
     both = FuncFormatter(lambda step, _: f"{short(step)}\n{short(step * parallel)}")
     for axes in figure.axes:
         axes.xaxis.set_major_formatter(both if parallel > 1 else short)
-    figure.supxlabel(what + "; below, environment steps" * (parallel > 1), fontsize=10)
+    label = what + "; below, environment steps" * (parallel > 1)  # of which twelve letters are an inch wide
+    figure.supxlabel(textwrap.fill(label, int(12 * figure.get_figwidth())), fontsize=10)
 
 
 def over_training(figure: Figure, comparison: Comparison) -> Figure:

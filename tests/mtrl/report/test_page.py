@@ -226,7 +226,7 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "b", "pcgrad", evaluations=1, finished=False, logs_per_evaluation=1)
     write_report([training_section(comparison(tmp_path / "runs"))], tmp_path / "out", COMMAND)
     written = {file.stem for file in (tmp_path / "out" / "figures").iterdir()}
-    assert written == set(FIGURES) - {"memory"}
+    assert written == set(FIGURES) - {"memory", "weights"}  # measured once, weights have no history
 
 
 @pytest.mark.usefixtures("sketched")
@@ -271,6 +271,16 @@ def test_steps_stand_above_environment_steps() -> None:
     label_progress(figure, "epochs", 1)
     assert axes.xaxis.get_major_formatter()(5000, None) == "5k"
     assert figure.get_supxlabel() == "epochs"
+
+
+def test_a_long_label_fits_a_narrow_figure() -> None:
+    figure = Figure(figsize=(5, 3))
+    figure.add_subplot()
+    label_progress(figure, "vector steps (one environment step in every task)", 10)
+    figure.draw_without_rendering()
+    extents = figure.texts[0].get_window_extent()
+    assert extents.x0 > 0
+    assert extents.x1 < figure.bbox.width
 
 
 def test_other_metrics_have_no_bias_of_episodes(tmp_path: Path) -> None:
