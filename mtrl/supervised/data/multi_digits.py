@@ -1,6 +1,7 @@
 """Overlaid handwritten digits from scikit-learn's own wheel: real data, nothing to download."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def multi_digits(
         data_seed: draws the splits and the pairs.
     """
     parts = read_digits("multi_digits", data_seed)
-    return make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, put=_put, kernels=(3, 3), padding=1)
+    put = partial(overlay, offset=2, canvas=10, size=10)
+    return make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, put=put, kernels=(3, 3), padding=1)
 
 
 def read_digits(name: str, data_seed: int) -> list[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -49,11 +50,8 @@ def multi_mnist(
             f"benchmark=multi_mnist needs data_dir=DIR with train-images-idx3-ubyte and the others. {SOURCE}"
         )
     parts = read_splits(Path(data_dir), validation)
-    return make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, put=_put, mean=_MEAN, deviation=_DEVIATION)
-
-
-def _put(left: Tensor, right: Tensor, _: torch.Generator) -> Tensor:
-    return overlay(left, right, offset=6, canvas=36, size=_SIDE)
+    put = partial(overlay, offset=6, canvas=36, size=_SIDE)
+    return make_benchmark(tasks, parts, dropout, pairs_per_digit, data_seed, put=put, mean=_MEAN, deviation=_DEVIATION)
 
 
 def read_splits(directory: Path, validation: int, source: str = SOURCE) -> list[tuple[Tensor, Tensor]]:

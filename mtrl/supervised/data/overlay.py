@@ -1,7 +1,6 @@
 """Two overlaid digits per image: the tasks, the images and the network of Multi-MNIST (Sabour et al., 2017)."""
 
 from collections.abc import Callable, Sequence
-from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +31,6 @@ def overlay(left: Tensor, right: Tensor, *, offset: int, canvas: int, size: int)
     torch.maximum(corner, right, out=corner)
     nearest = ((torch.arange(size) + 0.5) * canvas / size).long()
     return image[:, nearest][:, :, nearest]
-
-
-def corners(left: Tensor, right: Tensor, generator: torch.Generator, *, canvas: int, shift: int) -> Tensor:
-    """Puts one digit near a canvas' top-left corner and another one near its bottom-right corner (Lin et al., 2019).
-
-    Each is moved away from its corner by up to ``shift`` pixels, down or up and to the side: how far, the generator
-    draws for every image and direction. Where they overlap the brighter pixel counts. Digits are ``[N, H, H]``, images
-    ``[N, canvas, canvas]``.
-    """
-    side = left.shape[-1]
-    image = left.new_zeros(len(left), canvas, canvas)
-    moves = torch.randint(shift + 1, (2, 2, len(left)), generator=generator)
-    for digits, from_corner, (down, across) in ((left, 1, moves[0]), (right, -1, moves[1])):
-        for y, x in product(range(shift + 1), repeat=2):
-            chosen = ((down == y) & (across == x)).nonzero().squeeze(1)
-            top, start = (y, x) if from_corner == 1 else (canvas - side - y, canvas - side - x)
-            place = (chosen, slice(top, top + side), slice(start, start + side))
-            image[place] = torch.maximum(image[place], digits[chosen])
-    return image
 
 
 def encoder(size: int, kernels: tuple[int, int], padding: int, dropout: float) -> nn.Module:
@@ -99,7 +79,7 @@ def make_benchmark(
     pairs_per_digit: int,
     data_seed: int,
     *,
-    put: Callable[[Tensor, Tensor, torch.Generator], Tensor],
+    put: Callable[[Tensor, Tensor], Tensor],
     kernels: tuple[int, int] = (5, 5),
     padding: int = 0,
     hidden: bool = True,
@@ -116,7 +96,7 @@ def make_benchmark(
         dropout: of encoder and heads.
         pairs_per_digit: how often each digit of a split is the left one; the right one is drawn uniformly.
         data_seed: draws it.
-        put: of left and right digits and a generator, their images ``[N, H, H]``: `overlay` or `corners`.
+        put: of left and right digits, their images ``[N, size, size]``: an `overlay`.
         kernels: sides of the encoder's convolutions.
         padding: of these.
         hidden: whether a classifying head has a hidden layer.
@@ -134,7 +114,7 @@ def make_benchmark(
         if distinct:
             right = _of_other_labels(right, labels[left], their_labels, generator)
         targets = {"CL": labels[left], "CR": their_labels[right], "RL": digits[left], "RR": others[right]}
-        images = put(digits[left], others[right], generator).unsqueeze(1)
+        images = put(digits[left], others[right]).unsqueeze(1)
         splits.append(Split((images - mean) / deviation, {task: targets[task] for task in tasks}))
     side = sources[0][0].shape[-1]
     shared = encoder(images.shape[-1], kernels, padding, dropout)

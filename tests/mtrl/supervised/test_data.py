@@ -1,6 +1,5 @@
 import gzip
 import struct
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -231,16 +230,8 @@ def test_multi_fashion_is_lin_et_als(mnist):
     split = benchmark.train
     assert split.inputs.shape == (48, 1, 36, 36)
     images = split.inputs[:, 0] * 0.3530 + 0.2860
-    drawn = set()
-    for image, left, right in zip(images, split.targets["RL"], split.targets["RR"], strict=True):
-        found = [
-            (y, x, v, u)
-            for y, x, v, u in product(range(5), repeat=4)  # moved by up to 4 pixels from the corners
-            if torch.allclose(image, F.pad(left, (x, 8 - x, y, 8 - y)).maximum(F.pad(right, (8 - u, u, 8 - v, v))))
-        ]
-        assert len(found) == 1
-        drawn |= set(found)
-    assert all({move[position] for move in drawn} == set(range(5)) for position in range(4))
+    apart = F.pad(split.targets["RL"], (0, 8, 0, 8)).maximum(F.pad(split.targets["RR"], (8, 0, 8, 0)))
+    torch.testing.assert_close(images, apart)
     assert split.targets["CL"].tolist() == [*range(8)] * 6
     assert not bool((split.targets["CL"] == split.targets["CR"]).any())  # "with different digits"
     assert set(split.targets["CR"].tolist()) == set(range(8))
