@@ -29,9 +29,9 @@ from mtrl.text import quoted
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 SUPERVISED_CONFIGS = str(Path(CONFIGS) / "supervised")
 Configuration = TypeVar("Configuration")
-_PATHS = (
+_TEXTS = (
     *("run_dir", "run", "runs", "out", "data", "data_dir", "benchmark.data_dir", "benchmark.file", "weights_from"),
-    *("init_from", "hydra.sweep.dir"),
+    *("init_from", "hydra.sweep.dir", "baseline"),
 )
 _LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Which extra installs each of Hydra's launchers."""
@@ -39,13 +39,13 @@ _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or fals
 
 
 def with_paths(arguments: Sequence[str], *, sweeping: bool = False) -> list[str]:
-    """A command line in which paths are quoted that Hydra would not read as they were typed, e.g. ``runs/lr=0.1``."""
+    """A command line in which paths and names are quoted that Hydra would not read as typed, e.g. ``runs/lr=0.1``."""
     return [_as_typed(argument, sweeping) for argument in arguments]
 
 
 def _as_typed(argument: str, sweeping: bool) -> str:
     key, _, value = argument.partition("=")
-    if key.lstrip("+") not in _PATHS or not value:
+    if key.lstrip("+") not in _TEXTS or not value:
         return argument
     try:
         override = OverridesParser.create().parse_override(argument)

@@ -188,7 +188,8 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     """Each run's method, with those of its options in which runs of the same method differ.
 
     An option that most of the configurations share is not named: where one is switched at a time, names tell which.
-    Long names (options that are lists) become a number; the table of configurations says what it stands for.
+    Long names (of many options, or of lists) become the preset that was typed, ``agent=NAME``, or a number where that
+    does not tell them apart; the table of configurations says what it stands for.
     """
     options = [_texts({key: run.config[key] for key in _METHOD_KEYS if key in run.config}) for run in runs]
     told: dict[str, dict[str, tuple[str, str | None]]] = {}
@@ -204,8 +205,22 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
         values = [(label, own.get(key, "absent"), usual) for key, (label, usual) in told[run.method].items()]
         names.append(" ".join([run.method, *(f"{label}={value}" for label, value, usual in values if value != usual)]))
     long = [name for name in dict.fromkeys(names) if len(name) > _LONGEST_NAME]
-    short = {name: f"{name.split()[0][:_LONGEST_NAME]} #{number}" for number, name in enumerate(long, 1)}
-    return [short.get(name, name) for name in names]
+    typed = [{_preset(run) for run, own in zip(runs, names, strict=True) if own == name} for name in long]
+    short = [
+        f"{name.split()[0][:_LONGEST_NAME]} {' '.join(presets)}" for name, presets in zip(long, typed, strict=True)
+    ]
+    if any(len(presets) > 1 or "" in presets for presets in typed) or len({*short, *names}) < len(short) + len(
+        {*names}
+    ):
+        short = [f"{name.split()[0][:_LONGEST_NAME]} #{number}" for number, name in enumerate(long, 1)]
+    renamed = dict(zip(long, short, strict=True))
+    return [renamed.get(name, name) for name in names]
+
+
+def _preset(run: Run) -> str:
+    """The agent's preset as it was typed, e.g. ``agent=cpu``; nothing where none was, or the run is not finished."""
+    command = run.summary.command if run.summary and run.summary.command else []
+    return next((word for word in command if word.startswith("agent=")), "")
 
 
 def _usual(values: Counter[str]) -> str | None:

@@ -56,6 +56,7 @@ def test_supervised_runs_get_a_report_too(tmp_path: Path) -> None:
         ([], "name the folder with the runs: runs=DIRECTORY"),
         (["runs={}/nothing"], "runs={}/nothing: there is no such folder"),
         (["runs={}", "baseline=pcgrad"], "unknown baseline 'pcgrad': valid: unitary"),
+        (["runs={}", "baseline=unitary agent=cpu"], "unknown baseline 'unitary agent=cpu': did you mean 'unitary'?"),
         (["runs={}", "last_k=0"], "last_k: expected an integer of at least 1, got 0"),
         (["runs={}", "last=3"], "unknown key 'last': did you mean 'last_k'?"),
     ],

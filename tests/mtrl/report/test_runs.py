@@ -245,6 +245,26 @@ def test_methods_are_combiners_with_the_options_that_differ(tmp_path: Path) -> N
     assert found.configuration["combiner.weights"]["fixed #1"].startswith("[0.123456789, ")
 
 
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        (["agent=cpu", "agent=large"], ["unitary agent=cpu", "unitary agent=large"]),
+        (["agent=cpu", "agent=cpu"], ["unitary #1", "unitary #2"]),
+        (["agent=cpu", "seed=1"], ["unitary #1", "unitary #2"]),
+    ],
+)
+def test_agents_that_differ_in_much_are_called_by_their_presets(
+    tmp_path: Path, typed: list[str], names: list[str]
+) -> None:
+    for number, preset in enumerate(typed):
+        agent = {"critic": {"hidden_sizes": [256 * number + 256] * 9, "layer_norm": bool(number)}, "twins": str(number)}
+        run = write_run(tmp_path / str(number), "unitary", config={"agent": agent})
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"command": ["scripts/train.py", preset]}))
+    found = comparison(tmp_path, baseline=names[0])
+    assert [method.name for method in found.methods] == names
+
+
 def test_where_one_option_is_switched_at_a_time_names_tell_which(tmp_path: Path) -> None:
     agent = {"actor": {"layer_norm": True}, "critic": {"layer_norm": True, "hidden_sizes": [512, 512]}, "twins": "min"}
     base = {"agent": agent, "updates_per_step": 4.0, "batch_size": 32}
