@@ -124,7 +124,9 @@ def explore(config: LinearConfig) -> None:
         print(f"figure   {out / 'surface.png'}")
 
 
-main = hydra_main(LinearConfig, "linear_mtl", explore, about=__doc__)
+main = hydra_main(
+    LinearConfig, "linear_mtl", explore, about=__doc__, data="name the data: data=FILE, linnerud or simulated"
+)
 
 if __name__ == "__main__":
     run(main)

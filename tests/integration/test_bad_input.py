@@ -96,6 +96,7 @@ def test_evaluation_refuses(
         (compare, ["last_c=3"], "unknown key 'last_c': did you mean 'last_k'?"),
         (supervised, ["epochz=3"], "unknown key 'epochz': did you mean 'epochs'?"),
         (linear_mtl, ["rang=3"], "unknown key 'rang': did you mean 'rank'?"),
+        (linear_mtl, [], "name the data: data=FILE, linnerud or simulated"),
         (benchmark, ["solvers", "--methods", "mgdda"], "unknown method 'mgdda': did you mean 'mgda'?"),
     ],
 )
