@@ -202,6 +202,17 @@ def test_bonds_and_hydrogens_of_methane_and_no_sense_of_place(folder):
     torch.testing.assert_close(own(methane), own(turned), rtol=1e-4, atol=1e-5)
 
 
+def test_distances_are_not_rounded_in_bf16(folder):
+    own, molecules = MessagePassing(8), make(folder).train.inputs[:3]
+    there = molecules[..., 0] > 0
+    _, pairs = own.described(molecules, there)
+    apart = there[:, :, None] & there[:, None, :]
+    with torch.autocast("cpu", torch.bfloat16):
+        units = own.weights(pairs, apart, torch.bfloat16)
+    assert units.any()
+    assert torch.equal(units, own.weights(pairs, apart, torch.float32).bfloat16())
+
+
 def test_it_learns(folder, tmp_path):
     torch.manual_seed(0)
     made = make(folder, ["mu", "U0", "Cv"], width=16)
