@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     observations: Tensor
     actions: Tensor
     rewards: Tensor
-    """Raw in the buffer; a mini-batch's are scaled by what learns from it (see `agents.reward_scale`)."""
+    """Raw in the buffer, but under `reward_scale=collected`; a mini-batch's are scaled by what learns from it."""
     next_observations: Tensor
     """The true successor, at the end of an episode too."""
     terminated: Tensor

@@ -1,4 +1,4 @@
-"""What each task's rewards are divided by when a mini-batch is sampled; the replay buffer holds them raw."""
+"""What each task's rewards are divided by: when a mini-batch is sampled, or, as others do, when they are collected."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,8 +19,9 @@ class RewardScale:
         """What rewards are divided by, ``[T]`` (None is 1), given each task's temperature (``[T]`` or ``[1]``)."""
         return None
 
-    def observe(self, step: Step) -> None:
-        """Sees every vector step once, in order."""
+    def collected(self, step: Step) -> NDArray[np.float64]:
+        """The rewards ``[T]`` that the buffer keeps of a vector step; sees every one once, in order."""
+        return step.rewards
 
     def abandon(self, tasks: Iterable[int]) -> None:
         """Is told that the episodes under way in these tasks are not played to an end: others begin."""
@@ -48,6 +49,35 @@ class MeanScale(RewardScale):
         """See `RewardScale`; a task counts with at least 0.01 as its mean."""
         means = replay.reward_mean().clamp_min(0.01)
         return means / means.amax()
+
+
+class CollectedScale(RewardScale):
+    """Their running deviation when they are collected (Sodhani et al., 2021), so that the buffer's are of many scales.
+
+    ``mu <- mu + rate (r - mu)``, ``v <- v + rate ((r - mu)^2 - v)`` at the rate 0.001 of their environments' wrapper;
+    the buffer keeps ``r / (sqrt(v) + 1e-8)``; ``mu`` begins at 0 and ``v`` at 1. A step that broke is not counted.
+    """
+
+    RATE = 0.001
+
+    def __init__(self, num_tasks: int) -> None:
+        self.mean, self.variance = np.zeros(num_tasks), np.ones(num_tasks)
+
+    def collected(self, step: Step) -> NDArray[np.float64]:
+        """See `RewardScale`."""
+        mean = self.mean + self.RATE * (step.rewards - self.mean)
+        variance = self.variance + self.RATE * ((step.rewards - mean) ** 2 - self.variance)
+        self.mean = np.where(step.unstable, self.mean, mean)
+        self.variance = np.where(step.unstable, self.variance, variance)
+        return step.rewards / (np.sqrt(self.variance) + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `RewardScale`."""
+        return {"mean": self.mean.tolist(), "variance": self.variance.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `RewardScale`."""
+        self.mean, self.variance = np.array(state["mean"]), np.array(state["variance"])
 
 
 class ReturnScale(RewardScale):
@@ -82,7 +112,7 @@ class ReturnScale(RewardScale):
         scale = (largest + temperature * horizon * self.entropy) / self.limit
         return torch.where(scale > 0, scale, 1.0)
 
-    def observe(self, step: Step) -> None:
+    def collected(self, step: Step) -> NDArray[np.float64]:
         """See `RewardScale`."""
         ended = step.terminated | step.truncated
         for task, rewards in enumerate(self._rewards):
@@ -93,6 +123,7 @@ class ReturnScale(RewardScale):
                 self.largest[task].clamp_(min=float(largest))
             if ended[task]:
                 rewards.clear()
+        return step.rewards
 
     def abandon(self, tasks: Iterable[int]) -> None:
         """See `RewardScale`: such an episode has no return."""

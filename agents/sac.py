@@ -20,7 +20,7 @@ from agents.networks import Actor, Critics, rows_of
 from agents.objectives import Objectives
 from agents.plasticity import plasticity
 from agents.replay import Batch, ReplayBuffer
-from agents.reward_scale import DeviationScale, MeanScale, ReturnScale, RewardScale
+from agents.reward_scale import CollectedScale, DeviationScale, MeanScale, ReturnScale, RewardScale
 from agents.values import CategoricalValues, ScalarValues, Values
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, RunError
@@ -70,7 +70,7 @@ class SACConfig:
     per_task_temperature: bool = False
     target_entropy: Finite | None = None  # minus the number of action dimensions
     buffer_size: Count = 4_000_000  # transitions over all tasks, each of which has an equal share
-    reward_scale: Annotated[str, Literal["sigma", "return", "mean", "none"]] = "sigma"
+    reward_scale: Annotated[str, Literal["sigma", "return", "mean", "collected", "none"]] = "sigma"
     rescale: bool = True  # every method's weights to unitary's scale; off, each keeps its paper's own
     compile: Annotated[str, Literal["auto", "off"]] = "auto"  # on CUDA, replay updates as graphs or launch operations
 
@@ -356,12 +356,12 @@ class MultiTaskSAC:
         Raises:
             RunError: if the very first step of a task broke.
         """
-        fields = (observations, actions, step.rewards, step.next_observations, step.terminated)
         broken = [task for task, bad in zip(self.tasks, step.unstable, strict=True) if bad]
         if broken and not len(self.replay):
             raise RunError(f"the simulation was unstable at the first step of {', '.join(broken)}")
-        self.replay.add(*map(torch.as_tensor, fields), broken=torch.as_tensor(step.unstable), write=self.pieces.write)
-        self.reward_scale.observe(step)
+        rewards = self.reward_scale.collected(step)
+        fields = map(torch.as_tensor, (observations, actions, rewards, step.next_observations, step.terminated))
+        self.replay.add(*fields, broken=torch.as_tensor(step.unstable), write=self.pieces.write)
 
     def abandon(self, tasks: Sequence[str]) -> None:
         """Is told that the episodes of these tasks, neither terminated nor truncated, do not go on: others begin."""
@@ -422,6 +422,8 @@ class MultiTaskSAC:
         if config.reward_scale == "return":
             limits = config.discount, self.target_entropy, config.value_limit
             return ReturnScale(len(self.tasks), *limits, self.device)
+        if config.reward_scale == "collected":
+            return CollectedScale(len(self.tasks))
         return {"sigma": DeviationScale, "mean": MeanScale, "none": RewardScale}[config.reward_scale]()
 
     def differentiate_critic(self, turn: Turn, drawn: Tensor | Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """What rewards are divided by: against naive recomputations."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from agents.replay import ReplayBuffer
-from agents.reward_scale import DeviationScale, MeanScale, ReturnScale, RewardScale
+from agents.reward_scale import CollectedScale, DeviationScale, MeanScale, ReturnScale, RewardScale
 
 CPU, TASKS, GAMMA, ENTROPY, LIMIT = torch.device("cpu"), 3, 0.9, -4.0, 10.0
 WARM = torch.tensor([0.5])
@@ -58,7 +59,7 @@ def test_the_largest_return_of_finished_episodes() -> None:
     for length, ending in [(5, "terminated"), (9, "truncated"), (1, "truncated"), (7, "terminated")]:
         rewards = random.normal(size=(length, TASKS))
         for i, row in enumerate(rewards):
-            scale.observe(step(row, **({ending: True} if i == length - 1 else {})))
+            scale.collected(step(row, **({ending: True} if i == length - 1 else {})))
         for task in range(TASKS):
             own = rewards[:, task].tolist()
             bootstrap = float(np.mean(own)) / (1 - GAMMA) if ending == "truncated" else 0.0
@@ -70,8 +71,8 @@ def test_the_largest_return_of_finished_episodes() -> None:
 
 def test_tasks_end_their_episodes_alone() -> None:
     scale = make()
-    scale.observe(step([1, 2, 3], terminated=[True, False, False]))
-    scale.observe(step([5, 5, 5], terminated=[False, True, False]))
+    scale.collected(step([1, 2, 3], terminated=[True, False, False]))
+    scale.collected(step([5, 5, 5], terminated=[False, True, False]))
     assert scale.largest.tolist() == pytest.approx([1.0, 2 + GAMMA * 5, 0.0])
 
 
@@ -84,26 +85,44 @@ def test_before_the_first_episode_is_over_the_buffers_mean_stands_for_it() -> No
 
 def test_an_unstable_step_has_no_reward() -> None:
     scale = make()
-    scale.observe(step(1.0))
-    scale.observe(step(1e9, truncated=True, unstable=True))
+    scale.collected(step(1.0))
+    scale.collected(step(1e9, truncated=True, unstable=True))
     assert scale.largest.tolist() == pytest.approx([1 + GAMMA * 1 / (1 - GAMMA)] * TASKS)
-    scale.observe(step(1e9, truncated=True, unstable=True))  # an episode of nothing else
+    scale.collected(step(1e9, truncated=True, unstable=True))  # an episode of nothing else
     assert float(scale.largest.max()) < 100
 
 
 def test_it_goes_on_from_its_state_in_the_middle_of_an_episode() -> None:
     one, other = make(), make()
-    one.observe(step([1, 2, 3]))
+    one.collected(step([1, 2, 3]))
     other.load_state_dict(one.state_dict())
     for scale in (one, other):
-        scale.observe(step([4, 5, 6], truncated=True))
+        scale.collected(step([4, 5, 6], truncated=True))
     assert torch.equal(one.largest, other.largest)
     assert one.state_dict()["rewards"] == other.state_dict()["rewards"]
 
 
 def test_an_episode_that_does_not_go_on_is_no_part_of_the_next() -> None:
     scale = make()
-    scale.observe(step(1000.0))
+    scale.collected(step(1000.0))
     scale.abandon([0, 2])
-    scale.observe(step([1, 2, 3], terminated=True))
+    scale.collected(step([1, 2, 3], terminated=True))
     assert scale.largest.tolist() == pytest.approx([1.0, 1000 + GAMMA * 2, 3.0])
+
+
+def test_collected_rewards_are_divided_by_their_running_deviation() -> None:
+    """One by one, by its definition; a step that broke changes nothing, and a state goes on."""
+    random, scale = np.random.default_rng(0), CollectedScale(TASKS)
+    mean, variance = [0.0] * TASKS, [1.0] * TASKS
+    for i in range(200):
+        rewards, unstable = random.normal([0.0, 3.0, -50.0], 2.0), random.random(TASKS) < 0.1
+        kept = scale.collected(step(np.where(unstable, np.nan, rewards), unstable=unstable))
+        for task in np.flatnonzero(~unstable):
+            mean[task] = 0.999 * mean[task] + 0.001 * rewards[task]
+            variance[task] = 0.999 * variance[task] + 0.001 * (rewards[task] - mean[task]) ** 2
+            assert kept[task] == pytest.approx(rewards[task] / (math.sqrt(variance[task]) + 1e-8), rel=1e-12)
+        if i == 100:
+            other = CollectedScale(TASKS)
+            other.load_state_dict(scale.state_dict())
+            scale = other
+    assert scale.divisor(buffer(torch.zeros(TASKS, 3)), WARM) is None

@@ -292,6 +292,23 @@ def test_a_broken_simulation_is_never_stored() -> None:
     assert not torch.equal(agent.replay.last()[0][0], first[0][0])
 
 
+def test_the_buffer_holds_rewards_as_they_were_unless_they_are_scaled_when_collected() -> None:
+    raw, scaled, twin = make_agent(), make_agent(reward_scale="collected"), make_agent(reward_scale="collected")
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        observations, actions, step = transition(random)
+        for agent in (raw, scaled):
+            agent.remember(observations, actions, step)
+        assert torch.equal(raw.replay.last()[2].squeeze(), torch.as_tensor(step.rewards).float())
+    expected = step.rewards / (np.sqrt(scaled.state_dict()["reward_scale"]["variance"]) + 1e-8)
+    assert scaled.replay.last()[2].squeeze().tolist() == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(step.rewards)
+    twin.load_state_dict(scaled.state_dict())  # its buffer aside
+    twin.remember(observations, actions, step)
+    scaled.remember(observations, actions, step)
+    assert torch.equal(twin.replay.last()[2], scaled.replay.last()[2])
+
+
 def test_of_an_episode_that_does_not_go_on_nothing_is_kept_for_the_next() -> None:
     agent, random = make_agent(reward_scale="return"), np.random.default_rng(0)
     agent.remember(*transition(random))
