@@ -24,8 +24,10 @@ _FILES = ("qm9_part1.csv", "qm9_part2.csv", "qm9_part3.csv")
 _MOST_ATOMS = 29
 _HELD_OUT = 10_000
 _ALL = 130_831
-Division = Literal["navon", "schnet", "cormorant"]
+Division = Literal["navon", "dimenet", "cormorant"]
 """How molecules are divided, by who did so."""
+_FIXED = {"dimenet": (42, 110_000, 10_000), "cormorant": (0, 100_000, 17_748)}
+"""Of which NumPy's generator has shuffled all: its seed, then how many are for training and for validation."""
 _EV = 27.211386246  # per Hartree, as torch_geometric has it
 
 
@@ -88,22 +90,27 @@ def qm9(
         data_dir: where the files ``qm9_part1.csv`` to ``qm9_part3.csv`` are; None is in the installed package.
         molecules: how many, drawn at random; None is all.
         split: ``navon`` has 10,000 molecules for the test, 10,000 for validation, or a tenth each if that is less
-            (Navon et al., 2022, and their successors); ``schnet`` 110,000 for training, 10,000 for validation and the
-            rest for the test (Schütt et al., 2018); ``cormorant`` 100,000 for training, a tenth for the test and the
-            rest for validation (Anderson et al., 2019). Of fewer molecules each has its share.
+            (Navon et al., 2022, and their successors). The others are always the same molecules: ``dimenet`` 110,000
+            for training, 10,000 for validation and the rest for the test (Gasteiger et al., 2020); ``cormorant``
+            100,000 for training, a tenth for the test and the rest for validation (Anderson et al., 2019, as their
+            successors read it: their own code swaps the last two). Of fewer molecules each has its share.
         order: a file with the molecules' numbers from 0, which then are not shuffled: one a line, or a tensor saved by
             torch, such as LibMTL's. Test comes first, then validation, then training.
-        data_seed: draws them and the splits; the same for every seed of training, unless it is set to that.
+        data_seed: draws molecules and splits of ``navon``; the same for every seed of training, unless it is set to it.
         width: of the network, 64 in the papers.
     """
     tasks = check_tasks(tasks, list(PROPERTIES))
     files = [_folder(data_dir) / name for name in _FILES]
     rows = list(chain.from_iterable(map(_rows, files)))
-    if order is None:
-        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(data_seed))[:molecules]
+    if order is None and split in _FIXED:
+        if data_seed:
+            raise InputError(f"data_seed: split={split} is always the same molecules")
+        parts = _fixed(split, len(rows), molecules or len(rows))
     else:
-        chosen = read_order(Path(order), len(rows))[:molecules]
-    test, held_out = _sizes(split, len(chosen))
+        shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(data_seed))
+        numbers = (shuffled if order is None else read_order(Path(order), len(rows)))[:molecules]
+        parts = torch.split(numbers, _sizes(split, len(numbers)))
+    chosen, (test, held_out, _) = torch.cat(parts), map(len, parts)
     atoms = torch.zeros(len(chosen), _MOST_ATOMS, 4)
     targets = torch.zeros(len(chosen), len(tasks), dtype=torch.float64)
     for place, number in enumerate(chosen.tolist()):
@@ -122,16 +129,24 @@ def qm9(
     return Benchmark(kinds, MultiTaskModel(encoder, {task: nn.Linear(width, 1) for task in tasks}), *splits)
 
 
-def _sizes(split: Division, count: int) -> tuple[int, int]:
-    """How many molecules are for the test, and for validation."""
+def _sizes(split: Division, count: int) -> list[int]:
+    """How many molecules are for the test, for validation and for training."""
     if count < 10:
         raise InputError(f"molecules: {count} are too few for three splits, expected at least 10")
-    tenth = min(_HELD_OUT, count // 10)
     if split == "navon":
-        return tenth, tenth
-    if split == "schnet":
-        return max(count - count * 110_000 // _ALL - tenth, 1), tenth
-    return count // 10, count - count // 10 - count * 100_000 // _ALL
+        tenth = min(_HELD_OUT, count // 10)
+        return [tenth, tenth, count - 2 * tenth]
+    _, training, held_out = _FIXED[split]
+    training, held_out = count * training // _ALL, count * held_out // _ALL
+    return [count - training - held_out, held_out, training]
+
+
+def _fixed(split: Division, count: int, molecules: int) -> tuple[Tensor, ...]:
+    """The numbers of a split's molecules, of ``count``: for the test, for validation and for training."""
+    seed, *_ = _FIXED[split]
+    shuffled = torch.from_numpy(np.random.RandomState(seed).permutation(count))
+    parts = torch.split(shuffled, _sizes(split, count)[::-1])[::-1]
+    return tuple(part[: len(part) * molecules // count] for part in parts)
 
 
 def read_order(path: Path, count: int) -> Tensor:

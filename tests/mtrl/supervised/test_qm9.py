@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from mtrl import combiners
 from mtrl.errors import InputError
 from mtrl.run.directory import RunDirectory
 from mtrl.run.metrics import read_metrics
-from mtrl.supervised.data.qm9 import PROPERTIES, _sizes, qm9
+from mtrl.supervised.data.qm9 import PROPERTIES, _fixed, _sizes, qm9
 from mtrl.supervised.loading import Loader
 from mtrl.supervised.loop import Schedule, Trainer, evaluate
 from mtrl.supervised.message_passing import MessagePassing
@@ -75,16 +76,28 @@ def test_methane_has_torch_geometrics_values_in_its_units(folder):
 
 
 def test_the_literatures_splits(folder):
-    assert [_sizes(split, 130_831) for split in ("navon", "schnet", "cormorant")] == [
-        (10_000, 10_000),
-        (10_831, 10_000),
-        (13_083, 17_748),
+    assert [_sizes(split, 130_831) for split in ("navon", "dimenet", "cormorant")] == [
+        [10_000, 10_000, 110_831],
+        [10_831, 10_000, 110_000],
+        [13_083, 17_748, 100_000],
     ]
-    for split, sizes in {"schnet": [60, 7, 5], "cormorant": [55, 10, 7]}.items():
+    # torch_geometric's from_qm9_pretrained, and gen_splits_gdb9 as it was corrected since
+    order = np.random.RandomState(seed=42).permutation(np.arange(130_831))
+    theirs = order[120_000:], order[110_000:120_000], order[:110_000]
+    assert all(np.array_equal(o, t) for o, t in zip(_fixed("dimenet", 130_831, 130_831), theirs, strict=True))
+    train, valid, test, extra = np.split(np.random.RandomState(0).permutation(130_831), [100_000, 117_748, 130_831])
+    ours = _fixed("cormorant", 130_831, 130_831)
+    assert all(np.array_equal(o, t) for o, t in zip(ours, (test, valid, train), strict=True))
+    assert not len(extra)
+    for few, part in zip(_fixed("cormorant", 130_831, 10_000), ours, strict=True):
+        assert np.array_equal(few, part[: len(few)])
+    for split, sizes in {"dimenet": [60, 5, 7], "cormorant": [55, 9, 8]}.items():
         made = make(folder, split=split)
         assert [len(part) for part in (made.train, made.validation, made.test)] == sizes
     with pytest.raises(InputError, match=r"unknown benchmark.split 'navin': did you mean 'navon'"):
         make(folder, split="navin")
+    with pytest.raises(InputError, match="data_seed: split=dimenet is always the same molecules"):
+        make(folder, split="dimenet", data_seed=1)
 
 
 @pytest.mark.parametrize("saved", ["text", "torch"])
