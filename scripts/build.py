@@ -98,6 +98,8 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
     remark = None
     for seed, side in enumerate(SIDES, config.seed):
         options = combiner_options(config, side)
+        if "rescale" in options:
+            raise InputError("combiner.rescale is the agent's: agent.rescale=true or false")
         made[side] = combiners.make(num_tasks=num_tasks, seed=seed, rescale=config.agent.rescale, **options)
     if made["actor"].positive_losses:
         needs = f"{made['actor'].name} needs positive losses, which the actor's are not"

@@ -69,6 +69,7 @@ class SupervisedConfig(RunConfig):
     precision: Annotated[str, Literal["fp32", "bf16"]] = "fp32"
     channels_last: bool = False
     memory_limit: Positive | None = None
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
@@ -196,7 +197,9 @@ def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combi
         options["weights"] = weights_of_run(Path(config.weights_from), tasks, "train/weight", config.weights_how)
         if options["weights"] is None:
             raise InputError(f"weights_from: the run in '{config.weights_from}' logged no weights: its method has none")
-    return combiners.make(num_tasks=len(tasks), seed=config.seed, **options)
+    if "rescale" in options:
+        raise InputError("combiner.rescale is a key of the whole: rescale=true")
+    return combiners.make(num_tasks=len(tasks), seed=config.seed, rescale=config.rescale, **options)
 
 
 def schedule(config: SupervisedConfig) -> Schedule:

@@ -23,7 +23,7 @@ _SPEED_ONLY = ("device", "num_workers", "threads")
 _NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", "plugins", *_SPEED_ONLY)
 _METHOD_KEYS = (
     *("combiner", "method", "agent", "optimizer", "wrt", "weights_from", "weights_how"),
-    *("updates_per_step", "resets", "reset_updates", "batch_size", "precision"),
+    *("updates_per_step", "resets", "reset_updates", "batch_size", "precision", "rescale"),
 )
 _LONGEST_NAME = 48
 _MOST_SENTENCES = 8

@@ -122,7 +122,7 @@ def _compare(
         ],
         runs=every,
         compared=_finished(every),
-        remarks=[*unscored, *_reference_warnings(runs, singles, missing, baseline)],
+        remarks=[*unscored, *_reference_warnings(runs, singles, missing, baseline), *_scale_warnings(by_name)],
         left_out=left_out,
         metrics={key: f"{key.split('/')[0]} {described[key].name}" for key in ordered},
         higher_is_better=higher,
@@ -188,6 +188,18 @@ def _reference_warnings(
         if own[0].config["benchmark"] != runs[0].config["benchmark"]:
             warnings.append(f"Single-task runs of {task} have other options of the benchmark than the runs of several.")
     return warnings
+
+
+def _scale_warnings(methods: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Adam divides a method's scale out again, SGD does not."""
+    configs = [run.config for runs in methods.values() for run in runs]
+    own = any(config["optimizer"]["name"] == "sgd" and not config.get("rescale") for config in configs)
+    if len(methods) == 1 or not own:
+        return []
+    return [
+        "Weights are on the scale of each method's paper (rescale=false): under SGD that is another learning rate for "
+        "each method."
+    ]
 
 
 def supervised_section(comparison: SupervisedComparison) -> Section:

@@ -40,6 +40,7 @@ def fails(
         (["eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
         (["combiner=pcgrod"], "unknown combiner 'pcgrod': did you mean 'pcgrad'?"),
         (["+combiner.strength=3"], "unknown option of unitary 'strength'"),
+        (["+combiner.rescale=true"], "combiner.rescale is the agent's: agent.rescale=true or false"),
         (["method=individual_step"], "unknown method 'individual_step': did you mean 'individual_steps'?"),
         (["method=individual_steps", "combiner=pcgrad"], "does without a combiner: leave out combiner=pcgrad"),
         (
@@ -95,6 +96,7 @@ def test_evaluation_refuses(
     [
         (compare, ["last_c=3"], "unknown key 'last_c': did you mean 'last_k'?"),
         (supervised, ["epochz=3"], "unknown key 'epochz': did you mean 'epochs'?"),
+        (supervised, ["+combiner.rescale=true"], "combiner.rescale is a key of the whole: rescale=true"),
         (linear_mtl, ["rang=3"], "unknown key 'rang': did you mean 'rank'?"),
         (linear_mtl, [], "name the data: data=FILE, linnerud or simulated"),
         (benchmark, ["solvers", "--methods", "mgdda"], "unknown method 'mgdda': did you mean 'mgda'?"),

@@ -99,6 +99,14 @@ def test_single_task_training_and_individual_optimizers(tmp_path):
     assert io["tasks"] == ["CL", "CR", "RL", "RR"]
 
 
+def test_weights_on_the_scale_of_unitary(tmp_path):
+    for rescale, total in (("false", 1), ("true", 2)):
+        folder = tmp_path / rescale
+        run("supervised", "combiner=mgda", "tasks=[CL,RR]", *TINY, f"rescale={rescale}", f"run_dir={folder}")
+        entry = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert entry["train/weight/CL"] + entry["train/weight/RR"] == pytest.approx(total)
+
+
 def test_weights_extracted_from_another_run(tmp_path):
     tasks = "tasks=[CL,RR]"
     run("supervised", "combiner=edm", tasks, *TINY, f"run_dir={tmp_path / 'edm'}")

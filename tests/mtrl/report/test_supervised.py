@@ -339,6 +339,20 @@ def test_single_task_runs_that_differ_are_warned_about(by_hand: Path) -> None:
     assert expected in found.warnings
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "rescale", "told"), [("adam", False, False), ("sgd", False, True), ("sgd", True, False)]
+)
+def test_methods_of_other_scales_are_warned_about_under_sgd(
+    tmp_path: Path, optimizer: str, rescale: bool, told: bool
+) -> None:
+    options = {"name": optimizer, "learning_rate": 0.5, "weight_decay": 0.0, "momentum": 0.0}
+    config = {"optimizer": options, "rescale": rescale}
+    for combiner in ("unitary", "mgda"):
+        write_supervised_run(tmp_path / combiner, ["CL", "RR"], combiner, config=config)
+    (found,) = comparisons(tmp_path)
+    assert any("another learning rate" in warning for warning in found.warnings) == told
+
+
 def test_single_task_runs_of_another_problem_are_warned_about(by_hand: Path) -> None:
     assert not any("options of the benchmark" in warning for warning in comparisons(by_hand)[0].warnings)
     for directory in by_hand.glob("RR*"):
