@@ -1,7 +1,7 @@
 # make quickstart   train a small agent on real Meta-World tasks, in minutes on a CPU
 # make test         lint, type check and the whole test suite
 # make soak         hours of breaking things: long runs, hundreds of kills, tens of thousands of odd inputs
-# make digits       every method on the supervised benchmark, five seeds: the table of docs/supervised.md
+# make digits       every method on the supervised benchmark, five seeds: the table of docs/results.md
 # make docs         the documentation site: site/index.html; with its search: python -m http.server --directory site
 # make gpu          on a new GPU: tests, captures, benchmarks, then MT10 until it is stopped; a page in runs/gpu
 # make install      only create .venv and install, everything; make quickstart installs what training needs
