@@ -206,13 +206,11 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
         names.append(" ".join([run.method, *(f"{label}={value}" for label, value, usual in values if value != usual)]))
     long = [name for name in dict.fromkeys(names) if len(name) > _LONGEST_NAME]
     typed = [{_preset(run) for run, own in zip(runs, names, strict=True) if own == name} for name in long]
-    short = [
-        f"{name.split()[0][:_LONGEST_NAME]} {' '.join(presets)}" for name, presets in zip(long, typed, strict=True)
-    ]
-    if any(len(presets) > 1 or "" in presets for presets in typed) or len({*short, *names}) < len(short) + len(
-        {*names}
-    ):
-        short = [f"{name.split()[0][:_LONGEST_NAME]} #{number}" for number, name in enumerate(long, 1)]
+    methods = [name.split()[0][:_LONGEST_NAME] for name in long]
+    short = [f"{method} {' '.join(presets)}" for method, presets in zip(methods, typed, strict=True)]
+    distinct = len({*short, *names}) == len(short) + len({*names})
+    if not distinct or any(len(presets) > 1 or "" in presets for presets in typed):
+        short = [f"{method} #{number}" for number, method in enumerate(methods, 1)]
     renamed = dict(zip(long, short, strict=True))
     return [renamed.get(name, name) for name in names]
 
