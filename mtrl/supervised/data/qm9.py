@@ -111,6 +111,8 @@ def qm9(
         numbers = (shuffled if order is None else read_order(Path(order), len(rows)))[:molecules]
         parts = torch.split(numbers, _sizes(split, len(numbers)))
     chosen, (test, held_out, _) = torch.cat(parts), map(len, parts)
+    if not all(map(len, parts)):
+        raise InputError(f"molecules: {molecules or len(rows)} are too few for three splits")
     atoms = torch.zeros(len(chosen), _MOST_ATOMS, 4)
     targets = torch.zeros(len(chosen), len(tasks), dtype=torch.float64)
     for place, number in enumerate(chosen.tolist()):
@@ -131,8 +133,6 @@ def qm9(
 
 def _sizes(split: Division, count: int) -> list[int]:
     """How many molecules are for the test, for validation and for training."""
-    if count < 10:
-        raise InputError(f"molecules: {count} are too few for three splits, expected at least 10")
     if split == "navon":
         tenth = min(_HELD_OUT, count // 10)
         return [tenth, tenth, count - 2 * tenth]

@@ -262,8 +262,9 @@ def test_wrong_files_are_named(folder, tmp_path, change, message):
 def test_what_is_missing_is_named(tmp_path, folder, monkeypatch):
     with pytest.raises(InputError, match=r"qm9_part1.csv cannot be read .*pip install qm9pack"):
         make(tmp_path)
-    with pytest.raises(InputError, match="molecules: 9 are too few"):
-        make(folder, molecules=9)
+    for split in ("navon", "dimenet"):
+        with pytest.raises(InputError, match="molecules: 9 are too few for three splits"):
+            make(folder, molecules=9, split=split)
     with pytest.raises(InputError, match="unknown task 'gap'"):
         make(folder, ["gap"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
