@@ -208,8 +208,8 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     typed = [{_preset(run) for run, own in zip(runs, names, strict=True) if own == name} for name in long]
     methods = [name.split()[0][:_LONGEST_NAME] for name in long]
     short = [f"{method} {' '.join(presets)}" for method, presets in zip(methods, typed, strict=True)]
-    distinct = len({*short, *names}) == len(short) + len({*names})
-    if not distinct or any(len(presets) > 1 or "" in presets for presets in typed):
+    unique = len({*short, *names}) == len(short) + len({*names})
+    if not unique or any(len(presets) > 1 or "" in presets for presets in typed):
         short = [f"{method} #{number}" for number, method in enumerate(methods, 1)]
     renamed = dict(zip(long, short, strict=True))
     return [renamed.get(name, name) for name in names]
