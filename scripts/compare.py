@@ -18,6 +18,7 @@ from mtrl.report.section import Section
 from mtrl.report.supervised import compare_supervised, supervised_section
 from mtrl.report.tables import text_of
 from mtrl.report.training import compare_training, training_section
+from mtrl.text import unquoted
 from scripts.entry import hydra_main, run
 
 
@@ -38,7 +39,8 @@ class CompareConfig:
 def compare_runs(options: CompareConfig) -> None:
     """Writes the report, and prints each section's headline, verdicts and warnings."""
     reported = sections(options)
-    page = write_report(reported, Path(options.out), sys.argv)
+    words = [word.partition("=") for word in sys.argv]
+    page = write_report(reported, Path(options.out), [f"{key}{is_}{unquoted(value)}" for key, is_, value in words])
     console = Console()
     for section in reported:
         table = Table(title=Text(section.headline.title))

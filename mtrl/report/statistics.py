@@ -191,7 +191,7 @@ class PairedComparison:
         """What may be said: ``better``, ``worse``, ``no significant difference`` or ``too few seeds to tell``."""
         if self.adjusted_p_value <= SIGNIFICANCE:
             return "better" if self.difference.value > 0 else "worse"
-        if self.seeds < seeds_needed(self.comparisons):
+        if not self.seeds or self.seeds < seeds_needed(self.comparisons):
             return "too few seeds to tell"
         return "no significant difference"
 

@@ -1,5 +1,7 @@
 """``scripts/compare.py`` as a user starts it."""
 
+import html
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,25 @@ def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
     page = (out / "index.html").read_text()
     assert "Seed of the bootstrap: 3." in page
     assert f"python scripts/compare.py runs={tmp_path / 'runs'} out={out} last_k=2 seed=3" in page
+
+
+@pytest.mark.usefixtures("sketched")
+def test_the_page_has_the_command_as_it_was_typed(tmp_path: Path) -> None:
+    for name in ("unitary", "mgda"):
+        write_run(tmp_path / "learning rate=0.1" / name, name, evaluations=2)
+    arguments = f"runs={tmp_path / 'learning rate=0.1'}", f"out={tmp_path / 'out'}"
+    assert compare(*arguments).returncode == 0
+    shown = html.escape(shlex.join(["python", "scripts/compare.py", *arguments]), quote=True)
+    assert shown.replace("&#x27;", "&#39;") in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("sketched")
+def test_methods_without_a_seed_in_common_are_told_so(tmp_path: Path) -> None:
+    for seed, name in enumerate(["unitary", "mgda"]):
+        write_run(tmp_path / "runs" / name, name, seed, evaluations=2)
+    done = compare(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}")
+    assert done.returncode == 0
+    assert "they have no seed in common; run both with the same seeds." in " ".join(done.stdout.split())
 
 
 @pytest.mark.usefixtures("sketched")
