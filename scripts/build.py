@@ -23,7 +23,7 @@ from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.initial_weights import state_of_run
 from mtrl.task_groups import random_groups
 from scripts.configuration import TrainConfig
-from scripts.methods import load_plugins
+from scripts.methods import combiner_of, load_plugins
 
 
 def make_family(config: TrainConfig) -> Family:
@@ -98,9 +98,8 @@ def make_combiners(config: TrainConfig, num_tasks: int) -> tuple[dict[str, Combi
     remark = None
     for seed, side in enumerate(SIDES, config.seed):
         options = combiner_options(config, side)
-        if "rescale" in options:
-            raise InputError("combiner.rescale is the agent's: agent.rescale=true or false")
-        made[side] = combiners.make(num_tasks=num_tasks, seed=seed, rescale=config.agent.rescale, **options)
+        said = "the agent's: agent.rescale=true or false"
+        made[side] = combiner_of(options, num_tasks, seed, rescale=config.agent.rescale, rescaled_by=said)
     if made["actor"].positive_losses:
         needs = f"{made['actor'].name} needs positive losses, which the actor's are not"
         if config.combiner.get("actor") is not None:

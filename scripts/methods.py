@@ -50,6 +50,21 @@ def choice(name: str, options: Mapping[str, inspect.Parameter]) -> dict[str, Any
 load_plugins([])
 
 
+def combiner_of(
+    options: Mapping[str, Any], num_tasks: int, seed: int, *, rescale: bool, rescaled_by: str
+) -> combiners.Combiner:
+    """A combiner by its name and options, as a configuration has them.
+
+    Raises:
+        InputError: if an option does not fit, or is what the run itself says; ``rescaled_by`` tells which key rescales.
+    """
+    own = {"rescale": rescaled_by, "seed": "a key of the whole: seed=1", "num_tasks": "how many tasks there are"}
+    for key, said in own.items():
+        if key in options:
+            raise InputError(f"combiner.{key} is {said}")
+    return combiners.make(num_tasks=num_tasks, seed=seed, rescale=rescale, **options)
+
+
 def plugins_in(arguments: Sequence[str]) -> list[str]:
     """The files that ``plugins=[...]`` names in a command line.
 

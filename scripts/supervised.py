@@ -35,7 +35,7 @@ from mtrl.sweep.supervision import requested, supervise
 from mtrl.text import counted
 from scripts.configuration import RunConfig
 from scripts.entry import SUPERVISED_CONFIGS, hydra_main, one_line_errors, run
-from scripts.methods import choice, load_plugins, read_methods
+from scripts.methods import choice, combiner_of, load_plugins, read_methods
 
 
 @dataclass
@@ -197,9 +197,8 @@ def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combi
         options["weights"] = weights_of_run(Path(config.weights_from), tasks, "train/weight", config.weights_how)
         if options["weights"] is None:
             raise InputError(f"weights_from: the run in '{config.weights_from}' logged no weights: its method has none")
-    if "rescale" in options:
-        raise InputError("combiner.rescale is a key of the whole: rescale=true")
-    return combiners.make(num_tasks=len(tasks), seed=config.seed, rescale=config.rescale, **options)
+    said = "a key of the whole: rescale=true"
+    return combiner_of(options, len(tasks), config.seed, rescale=config.rescale, rescaled_by=said)
 
 
 def schedule(config: SupervisedConfig) -> Schedule:

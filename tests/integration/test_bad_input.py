@@ -40,6 +40,7 @@ def fails(
         (["eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
         (["combiner=pcgrod"], "unknown combiner 'pcgrod': did you mean 'pcgrad'?"),
         (["+combiner.strength=3"], "unknown option of unitary 'strength'"),
+        (["+combiner.seed=3"], "combiner.seed is a key of the whole: seed=1"),
         (["+combiner.rescale=true"], "combiner.rescale is the agent's: agent.rescale=true or false"),
         (["method=individual_step"], "unknown method 'individual_step': did you mean 'individual_steps'?"),
         (["method=individual_steps", "combiner=pcgrad"], "does without a combiner: leave out combiner=pcgrad"),

@@ -112,7 +112,7 @@ def qm9(
         parts = torch.split(numbers, _sizes(split, len(numbers)))
     chosen, (test, held_out, _) = torch.cat(parts), map(len, parts)
     if not all(map(len, parts)):
-        raise InputError(f"molecules: {molecules or len(rows)} are too few for three splits")
+        raise InputError(f"molecules: {molecules or len(rows)} are too few for three splits, expected at least 14")
     atoms = torch.zeros(len(chosen), _MOST_ATOMS, 4)
     targets = torch.zeros(len(chosen), len(tasks), dtype=torch.float64)
     for place, number in enumerate(chosen.tolist()):
