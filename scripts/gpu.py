@@ -24,7 +24,7 @@ from mtrl.gradients.precision import has_bf16, has_tf32
 from mtrl.report.page import write_tables
 from mtrl.report.tables import Cell, Table
 from mtrl.run.files import write_json
-from mtrl.run.machine import device_of, machine
+from mtrl.run.machine import cores, device_of, machine
 from mtrl.run.signals import on_stop_request
 from scripts.benchmark import COMMANDS
 from scripts.benchmarks.timing import joined
@@ -63,6 +63,7 @@ def steps_of(out: Path, device: torch.device, *, small: bool) -> list[Step]:
 
     short = ["benchmark.horizon=10", "agent.hidden_sizes=[8,8]", "batch_size=4", "num_workers=1", "steps=12"]
     short += ["warmup_steps=4", "eval.every=6", "eval.episodes=1", "log.every=2", "insight.every=0"]
+    several = ["-m", "pytest", "-q", "-n", str(cores()), "--dist", "loadfile", "--no-loadscope-reorder"]
     training = [
         f"{ROOT}/scripts/train.py",
         "benchmark=mt10",
@@ -71,7 +72,7 @@ def steps_of(out: Path, device: torch.device, *, small: bool) -> list[Step]:
         f"run_dir={out / TRAINING}",
     ]
     return [
-        Step("tests", ["-m", "pytest", "-q", f"{ROOT}/tests" + ("/agents/test_values.py" if small else "")]),
+        Step("tests", [*several, f"{ROOT}/tests" + ("/agents/test_values.py" if small else "")]),
         benchmark("capture", *precisions, *few_tasks, *few_methods),
         benchmark("throughput", *precisions, *few, *few_methods[:3]),
         benchmark("overhead", *precisions, *(["--cases", "2x3"] if small else []), *few_methods),

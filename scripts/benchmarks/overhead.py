@@ -94,6 +94,8 @@ RIVALS: dict[str, type[TaskBatched]] = {
     "torchjd_autogram": TorchJDGramian,
 }
 YARDSTICKS: dict[str, Callable[[MultiTaskSAC], Work]] = {"matrix_products": matrix_products, "plain_sac": plain_sac}
+PORTION = 10
+"""Updates that are timed together on a GPU: more than are done before one is captured, and no wait for each."""
 _KINDS = dict.fromkeys(RIVALS, "rival") | dict.fromkeys(YARDSTICKS, "yardstick")
 
 
@@ -116,7 +118,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
         unitary = make_update(agent, "unitary")
 
         def pair(update: Work, unitary: Work = unitary) -> tuple[float, float]:
-            return seconds(unitary, device), seconds(update, device)
+            return _each(unitary, device), _each(update, device)
 
         costs = {name: partial(pair, _update(name, agent, make)) for name in installed}
         title = f"{num_tasks} tasks x {batch_size} samples, {' '.join(mode.words.values())}"
@@ -129,6 +131,12 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
                 row |= {"median": median(own[name]), "ratio": ratio(own[name], base[name])}
             rows.append(row)
     return rows
+
+
+def _each(update: Work, device: torch.device) -> float:
+    """Seconds of an update."""
+    portion = PORTION if device.type == "cuda" else 1
+    return seconds(lambda: [update() for _ in range(portion)], device) / portion
 
 
 def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) -> Work:
