@@ -1,7 +1,9 @@
 """Functions of tensors as CUDA graphs: one launch each, however many operations they are; what goes to and fro."""
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,7 +85,7 @@ class _Graphed:
         filled = [parameter.grad for parameter in parameters]
         try:
             # A capture that fails leaves its stream the current one; the outer context puts the caller's back.
-            with torch.cuda.device(self.graphs.device), torch.cuda.stream(self.graphs.stream):
+            with no_collection(), torch.cuda.device(self.graphs.device), torch.cuda.stream(self.graphs.stream):
                 _set_capturable(self.graphs.optimizers, True)
                 with torch.cuda.graph(graph, stream=self.graphs.stream):
                     result = self.function(*tree_unflatten(inputs, shape))
@@ -99,6 +101,18 @@ class _Graphed:
             _set_capturable(self.graphs.optimizers, False)
         self.graph, self.inputs, self.result = graph, inputs, result
         return True
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage is collected: CUDA refuses to free a graph, of an agent that is gone, while another is captured."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def warn(reason: str) -> None:

@@ -1,6 +1,7 @@
 """The captured update against the update as it is: its pieces, their capture and replay, with graphs on the CPU."""
 
 import copy
+import gc
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -202,6 +203,17 @@ def test_the_captured_update_is_the_update(combiner: str, options: dict[str, Any
         seen = transition(np.random.default_rng(update))[0]
         assert np.array_equal(agent.act(seen), eager.act(seen))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(agent), state(eager), strict=True))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_no_garbage_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, enabled = graphed(make("unitary")), list[bool]()
+    begin = GraphOnCPU.__enter__
+    monkeypatch.setattr(GraphOnCPU, "__enter__", lambda graph: (enabled.append(gc.isenabled()), begin(graph)))
+    for _ in range(WARM_UP + 1):
+        agent.update()
+    assert enabled == [False] * len(agent.pieces[2:])
+    assert gc.isenabled()
 
 
 @pytest.mark.usefixtures("graphs")
