@@ -94,7 +94,7 @@ class AlternatingSAC(MultiTaskSAC):
         scalars = torch.zeros(len(METRICS), device=self.device)
         for turn, pieces in zip(self.turns, [self.pieces, *self.further_pieces], strict=True):
             self.differentiate(turn, pieces, drawn)
-            scalars = scalars + pieces.step() * (len(turn.objectives.tasks) / len(self.tasks))
+            scalars = scalars + pieces.step().scalars * (len(turn.objectives.tasks) / len(self.tasks))
             turn.objectives.forget()
         return dict(zip(METRICS, scalars.unbind(), strict=True)) | seen
 

@@ -13,7 +13,17 @@ from mtrl.combiners import Combiner, NegativeLossError
 from mtrl.errors import InputError, RunError
 from mtrl.gradients import NonFiniteError, TaskBatched
 from mtrl.gradients.conflict import conflict_metrics
-from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Source, describe, gradients, look, norm_of, weigh
+from mtrl.gradients.pipeline import (
+    DEFAULT_MEMORY_LIMIT,
+    Source,
+    check_finite,
+    describe,
+    direction,
+    gradients,
+    look,
+    norm_of,
+    weigh,
+)
 from mtrl.gradients.shared_input import ByParameters
 
 
@@ -24,6 +34,15 @@ class Looked(NamedTuple):
     source: Source
     seen: Tensor | None
     """The Gramian, or the Jacobian."""
+
+
+class Told(NamedTuple):
+    """What an objective's combiner looks at."""
+
+    numbers: Tensor
+    """For the host: the last update's norms, the losses, and the Gramian or the sums of the Jacobian's rows."""
+    jacobian: Tensor | None
+    """``[T, P]``, where the method combines its entries; it stays on the device."""
 
 
 class Summed:
@@ -86,39 +105,40 @@ class Objectives:
         self.norms = torch.zeros(len(networks), device=device)
         self._looked: dict[str, Looked] = {}
 
-    def look(self, name: str, losses: Tensor) -> Tensor:
-        """What an objective's combiner looks at, from losses ``[T]`` that its `TaskBatched` has recorded.
-
-        Returns:
-            All that the host has to know: the last update's norms, the losses and, where it is needed, the Gramian.
-        """
+    def look(self, name: str, losses: Tensor) -> Told:
+        """What an objective's combiner looks at, from losses ``[T]`` that its `TaskBatched` has recorded."""
         combiner, source = self.combiners[name], self.networks[name].source(losses)
         with torch.no_grad():
             seen = look(combiner, source)
         self._looked[name] = Looked(losses.detach(), source, seen)
-        told = [self.norms, losses.detach()]
-        return torch.cat(told if combiner.needs != "gramian" or seen is None else [*told, seen.flatten()])
+        jacobian = seen if combiner.needs == "jacobian" else None
+        numbers = [self.norms, losses.detach()]
+        if seen is not None:
+            numbers.append(seen.flatten() if jacobian is None else jacobian.sum(1))
+        return Told(torch.cat(numbers), jacobian)
 
-    def weigh(self, name: str, told: Tensor) -> Tensor:
+    def weigh(self, name: str, told: Told) -> Tensor:
         """An objective's task weights ``[T]``; a direction ``[P]`` where the method combines the Jacobian's entries.
 
         Args:
             name: of the objective.
-            told: what `look` returned, on the host. The weights are `pinned` there, a direction is on the device.
+            told: what `look` returned, its numbers on the host. Weights are `pinned` there, a direction is on the
+                device; the Jacobian may be overwritten.
 
         Raises:
             RunError: if a loss, gradient or weight is not finite, or the last update's combined gradient was not.
         """
         combiner, t = self.combiners[name], len(self.tasks)
-        norms, losses, gramian = told.tensor_split([len(self.norms), len(self.norms) + t])
+        norms, losses, seen = told.numbers.tensor_split([len(self.norms), len(self.norms) + t])
         if not math.isfinite(norms.sum()):
             self.check()
-        size = math.isqrt(len(gramian))
-        seen = gramian.view(size, size) if combiner.needs == "gramian" else None
-        if combiner.needs == "jacobian":
-            losses, seen = losses.to(self.device), self._looked[name].seen
         with self.named_errors(name):
-            return pinned(weigh(combiner, losses, seen), self.device)
+            if told.jacobian is not None:
+                check_finite("loss", losses)
+                check_finite("gradient", seen)
+                return direction(combiner, losses.to(self.device), told.jacobian)
+            size = math.isqrt(len(seen))
+            return pinned(weigh(combiner, losses, seen.view(size, size) if len(seen) else None), self.device)
 
     def combine(self, name: str, found: Tensor) -> None:
         """Fills ``.grad`` of an objective's network, which has none yet, from what `weigh` found."""
@@ -167,14 +187,8 @@ class Objectives:
     def obstacle(self) -> str | None:
         """Why the pieces cannot be captured as graphs, if so."""
         for combiner in self.combiners.values():
-            obstacles = {
-                "combines the gradients' entries": combiner.needs == "jacobian",
-                "looks after the step": combiner.needs_losses_after_step,
-                "does not look at the same in every update": combiner.needs_change,
-            }
-            for what, there in obstacles.items():
-                if there:
-                    return f"combiner '{combiner.name}' {what}"
+            if combiner.needs_change:
+                return f"combiner '{combiner.name}' does not look at the same in every update"
         return None
 
     def forget(self) -> None:

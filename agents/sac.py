@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.graphs import Graphs, OnItsWay, pinned, warn
 from agents.networks import Actor, Critics, rows_of
-from agents.objectives import Objectives
+from agents.objectives import Objectives, Told
 from agents.plasticity import plasticity
 from agents.replay import Batch, ReplayBuffer
 from agents.reward_scale import CollectedScale, DeviationScale, MeanScale, ReturnScale, RewardScale
@@ -167,11 +167,20 @@ class Pieces(NamedTuple):
 
     explore: Callable[[Tensor], Tensor]
     write: Callable[[Tensor], None]
-    critic: Callable[[Tensor | Batch], Tensor]
-    actor: Callable[[], Tensor]
+    critic: Callable[[Tensor | Batch], Told]
+    actor: Callable[[], Told]
     combine_critic: Callable[[Tensor], None]
     combine_actor: Callable[[Tensor], None]
-    step: Callable[[], Tensor]
+    step: Callable[[], "Moved"]
+
+
+class Moved(NamedTuple):
+    """What a step leaves to read."""
+
+    scalars: Tensor
+    """`METRICS`, ``[7]``."""
+    losses: dict[str, Tensor]
+    """On the same batch once more, ``[T]`` by objective, for the methods that look after the step."""
 
 
 class Turn(NamedTuple):
@@ -402,16 +411,22 @@ class MultiTaskSAC:
         pieces = self.plain_pieces() if insight else self.pieces
         found = self.differentiate(self.turns[0], pieces, drawn)
         seen = self.objectives.describe(found) | self._plasticity() if insight else {}
-        scalars = pieces.step().clone()  # what a graph returns, its next replay overwrites
-        self._after_step()
+        moved = pieces.step()
+        scalars = moved.scalars.clone()  # what a graph returns, its next replay overwrites
+        for name, losses in moved.losses.items():
+            with self.objectives.named_errors(name):
+                self.objectives.combiners[name].after_step(losses.cpu())
         return dict(zip(METRICS, scalars.unbind(), strict=True)) | seen
 
     def differentiate(self, turn: Turn, pieces: Pieces, drawn: Tensor | Batch) -> dict[str, Tensor]:
         """Fills ``.grad`` of critics and actor at the same parameters; gives what their combiners have found."""
-        told = {"critic": OnItsWay(pieces.critic(drawn)), "actor": OnItsWay(pieces.actor())}
-        found = {"critic": turn.objectives.weigh("critic", told["critic"].wait())}
+        critic = pieces.critic(drawn)
+        of_critic = OnItsWay(critic.numbers)
+        actor = pieces.actor()
+        of_actor = OnItsWay(actor.numbers)
+        found = {"critic": turn.objectives.weigh("critic", critic._replace(numbers=of_critic.wait()))}
         pieces.combine_critic(found["critic"])
-        found["actor"] = turn.objectives.weigh("actor", told["actor"].wait())
+        found["actor"] = turn.objectives.weigh("actor", actor._replace(numbers=of_actor.wait()))
         pieces.combine_actor(found["actor"])
         if isinstance(pieces.step, partial):  # else it is found out later: nothing waits for a graph
             turn.objectives.check()
@@ -426,7 +441,7 @@ class MultiTaskSAC:
             return CollectedScale(len(self.tasks))
         return {"sigma": DeviationScale, "mean": MeanScale, "none": RewardScale}[config.reward_scale]()
 
-    def differentiate_critic(self, turn: Turn, drawn: Tensor | Batch) -> Tensor:
+    def differentiate_critic(self, turn: Turn, drawn: Tensor | Batch) -> Told:
         """The critics' losses, and what their combiner looks at: see `Objectives.look`."""
         batch, alpha = self.replay.batch(drawn, turn.tasks), self.log_alpha.detach().exp()
         divisor = self.reward_scale.divisor(self.replay, alpha)
@@ -440,7 +455,7 @@ class MultiTaskSAC:
         self._seen = Seen(batch, alpha, targets, losses)
         return turn.objectives.look("critic", losses)
 
-    def differentiate_actor(self, turn: Turn) -> Tensor:
+    def differentiate_actor(self, turn: Turn) -> Told:
         """The actor's losses at the same parameters, and what its combiner looks at."""
         assert self._seen is not None
         with self._autocast(), turn.objectives.networks["actor"].record():
@@ -456,8 +471,8 @@ class MultiTaskSAC:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def step(self, turn: Turn) -> Tensor:
-        """Moves all networks and the temperature, unless a combined gradient is not finite; gives `METRICS` to log."""
+    def step(self, turn: Turn) -> Moved:
+        """Moves all networks and the temperature, unless a combined gradient is not finite."""
         assert self._seen is not None
         assert self._actor_losses is not None
         actor_loss, log_prob = self._actor_losses
@@ -481,7 +496,18 @@ class MultiTaskSAC:
                 -log_prob.mean(),
                 self.critic.values.mean_target(self._seen.targets),
             )
-            return torch.stack(found)
+            return Moved(torch.stack(found), self._losses_after(turn, self._seen))
+
+    def _losses_after(self, turn: Turn, seen: Seen) -> dict[str, Tensor]:
+        asking = [name for name, made in turn.objectives.combiners.items() if made.needs_losses_after_step]
+        found: dict[str, Tensor] = {}
+        with self._autocast():
+            if "critic" in asking:
+                found["critic"] = critic_losses(self.critic, seen.batch, seen.targets, turn.tasks)
+            if "actor" in asking:
+                actor = self.actor, self.critic, seen.batch, seen.alpha, self.generator, turn.tasks
+                found["actor"] = actor_losses(*actor)[0]
+        return found
 
     def _move(self, turn: Turn, skip: Tensor) -> None:
         """The optimizers' steps; none where ``skip`` is 1."""
@@ -534,16 +560,6 @@ class MultiTaskSAC:
         optimizers = list(turn.optimizers.values())
         graphs = Graphs([pieces[name] for name in names], self.device, self.generator, optimizers)
         return Pieces(**pieces | dict(zip(names, graphs.functions, strict=True)))
-
-    @torch.no_grad()
-    def _after_step(self) -> None:
-        """Shows the losses on the same batch once more to the methods that ask for them (they have no graphs)."""
-        seen, (critic, actor) = self._seen, self.objectives.combiners.values()
-        if seen is not None and critic.needs_losses_after_step:
-            with self.objectives.named_errors("critic"):
-                critic.after_step(critic_losses(self.critic, seen.batch, seen.targets))
-        if seen is not None and actor.needs_losses_after_step:
-            actor.after_step(actor_losses(self.actor, self.critic, seen.batch, seen.alpha, self.generator)[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from, except for the buffer's transitions (see `ReplayBuffer.slice`)."""

@@ -171,13 +171,18 @@ def weigh(combiner: Combiner, losses: Tensor, seen: Tensor | None, activations: 
     if combiner.needs == "jacobian":
         assert seen is not None
         check_finite("gradient", seen.sum(1))
-        with float32_products(seen.device, tf32=False):
-            return combiner.combine(losses, seen, activations)
+        return direction(combiner, losses, seen, activations)
     if seen is not None:
         check_finite("gradient", seen.diagonal().view(-1, len(losses)))
     weights = combiner.weights(losses, seen)
     check_finite("weight", weights)
     return weights
+
+
+def direction(combiner: Combiner, losses: Tensor, jacobian: Tensor, activations: Sequence[Tensor] = ()) -> Tensor:
+    """`weigh` for a method that combines the Jacobian's entries, where all is known to be finite."""
+    with float32_products(jacobian.device, tf32=False):
+        return combiner.combine(losses, jacobian, activations)
 
 
 def gradients(combiner: Combiner, source: Source, found: Tensor, scale: float) -> Gradients:

@@ -42,7 +42,7 @@ def make_agent(combiner: str = "unitary", seed: int = 0, precision: str = "fp32"
         OBSERVATION,
         ACTION,
         combiners.make(combiner, len(TASKS), seed=1),
-        combiners.make(combiner, len(TASKS), seed=2),
+        combiners.make("unitary" if combiner == "famo" else combiner, len(TASKS), seed=2),  # its losses are negative
         config,
         batch_size=SAMPLES,
         capacity=100,
