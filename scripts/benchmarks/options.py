@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from agents.sac import MultiTaskSAC, SACConfig
 from envs.metaworld import ACTION_SIZE, OBSERVATION_SIZE
-from scripts.benchmarks.timing import Line, Row, Work, interleaved, processor_seconds, ratio
+from scripts.benchmarks.timing import Line, Row, Work, interleaved, milliseconds, processor_seconds, ratio
 from scripts.benchmarks.updates import make_agent, make_combiner
 from scripts.entry import CONFIGS
 
@@ -100,5 +100,5 @@ def lines(rows: list[Row]) -> Iterator[Line]:
     for row in rows:
         yield (
             (row["option"],),
-            {f"{row['tasks']} x {row['batch_size']}": f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})"},
+            {f"{row['tasks']} x {row['batch_size']}": f"{row['ratio']:.2f} ({milliseconds(row['median'])})"},
         )

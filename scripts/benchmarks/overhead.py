@@ -17,7 +17,7 @@ from mtrl.gradients import TaskBatched
 from mtrl.gradients.pipeline import Gradients, Source
 from mtrl.gradients.shared_input import ByParameters
 from scripts.benchmarks.limits import linear_critics, matrix_products, plain_sac
-from scripts.benchmarks.timing import Line, Row, Work, interleaved, ratio, seconds
+from scripts.benchmarks.timing import Line, Row, Work, interleaved, milliseconds, ratio, seconds
 from scripts.benchmarks.updates import chosen, make_agent, make_update, modes
 
 try:
@@ -157,6 +157,6 @@ def lines(rows: list[Row]) -> Iterator[Line]:
     """One line a method, one column a case."""
     order = ["losses", "gramian", "jacobian", "yardstick", "rival"]
     for row in sorted(rows, key=lambda row: (order.index(row["needs"]), row["method"])):
-        cell = f"{row['ratio']:.2f} ({1e3 * row['median']:.0f})" if "ratio" in row else "not installed"
+        cell = f"{row['ratio']:.2f} ({milliseconds(row['median'])})" if "ratio" in row else "not installed"
         mode = f" {row['precision']}" + (" captured" if row["launches"] == "captured" else "")
         yield (row["method"], row["needs"]), {f"{row['tasks']} x {row['batch_size']}{mode}": cell}

@@ -20,7 +20,7 @@ from mtrl.supervised.loading import Loader, LoadingOptions, Portion
 from mtrl.supervised.methods.combined import CombinedUpdate
 from mtrl.supervised.problem import Benchmark
 from mtrl.supervised.updates import OptimizerOptions, Setup, Wrt
-from scripts.benchmarks.timing import Line, Row, Work, interleaved, processor_seconds, ratio
+from scripts.benchmarks.timing import Line, Row, Work, interleaved, milliseconds, processor_seconds, ratio
 from scripts.benchmarks.timing import seconds as wall_seconds
 from scripts.benchmarks.updates import chosen, make_combiner
 
@@ -131,11 +131,11 @@ def lines(rows: list[Row]) -> Iterator[Line]:
     """One line a method, one column a case."""
     order = ["losses", "gramian", "jacobian", ""]
     for row in sorted(rows, key=lambda row: (order.index(row["needs"]), row["method"])):
-        milliseconds = f"({1e3 * row['median']:.0f})"
+        taken = f"({milliseconds(row['median'])})"
         numbers = {
-            f"{row['tasks']} x {row['batch_size']} by {row['wrt']}": f"{row['ratio']:.2f} {milliseconds}"
+            f"{row['tasks']} x {row['batch_size']} by {row['wrt']}": f"{row['ratio']:.2f} {taken}"
             if "ratio" in row
-            else milliseconds
+            else taken
         }
         if "peak_gib" in row:
             numbers |= {key.replace("_", " "): f"{peak:.2f}" for key, peak in row["peak_gib"].items()}

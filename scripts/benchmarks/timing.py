@@ -88,6 +88,11 @@ def ratio(these: Sequence[float], those: Sequence[float]) -> float:
     return median(a / b for a, b in zip(these, those, strict=True))
 
 
+def milliseconds(taken: float) -> str:
+    """Of seconds: whole ones, with one decimal below ten."""
+    return f"{1e3 * taken:.{int(taken < 0.01)}f}"
+
+
 def tracked(items: Sequence[Item], title: str) -> Iterable[Item]:
     """The items, with a progress bar where somebody looks."""
     console = Console(stderr=True)
