@@ -30,9 +30,9 @@ def on_page_content(html: str, page: Any, **rest: Any) -> str:
 
 
 def costs(markdown: str) -> dict[str, str]:
-    """What each method costs, in words, by the page's table: its third column and the one before the last."""
+    """What each method costs, in words, by the page's first table: its third column and the one before the last."""
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", markdown, re.MULTILINE)
-    cells = {name: [cell.strip() for cell in row.split("|")] for name, row in rows}
+    cells = {name: [cell.strip() for cell in row.split("|")] for name, row in reversed(rows)}
     return {name: f"{row[2]} (10 tasks), {row[-2]} (50 tasks of 26 samples)" for name, row in cells.items()}
 
 
