@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import hydra
 import torch
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
@@ -35,17 +36,21 @@ _TEXTS = (
 )
 _LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Which extra installs each of Hydra's launchers."""
+_WHOLE = r"\d+[eE]\+?\d{1,2}"
 _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
 
 
-def with_paths(arguments: Sequence[str], *, sweeping: bool = False) -> list[str]:
-    """A command line in which paths and names are quoted that Hydra would not read as typed, e.g. ``runs/lr=0.1``."""
+def as_typed(arguments: Sequence[str], *, sweeping: bool = False) -> list[str]:
+    """A command line as Hydra reads it as typed: paths and names quoted, e.g. ``runs/lr=0.1``, and 1e6 an integer."""
     return [_as_typed(argument, sweeping) for argument in arguments]
 
 
 def _as_typed(argument: str, sweeping: bool) -> str:
     key, _, value = argument.partition("=")
-    if key.lstrip("+") not in _TEXTS or not value:
+    if key.lstrip("+") not in _TEXTS:
+        is_whole = re.fullmatch(rf"{_WHOLE}(,{_WHOLE})*", value)
+        return f"{key}={','.join(str(int(float(n))) for n in value.split(','))}" if is_whole else argument
+    if not value:
         return argument
     try:
         override = OverridesParser.create().parse_override(argument)
@@ -89,6 +94,7 @@ def hydra_main(
 
     def start() -> None:
         if about is None or not helped(about, Path(configs) / f"{name}.yaml"):
+            refuse_flags(sys.argv[1:])
             composed()
 
     return start
@@ -103,11 +109,19 @@ def helped(about: str, configuration: Path) -> bool:
     return True
 
 
+def refuse_flags(arguments: Sequence[str]) -> None:
+    """Raises `InputError` on a flag that Hydra does not know; most are a key with dashes before it."""
+    unknown = [word for word in get_args_parser().parse_known_args(arguments)[1] if word.startswith("--")]
+    if unknown:
+        key, _, value = unknown[0].lstrip("-").partition("=")
+        raise InputError(f"unknown flag '{unknown[0]}': keys are set without dashes, {key or 'KEY'}={value or 'VALUE'}")
+
+
 def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:
     """Runs a script once, or its sweep where a multirun is asked for; what is expected to go wrong is one line."""
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here
-    sys.argv[1:] = with_paths(sys.argv[1:], sweeping=requested(sys.argv))
+    sys.argv[1:] = as_typed(sys.argv[1:], sweeping=requested(sys.argv))
     try:
         with one_line_errors(debug=before == "1" or "debug=true" in sys.argv):
             if sweep is not None and requested(sys.argv):
@@ -122,6 +136,7 @@ def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None
 
 
 def _launch(sweep: Callable[[], Any]) -> None:
+    refuse_flags(sys.argv[1:])
     try:
         sweep()
     except Exception as error:

@@ -28,7 +28,7 @@ from mtrl.run.files import write_atomically, write_text
 from mtrl.run.record import Metric, Summary, read_record
 from mtrl.sweep.supervision import Supervision
 from mtrl.text import quoted
-from scripts.entry import SUPERVISED_CONFIGS, helped, one_line_errors, with_paths
+from scripts.entry import SUPERVISED_CONFIGS, as_typed, helped, one_line_errors, refuse_flags
 from scripts.methods import read_methods
 from scripts.supervised import SupervisedConfig, method_name, store_options
 
@@ -266,7 +266,8 @@ def main() -> None:
     store_options()
     debug = "debug=true" in sys.argv
     with one_line_errors(debug=debug), initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"):
-        search(*configured(with_paths(sys.argv[1:])))
+        refuse_flags(sys.argv[1:])
+        search(*configured(as_typed(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,10 @@ def fails(
         (["tasks=[hammer-v3]"], "unknown task of mt10 'hammer-v3'"),
         (["device=cuda:99"], "device=cuda:99 cannot be used"),
         (["agent.buffer_size=900000000000", "steps=100000000000"], "lower agent.buffer_size"),
+        (["--steps", "100"], "unknown flag '--steps': keys are set without dashes, steps=VALUE"),
+        (["--steps=100"], "unknown flag '--steps=100': keys are set without dashes, steps=100"),
+        (["steps=1e6", "eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
+        (["steps=1.5e6"], "steps: expected an integer, got '1500000.0'"),
         (["steps=["], "override 'steps=[' cannot be parsed"),
     ],
 )

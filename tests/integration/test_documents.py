@@ -29,7 +29,7 @@ from scripts import compare, documentation, export, grid, linear_mtl, supervised
 from scripts import evaluate as evaluation
 from scripts.build import make_combiners, make_family
 from scripts.configuration import TrainConfig
-from scripts.entry import CONFIGS, SUPERVISED_CONFIGS, with_paths
+from scripts.entry import CONFIGS, SUPERVISED_CONFIGS, as_typed
 from tests import commands
 from tests.configured import configured
 
@@ -98,7 +98,7 @@ def test_commands_are_valid(line: str) -> None:
     words = [word for word in words if word != "-m" and not word.startswith("plugins=")]
     if any(word == "combiner=softmax" for word in words):  # that of the page
         words = [word for word in words if not word.startswith("combiner")]
-    overrides = OverridesParser.create().parse_overrides(with_paths(words, sweeping=True))
+    overrides = OverridesParser.create().parse_overrides(as_typed(words, sweeping=True))
     first = [
         f"{one.key_or_group}={next(one.sweep_string_iterator())}" if one.is_sweep_override() else str(one.input_line)
         for one in overrides

@@ -21,7 +21,7 @@ from mtrl.errors import InputError
 from mtrl.report import learning_curve
 from mtrl.run.directory import RunDirectory, directory_of, read_config
 from mtrl.text import argument, quoted, unquoted
-from scripts.entry import with_paths
+from scripts.entry import as_typed
 from tests.reliability.runs import fuzzed, refused
 
 ODD = (
@@ -73,7 +73,7 @@ NAMES = (
 
 def read(words: list[str]) -> Any:
     """What a script is given by its only argument."""
-    (override,) = OverridesParser.create().parse_overrides(with_paths(words))
+    (override,) = OverridesParser.create().parse_overrides(as_typed(words))
     assert not override.is_sweep_override()
     value = override.value()
     return OmegaConf.create({"key": value.text if isinstance(value, QuotedString) else value}).key
