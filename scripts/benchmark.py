@@ -61,12 +61,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tasks": {"nargs": "+", "type": positive, "default": [10, 50]},
     "batch-size": {"type": positive, "default": 128, "help": "samples per task, by default 128"},
     "steps": {"type": positive, "default": 20, "help": "iterations a round, by default 20"},
+    "channels-last": {"action": "store_true", "help": "images laid out by pixels"},
     "network": {"choices": ["resnet18", "nine_layers"], "default": "resnet18"},
     "wrt": {"choices": ["shared", "representation"], "default": "representation"},
     "memory-limit": {"type": gibibytes, "help": "GiB for per-task gradients by parameters, by default 2"},
     "attributes": {"type": positive, "default": 40, "dest": "tasks", "help": "tasks, by default 40"},
 }
 _TRAINING = ["precision", "hidden-sizes", "benchmarks", "workers", "batch-size", "steps"]
+_SUPERVISED = ["channels-last", "network", "wrt", "memory-limit"]
 COMMANDS: dict[str, tuple[Any, list[str]]] = {
     "overhead": (overhead, ["methods", "plugins", "precision", "hidden-sizes", "cases"]),
     "solvers": (solvers, ["methods", "plugins", "tasks"]),
@@ -77,7 +79,7 @@ COMMANDS: dict[str, tuple[Any, list[str]]] = {
     "packing": (packing, ["runs", *_TRAINING]),
     "supervised": (
         supervised,
-        ["methods", "plugins", "attributes", "batch-size", "network", "wrt", "memory-limit"],
+        ["methods", "plugins", "precision", "attributes", "batch-size", *_SUPERVISED],
     ),
 }
 """Each command's file, and the options that it has beside those of all commands."""

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from mtrl import combiners
+from mtrl.errors import InputError
 from mtrl.run.machine import peak_memory
 from mtrl.supervised.data.celeba import celeba
 from mtrl.supervised.loading import Loader, LoadingOptions, Portion
@@ -38,35 +39,44 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     workers read a batch of images while nothing else is done.
     """
     names = chosen(arguments.methods, [*combiners.names(), *_LOADING])
+    rows: list[Row] = []
     with TemporaryDirectory() as folder:
         write_faces(Path(folder), arguments.tasks, _BATCHES * arguments.batch_size)
-        benchmark = celeba(data_dir=folder, network=arguments.network)
-        benchmark.model.to(device)
-        loader = Loader(benchmark, device)
-        batch = next(loader.whole("training", arguments.batch_size))
-        loader.close()
-        base = CombinedUpdate(_setup(benchmark, "unitary", "shared"))
-
-        def work(name: str, wrt: Wrt) -> Work:
-            needs = combiners.get(name).needs
-            update = CombinedUpdate(
-                _setup(benchmark, name, "shared" if needs == "losses" else wrt, arguments.memory_limit)
-            )
-            update.optimizer = base.optimizer  # one for all: its memory is not what is compared
-            return lambda: update.step(batch, lambda: batch, lambda: None)
-
-        clock = processor_seconds if device.type == "cpu" else partial(wall_seconds, device=device)
-        unitary = work("unitary", "shared")
-        costs = {
-            name: partial(_pair, clock, unitary, work(name, arguments.wrt)) for name in names if name not in _LOADING
-        }
-        rows = _rows(costs, arguments, device)
+        for precision in arguments.precision:
+            if precision not in ("fp32", "bf16"):
+                raise InputError(f"precision: expected fp32 or bf16, got {precision}")
+            benchmark = celeba(data_dir=folder, network=arguments.network)
+            benchmark.model.to(device)
+            benchmark.model.compute(precision, channels_last=arguments.channels_last)
+            of_updates = _updates(benchmark, [name for name in names if name not in _LOADING], arguments, device)
+            rows += [{"precision": precision} | row for row in of_updates]
         for name in names:
             if name in _LOADING:
                 times = _loading(benchmark, device, arguments, cached=name == _LOADING[1])
-                rows.append({"method": name, "needs": "", "seconds": times, "median": median(times)})
+                row: Row = {"precision": "", "method": name, "needs": "", "seconds": times, "median": median(times)}
+                rows.append(row)
     case = {"tasks": arguments.tasks, "batch_size": arguments.batch_size, "wrt": arguments.wrt}
     return [case | {"network": arguments.network} | row for row in rows]
+
+
+def _updates(
+    benchmark: Benchmark, names: Sequence[str], arguments: argparse.Namespace, device: torch.device
+) -> list[Row]:
+    loader = Loader(benchmark, device)
+    batch = next(loader.whole("training", arguments.batch_size))
+    loader.close()
+    base = CombinedUpdate(_setup(benchmark, "unitary", "shared"))
+
+    def work(name: str, wrt: Wrt) -> Work:
+        needs = combiners.get(name).needs
+        update = CombinedUpdate(_setup(benchmark, name, "shared" if needs == "losses" else wrt, arguments.memory_limit))
+        update.optimizer = base.optimizer  # one for all: its memory is not what is compared
+        return lambda: update.step(batch, lambda: batch, lambda: None)
+
+    clock = processor_seconds if device.type == "cpu" else partial(wall_seconds, device=device)
+    unitary = work("unitary", "shared")
+    costs = {name: partial(_pair, clock, unitary, work(name, arguments.wrt)) for name in names}
+    return _rows(costs, arguments, device)
 
 
 def _setup(benchmark: Benchmark, name: str, wrt: Wrt, memory: float | None = None) -> Setup:
@@ -132,11 +142,11 @@ def lines(rows: list[Row]) -> Iterator[Line]:
     order = ["losses", "gramian", "jacobian", ""]
     for row in sorted(rows, key=lambda row: (order.index(row["needs"]), row["method"])):
         taken = f"({milliseconds(row['median'])})"
-        numbers = {
-            f"{row['tasks']} x {row['batch_size']} by {row['wrt']}": f"{row['ratio']:.2f} {taken}"
-            if "ratio" in row
-            else taken
-        }
+        if "ratio" in row:
+            case = f"{row['tasks']} x {row['batch_size']} by {row['wrt']}, {row['precision']}"
+            numbers = {case: f"{row['ratio']:.2f} {taken}"}
+        else:
+            numbers = {f"a batch of {row['batch_size']}": taken}
         if "peak_gib" in row:
             numbers |= {key.replace("_", " "): f"{peak:.2f}" for key, peak in row["peak_gib"].items()}
         yield (row["method"], row["needs"]), numbers

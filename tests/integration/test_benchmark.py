@@ -57,9 +57,13 @@ def test_supervised_updates_and_loading(tmp_path: Path, capsys: pytest.CaptureFi
     assert [row["method"] for row in result["rows"]] == methods
     assert all(row["median"] > 0 and row["wrt"] == "representation" for row in result["rows"])
     assert [len(row["seconds"]) for row in result["rows"]] == [1, 1, 1, 4, 4]  # loading: every batch of a pass
-    assert "2 x 2 by representation" in capsys.readouterr().out
+    assert "2 x 2 by representation, fp32" in (tmp_path / "out.md").read_text()
+    capsys.readouterr()
     (row,) = measured(tmp_path / "one.json", "supervised", *small, "--methods", "pcgrad", "--wrt", "shared")["rows"]
     assert row["peak_gib"]["process_gib"] > 0.1
+    both = measured(tmp_path / "two.json", "supervised", *small, "--channels-last", "--precision", "fp32", "bf16",
+                    "--methods", "unitary")["rows"]  # fmt: skip
+    assert [row["precision"] for row in both] == ["fp32", "bf16"]
     printed = capsys.readouterr().out
     assert "process gib" in printed
     with pytest.raises(InputError, match="memory_limit is 107,374"):
