@@ -216,6 +216,8 @@ class Trainer:
             except (RunError, InputError) as error:
                 self._fail(error)
             self._owed -= 1
+            if not self._owed:
+                self.session.progress.show("")
             self._stop_if_asked()
 
     def _refill(self) -> None:
