@@ -59,13 +59,16 @@ if not os.path.exists({mark!r}):
 
 
 @pytest.fixture
-def _no_nohup() -> Iterator[None]:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _nothing_ignored() -> Iterator[None]:
+    """Below nohup SIGHUP is ignored, and below a script's ``&`` SIGINT."""
+    own: dict[signal.Signals, Any] = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_no_nohup")
+@pytest.mark.usefixtures("_nothing_ignored")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_it_stops_with_the_step_and_goes_on_there(tmp_path: Path, name: str) -> None:
     steps = [
