@@ -37,6 +37,7 @@ _TEXTS = (
 _LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Which extra installs each of Hydra's launchers."""
 _WHOLE = r"\d+[eE]\+?\d{1,2}"
+"""A whole number that Hydra would read as one that need not be."""
 _KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
 
 

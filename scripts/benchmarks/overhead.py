@@ -107,6 +107,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     ``autogram`` does not compute under autocast, and takes no part in bf16.
     """
     names = chosen(arguments.methods, [*combiners.names(), *_KINDS])
+    portion = PORTION if device.type == "cuda" else 1
     rows: list[Row] = []
     for (num_tasks, batch_size), mode in product(arguments.cases, modes(arguments, device)):
         make = partial(make_agent, num_tasks, batch_size, arguments.hidden_sizes, device, mode)
@@ -118,7 +119,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
         unitary = make_update(agent, "unitary")
 
         def pair(update: Work, unitary: Work = unitary) -> tuple[float, float]:
-            return _each(unitary, device), _each(update, device)
+            return seconds(unitary, device, portion), seconds(update, device, portion)
 
         costs = {name: partial(pair, _update(name, agent, make)) for name in installed}
         title = f"{num_tasks} tasks x {batch_size} samples, {' '.join(mode.words.values())}"
@@ -131,12 +132,6 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
                 row |= {"median": median(own[name]), "ratio": ratio(own[name], base[name])}
             rows.append(row)
     return rows
-
-
-def _each(update: Work, device: torch.device) -> float:
-    """Seconds of an update."""
-    portion = PORTION if device.type == "cuda" else 1
-    return seconds(lambda: [update() for _ in range(portion)], device) / portion
 
 
 def _update(name: str, agent: MultiTaskSAC, make: Callable[[], MultiTaskSAC]) -> Work:

@@ -73,7 +73,7 @@ def _rates(
         iteration = iteration_of(agent, vector)
         for _ in range(1 + repeats):
             everybody.wait(TIMEOUT)
-            rates.append(steps / seconds(lambda: [iteration(update) for _ in range(steps)], agent.device))
+            rates.append(1 / seconds(lambda: iteration(update), agent.device, steps))
     return rates[1:]
 
 

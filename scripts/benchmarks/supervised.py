@@ -39,12 +39,13 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     workers read a batch of images while nothing else is done.
     """
     names = chosen(arguments.methods, [*combiners.names(), *_LOADING])
+    for precision in arguments.precision:
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"precision: expected fp32 or bf16, got {precision}")
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
         write_faces(Path(folder), arguments.tasks, _BATCHES * arguments.batch_size)
         for precision in arguments.precision:
-            if precision not in ("fp32", "bf16"):
-                raise InputError(f"precision: expected fp32 or bf16, got {precision}")
             benchmark = celeba(data_dir=folder, network=arguments.network)
             benchmark.model.to(device)
             benchmark.model.compute(precision, channels_last=arguments.channels_last)

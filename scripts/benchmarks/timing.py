@@ -27,13 +27,14 @@ Item = TypeVar("Item")
 _RARE_ROUNDS = 2
 
 
-def seconds(work: Work, device: torch.device = CPU) -> float:
-    """The wall-clock time of one call, work on the device included."""
+def seconds(work: Work, device: torch.device = CPU, calls: int = 1) -> float:
+    """The wall-clock time of a call, of so many one after the other, work on the device included."""
     _finish(device)
     start = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     _finish(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
 def processor_seconds(work: Work) -> float:
@@ -75,10 +76,10 @@ def interleaved_steps(
     def cost(work: Work) -> tuple[float, float]:
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         before = [process.cpu_times() for process in processes]
-        wall = seconds(lambda: [work() for _ in range(steps)], device)
+        wall = seconds(work, device, steps)
         after = [process.cpu_times() for process in processes]
         processor = sum(b.user + b.system - a.user - a.system for a, b in zip(before, after, strict=True))
-        return wall / steps, processor / steps
+        return wall, processor / steps
 
     return interleaved({name: partial(cost, work) for name, work in works.items()}, repeats, title)
 
