@@ -37,7 +37,7 @@ class TrainingProgress:
 
     def advance(self, step: int) -> None:
         """Shows that ``step`` steps are done."""
-        self.bar.update(self._id, completed=step, rate=f"{self._rate():.0f} steps/s")
+        self.bar.update(self._id, completed=step, rate=_speed(self._rate()))
         if self._plain and time.monotonic() - self._last_line > _LINE_EVERY:
             self._line()
 
@@ -59,7 +59,12 @@ class TrainingProgress:
         task, rate = self._task, self._rate()
         eta = f"{(task.remaining or 0) / rate / 60:.1f} min" if rate else "unknown"
         self.console.print(
-            f"step {task.completed:,}/{task.total:,}  {rate:.0f} steps/s  ETA {eta}  {task.fields['status']}",
+            f"step {task.completed:,}/{task.total:,}  {_speed(rate)}  ETA {eta}  {task.fields['status']}",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.2g} steps/s"
