@@ -185,7 +185,7 @@ def check_data(benchmark: Benchmark, options: LoadingOptions) -> None:
         print(line, file=sys.stderr)
         found += 1
     if found:
-        raise InputError(f"data.check: {found:,} samples cannot be used: they are listed above")
+        raise InputError(f"data.check: {counted(found, 'sample')} cannot be used: listed above")
 
 
 def make_combiner(config: SupervisedConfig, tasks: list[str]) -> combiners.Combiner:

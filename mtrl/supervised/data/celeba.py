@@ -17,6 +17,7 @@ from mtrl.supervised.benchmarks import benchmark
 from mtrl.supervised.networks import Pixels, nine_layers, resnet18
 from mtrl.supervised.problem import Benchmark, MultiTaskModel
 from mtrl.supervised.tasks import Measure, Metric, Task, WholeSplit, binary, check_tasks, classification
+from mtrl.text import counted
 
 SOURCE = (
     "CelebA is published at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html for non-commercial research; "
@@ -67,7 +68,9 @@ def celeba(
     for files in partition:
         paths = [name if name in there else f"{Path(name).stem}.png" for name in files]
         if lacking := [file for file, path in zip(files, paths, strict=True) if path not in there]:
-            raise InputError(f"{images} lacks {len(lacking):,} images of {_PARTS}, the first is {lacking[0]}. {SOURCE}")
+            raise InputError(
+                f"{images} lacks {counted(len(lacking), 'image')} of {_PARTS}, the first is {lacking[0]}. {SOURCE}"
+            )
         labels = np.stack([attributes[file] for file in files])[:, columns]
         splits.append(Faces(images, paths, chosen, torch.from_numpy(labels), pixels == "kurin", head == "logit"))
     made = resnet18(dropout) if network == "resnet18" else nine_layers(dropout)

@@ -20,6 +20,7 @@ from mtrl.supervised.dense_networks import Head, Network
 from mtrl.supervised.networks import Pixels
 from mtrl.supervised.problem import Benchmark
 from mtrl.supervised.tasks import check_tasks
+from mtrl.text import counted
 
 SOURCE = (
     "Cityscapes is published at https://www.cityscapes-dataset.com, for non-commercial use; nothing is downloaded here"
@@ -157,10 +158,13 @@ def frames(folder: Path, split: str, tasks: Sequence[str]) -> list[Frame]:
         there = _stems(folder / place / split, kind)
         if lacking := sorted(images - there):
             first = folder / place / split / f"{lacking[0]}_{kind}.png"
-            raise InputError(f"{root} has {len(lacking):,} images without such a file, the first is {first}. {SOURCE}")
+            found = counted(len(lacking), "image")
+            raise InputError(f"{root} has {found} without such a file, the first is {first}. {SOURCE}")
         if strange := sorted(there - images):
             first = root / f"{strange[0]}_leftImg8bit.png"
-            raise InputError(f"{first.parents[1]} lacks {len(strange):,} images, the first is {first}. {SOURCE}")
+            raise InputError(
+                f"{first.parents[1]} lacks {counted(len(strange), 'image')}, the first is {first}. {SOURCE}"
+            )
     return [
         Frame(
             root / f"{stem}_leftImg8bit.png",

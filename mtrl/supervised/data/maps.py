@@ -19,6 +19,7 @@ from mtrl.supervised.dense import Kind, ScaleAndFlip
 from mtrl.supervised.dense_networks import dense_model
 from mtrl.supervised.problem import Benchmark
 from mtrl.supervised.tasks import Task
+from mtrl.text import counted
 
 Reader = Callable[[Path], Tensor]
 
@@ -60,7 +61,9 @@ class Arrays(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.numbers = sorted(set.union(*numbers.values()))
         for name, found in numbers.items():
             if lacking := sorted(set(self.numbers) - found):
-                raise InputError(f"{self.folders[name]} lacks {len(lacking):,} files, the first is {lacking[0]}.npy")
+                raise InputError(
+                    f"{self.folders[name]} lacks {counted(len(lacking), 'file')}, the first is {lacking[0]}.npy"
+                )
         if self.numbers != list(range(len(self.numbers))):
             first = next(place for place, number in enumerate(self.numbers) if place != number)
             raise InputError(f"{folder} lacks {first}.npy, but has a later one: only partly copied?")

@@ -251,7 +251,7 @@ def test_other_numbers_of_another_machine_are_read(arrays):
 
 def test_missing_arrays_are_named(arrays):
     (arrays / "val" / "label_7" / "1.npy").unlink()
-    with pytest.raises(InputError, match=r"val/label_7 lacks 1 files, the first is 1.npy"):
+    with pytest.raises(InputError, match=r"val/label_7 lacks 1 file, the first is 1.npy"):
         make_arrays(arrays)
     for name in ("image", "depth", "label_7"):
         (arrays / "val" / name / "1.npy").unlink(missing_ok=True)
@@ -553,11 +553,11 @@ def test_wrong_pngs_are_named(raw, place, kind, edit, message):
 def test_missing_pngs_are_named(raw):
     path = image_at(raw, OTHER, "disparity", "disparity")
     path.unlink()
-    with pytest.raises(InputError, match=f"has 1 images without such a file, the first is {path}. .*non-commercial"):
+    with pytest.raises(InputError, match=f"has 1 image without such a file, the first is {path}. .*non-commercial"):
         make_raw(raw)
     make_raw(raw, tasks=["segmentation"])  # which needs none
     image_at(raw, FIRST).unlink()
-    with pytest.raises(InputError, match=f"lacks 1 images, the first is {image_at(raw, FIRST)}"):
+    with pytest.raises(InputError, match=f"lacks 1 image, the first is {image_at(raw, FIRST)}"):
         make_raw(raw, tasks=["segmentation"])
     shutil.rmtree(raw / "gtFine")
     with pytest.raises(InputError, match=r"gtFine/train has no files CITY/\*_gtFine_labelIds.png"):

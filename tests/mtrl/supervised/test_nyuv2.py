@@ -138,7 +138,7 @@ def test_wrong_arrays_are_named(arrays, name, edit, message):
 
 def test_missing_arrays_are_named(arrays):
     (arrays / "val" / "normal" / "2.npy").unlink()
-    with pytest.raises(InputError, match=r"val/normal lacks 1 files, the first is 2.npy"):
+    with pytest.raises(InputError, match=r"val/normal lacks 1 file, the first is 2.npy"):
         make(arrays)
     make(arrays, tasks=["segmentation", "depth"])
     with pytest.raises(InputError, match=r"needs data_dir=DIR with train and val, or nyu_depth_v2_labeled\.mat"):
