@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,14 @@ def test_a_run_is_filmed(renders: bool, run: Path) -> None:
     assert {task: float(own["success"]) for task, own in episodes.items()} == counted
     with Image.open(run / "video-12" / "contact_sheet.png") as sheet:
         assert sheet.width == 2 * SIZE
+
+
+def test_the_policy_that_comes_with_the_repository_has_learned_most_of_mt10(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "results/mt10/agent=cpu-seed1", tmp_path / "mt10")
+    done = commands.run("evaluate.py", f"run={tmp_path / 'mt10'}", "which=best", "episodes=1", "num_workers=1")
+    assert done.returncode == 0, done.stderr
+    played = json.loads((tmp_path / "mt10/evaluation-90000.json").read_text())
+    assert played["training"]["success_mean"] >= 0.7
 
 
 def test_where_nothing_can_be_rendered_one_line_says_what_to_install(run: Path) -> None:
