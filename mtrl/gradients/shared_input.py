@@ -491,9 +491,9 @@ def _shaped(piece: Tensor, parameter: Tensor, touched: Tensor | bool = True) -> 
     if isinstance(touched, bool):
         return gradient
     indices = touched.nonzero().T
-    return torch.sparse_coo_tensor(
-        indices, gradient[indices[0]], gradient.shape, is_coalesced=True, check_invariants=False
-    )
+    # Said so explicitly: torch 2.11 warns else, whatever an argument says.
+    with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
+        return torch.sparse_coo_tensor(indices, gradient[indices[0]], gradient.shape, is_coalesced=True)
 
 
 def _columns(parameter: Tensor) -> int:
