@@ -32,6 +32,8 @@ from scripts.entry import SUPERVISED_CONFIGS, as_typed, helped, one_line_errors,
 from scripts.methods import read_methods
 from scripts.supervised import SupervisedConfig, method_name, store_options
 
+_LETTERS_ABREAST = 35
+"""How many letters the labels of one axis may have before they would overlap."""
 Cell = Mapping[str, Any]
 """Values by key: one choice along every axis of the grid."""
 Choices = Mapping[str, Sequence[Any]]
@@ -204,7 +206,8 @@ def draw(tried: Sequence[Tried], chosen: Tried, test: Mapping[str, Array], final
                 if one.validation:
                     style = {"color": "tab:red", "zorder": 3} if one is chosen else {"color": "0.5", "alpha": 0.7}
                     panel.scatter(labels.index(str(one.cell[axis])), one.validation[key], **style)
-            panel.set_xticks(range(len(labels)), labels)
+            upright = len(labels) * max(map(len, labels)) > _LETTERS_ABREAST
+            panel.set_xticks(range(len(labels)), labels, rotation=90 if upright else 0)
             panel.set(xlabel=axis, xlim=(-0.5, len(labels) - 0.5))
         row[0].set_ylabel(f"{key} {name}")
         last = row[-1]

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import initialize_config_dir
 
 from mtrl.errors import InputError, RunError
+from mtrl.report.statistics import mean_over_seeds
 from mtrl.run.directory import read_config
 from mtrl.run.record import Metric, Selection, Summary
 from scripts import grid
@@ -134,6 +137,17 @@ def test_the_best_cell_has_the_best_score():
     assert best([tried(1, -0.5, a=0.5), tried(2, -0.1, a=0.1)], {"a": False}).cell == {"x": 2}
     with pytest.raises(RunError, match="every cell failed, the first one thus: non-finite loss"):
         best([tried(1), tried(2)], {"a": True})
+
+
+@pytest.mark.parametrize("values", [[f"[0.{n}5, 1.{9 - n}5]" for n in range(10)], [0.1, 0.01, 0.001, 0.0001]])
+def test_the_labels_of_cells_do_not_overlap(values):
+    tried = [Tried({"combiner.weights": value}, {"CL": 0.5}, 0.5, 1.0) for value in values]
+    estimate = mean_over_seeds(np.array([0.5, 0.6]), np.random.default_rng(0))
+    figure = grid.draw(tried, tried[0], {"CL": np.array([0.5, 0.6])}, [["CL", "accuracy", estimate]])
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(boxes) == len(values)
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_metrics_that_cannot_be_averaged_are_ranked():
