@@ -1,8 +1,9 @@
 """What a log file sees of a training run."""
 
+import time
+
 import pytest
 
-from mtrl.run import progress as module
 from mtrl.run.progress import TrainingProgress
 
 STATUS = "epoch 1  miou_mean 0.0165  abs_error_mean 5.2212  angle_mean_mean 66.1197"
@@ -17,7 +18,7 @@ STATUS = "epoch 1  miou_mean 0.0165  abs_error_mean 5.2212  angle_mean_mean 66.1
 )
 def test_a_line_is_one_line_and_slow_steps_are_not_none(capsys, monkeypatch, seconds, line):
     now = 100.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     shown = TrainingProgress(1200, 0, enabled=True)
     now += seconds
     shown.advance(2)
