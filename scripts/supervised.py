@@ -231,12 +231,8 @@ def report(summary: dict[str, Any], directory: Path) -> None:
     numbers = (Column(name, justify="right") for name in ("validation", "test"))
     table = Table("metric", *numbers, title=f"Model selection: {summary['selection']['by']}")
     for key, value in summary["validation"].items():
-        metric = summary["metrics"].get(key, {}).get("name", "")
-        table.add_row(
-            f"{key.removesuffix(f'/{metric}')} {metric}".rstrip(),
-            f"{value:.4f}",
-            f"{summary['test'][key]:.4f}" if "test" in summary else "not read",
-        )
+        name = f"{key.split('/')[0]} {summary['metrics'][key]['name']}" if key in summary["metrics"] else key
+        table.add_row(name, f"{value:.4f}", f"{summary['test'][key]:.4f}" if "test" in summary else "not read")
     console.print(table)
     console.print(f"{counted(summary['epochs'], 'epoch')} in {summary['seconds'] / 60:.1f} min")
     print(f"run directory    {directory}")
