@@ -26,6 +26,8 @@ _FREE_KEYS = {"data", "device", "run_dir", "num_workers", "debug", "progress", "
 _FREE_KEYS |= {"checkpoint.keep", "checkpoint.keep_replay", "eval.video"}
 _LENGTHS = ("steps", "epochs")
 """What may become more, and then the run goes on, finished or not."""
+_DATA = ("data_dir", "benchmark.data_dir")
+"""What may differ until the run is finished, and is said: on another machine the same data are elsewhere."""
 
 _LONGEST_NAME = 255  # bytes, on the usual file systems
 
@@ -50,6 +52,8 @@ class RunDirectory:
         self.checkpoints = Checkpoints(path / "checkpoints")
         self.longer = False
         """Whether it holds a finished run that is to become longer; until `reopen` it stays as it is."""
+        self.moved: list[str] = []
+        """What to tell of data that are not where they were."""
         report(run_dir=str(path))
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -91,6 +95,10 @@ class RunDirectory:
             for key in sorted(different, key=_LENGTHS.__contains__):
                 if key in _LENGTHS and _is_more(new.get(key), old.get(key)):
                     self.longer = self.finished
+                    continue
+                if key in _DATA and not self.finished:
+                    paths = f"has read {old.get(key)} and goes on with {new.get(key)}"
+                    self.moved.append(f"{key}: this run {paths}, which has to be the same data")
                     continue
                 advice = "it can become longer, not shorter; " if key in _LENGTHS else ""
                 raise InputError(

@@ -110,6 +110,8 @@ class Session:
         return entries, device
 
     def _say_what_changed(self, before: str | None) -> None:
+        for line in self.run.moved:
+            self.say(line)
         if before is not None and self._device is not None and before != self._device:
             self.say(
                 f"device: this run was on {before} up to step {self.step:,} and goes on on {self._device}: from here "

@@ -1,6 +1,7 @@
 """The supervised scripts from end to end, as a user starts them, on tiny runs."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def test_multi_mnist_from_its_own_files(tmp_path, mnist):
     assert json.loads((tmp_path / "summary.json").read_text())["updates"] == 40
     assert improves(tmp_path, "CL")
     assert improves(tmp_path, "RR")
+
+
+def test_data_that_lie_elsewhere_now(tmp_path, mnist):
+    moved, directory = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(mnist, moved)
+    size = ("benchmark.validation=100", "batch_size=20", "epochs=2", "checkpoint.every=1")
+    options = ("benchmark=multi_mnist", *size, "device=cpu", "progress=false", f"run_dir={directory}")
+    run("supervised", *options, f"data_dir={mnist}")
+    whole = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert f"data_dir='{mnist}', not '{moved}'" in run("supervised", *options, f"data_dir={moved}", code=2)
+    (directory / "summary.json").unlink()
+    (directory / "checkpoints" / "step-20.json").unlink()
+    assert f"has read {mnist} and goes on with {moved}" in run("supervised", *options, f"data_dir={moved}")
+    again = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["val/CL"] for entry in again] == [entry["val/CL"] for entry in whole]
 
 
 @pytest.mark.parametrize(
