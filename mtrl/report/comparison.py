@@ -188,10 +188,14 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     """Each run's method, with those of its options in which runs of the same method differ.
 
     An option that most of the configurations share is not named: where one is switched at a time, names tell which.
+    Nor is a precision that every run of a seed has, whatever its method: seeds were shared out among machines then.
     Long names (of many options, or of lists) become the preset that was typed, ``agent=NAME``, or a number where that
     does not tell them apart; the table of configurations says what it stands for.
     """
-    options = [_texts({key: run.config[key] for key in _METHOD_KEYS if key in run.config}) for run in runs]
+    of_seeds = {json.dumps([run.seed, run.config.get("precision")]) for run in runs}
+    by_seed = len(of_seeds) == len({run.seed for run in runs})
+    keys_of_methods = [key for key in _METHOD_KEYS if key != "precision" or not by_seed]
+    options = [_texts({key: run.config[key] for key in keys_of_methods if key in run.config}) for run in runs]
     told: dict[str, dict[str, tuple[str, str | None]]] = {}
     for name in {run.method for run in runs}:
         same = [own for run, own in zip(runs, options, strict=True) if run.method == name]

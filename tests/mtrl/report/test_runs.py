@@ -292,6 +292,25 @@ def test_where_one_option_is_switched_at_a_time_names_tell_which(tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize(
+    ("precisions", "names"),
+    [
+        ({0: ["fp32"], 1: ["bf16"]}, ["unitary", "pcgrad"]),  # seeds that were shared out among two machines
+        ({0: ["fp32", "bf16"], 1: ["bf16"]}, ["unitary precision=bf16", "pcgrad precision=bf16"]),
+    ],
+)
+def test_a_precision_that_belongs_to_the_seed_is_no_option_of_the_method(
+    tmp_path: Path, precisions: dict[int, list[str]], names: list[str]
+) -> None:
+    for seed, own in precisions.items():
+        for method in ("unitary", "pcgrad"):
+            for precision in own:
+                write_run(tmp_path / f"{method}-{seed}-{precision}", method, seed, config={"precision": precision})
+    found = comparison(tmp_path, baseline=names[0])
+    assert [method.name for method in found.methods if method.seeds == [0, 1]] == names
+    assert any("precision" in line for line in found.warnings)
+
+
 def test_methods_are_told_apart_by_the_options_of_each_side(tmp_path: Path) -> None:
     write_run(tmp_path / "1", "unitary")
     write_run(tmp_path / "2", "mgda", options={"actor": "pcgrad"})
