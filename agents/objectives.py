@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agents.graphs import pinned
 from mtrl.combiners import Combiner, NegativeLossError
 from mtrl.errors import InputError, RunError
 from mtrl.gradients import NonFiniteError, TaskBatched
 from mtrl.gradients.conflict import conflict_metrics
+from mtrl.gradients.graphs import pinned
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Source,

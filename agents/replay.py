@@ -9,8 +9,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from agents.graphs import pinned
 from mtrl.errors import InputError
+from mtrl.gradients.graphs import pinned
 
 
 class Batch(NamedTuple):

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agents.graphs import Graphs, OnItsWay, pinned, warn
 from agents.networks import Actor, Critics, rows_of
 from agents.objectives import Objectives, Told
 from agents.plasticity import plasticity
@@ -25,6 +24,7 @@ from agents.values import CategoricalValues, ScalarValues, Values
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, RunError
 from mtrl.gradients import TaskBatched
+from mtrl.gradients.graphs import Graphs, OnItsWay, pinned, warn
 from mtrl.gradients.precision import float32_products
 from mtrl.ranges import Count, Finite, Fraction, NotNegative, Positive, Within, check_fields
 from mtrl.rl.protocols import Floats, Policy, Step

@@ -17,6 +17,7 @@ from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
     Gradients,
+    Source,
     check_memory,
     combine,
     differentiate,
@@ -116,8 +117,43 @@ def backward(
             there are several processes and no group.
         RunError: if parameters, combiners or sizes differ between the processes of the group.
     """
-    replicas = Replicas.of(group)
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
+    of_batch, source = source_of(
+        losses,
+        combiner,
+        shared=shared,
+        specific=specific,
+        representation=representation,
+        measured=measured,
+        weigh_specific=weigh_specific,
+        insight=insight,
+        retain_graph=retain_graph,
+        scaler=scaler,
+        memory_limit=memory_limit,
+        replicas=Replicas.of(group),
+    )
+    return combine(of_batch, combiner, source, scale=scale, insight=insight, scaler=scaler)
+
+
+def source_of(
+    losses: Tensor | Sequence[Tensor],
+    combiner: Combiner,
+    *,
+    shared: nn.Module | Iterable[nn.Module | Tensor],
+    specific: nn.Module | Iterable[nn.Module | Tensor] = (),
+    representation: Tensor | Sequence[Tensor] | Aliases[Tensor] | Aliases[tuple[Tensor, ...]] | None = None,
+    measured: Iterable[Tensor] | None = None,
+    weigh_specific: bool | None = None,
+    insight: bool = False,
+    retain_graph: bool = False,
+    scaler: GradScaler | None = None,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    replicas: Replicas = Replicas(),  # noqa: B008  (it is immutable)
+) -> tuple[Tensor, Source]:
+    """The losses ``[T]`` of the whole batch and the source of their gradients: `backward` up to the combiner's look.
+
+    All but the replicas is as there. Without a group, nothing is read back from the device.
+    """
     shared_, specific_ = _trainable(shared), _trainable(specific)
     measured_ = None if measured is None else _trainable(measured)
     scalars = _scalars(losses, combiner)
@@ -143,8 +179,7 @@ def backward(
             maps.check(starts, shared_, specific_, alone=combiner.needs == "jacobian")
         combiner.checked = maps is not None, seen
     columns = 0 if maps is None else sum(map(_columns, maps.by_task[0]))
-    of_batch = replicas.losses(torch.stack([loss.detach() for loss in scalars]), source.parameters, columns)
-    return combine(of_batch, combiner, source, scale=scale, insight=insight, scaler=scaler)
+    return replicas.losses(torch.stack([loss.detach() for loss in scalars]), source.parameters, columns), source
 
 
 def _check_options(

@@ -208,6 +208,7 @@ class Trainer:
         )
         self.epoch_seconds: list[float] = []
         self.chosen: dict[str, dict[str, Any]] = {}
+        self._complete = benchmark.complete
         self.distance = Distance(list(benchmark.model.encoder.parameters()))
         self._partial_seconds = 0.0  # of the epoch under way
         self._sums: dict[str, Tensor] = {}
@@ -353,13 +354,19 @@ class Trainer:
         except NegativeLossError as error:
             where = f"in epoch {epoch + 1}, update {self.session.step + 1}"
             raise error.named(list(self.benchmark.tasks)[error.task], where) from error
-        told = [has_any(described, batch[1][name]) for name, described in self.benchmark.tasks.items()]
-        for name, there in zip(self.benchmark.tasks, self.processes.largest(torch.stack(told)), strict=True):
+        for name, there in zip(self.benchmark.tasks, self._there(batch[1]), strict=True):
             self._seen[name] = self._seen[name] + there if name in self._seen else there
         for key, value in self.session.count(logged).items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self.session.step += 1
         self._partial_seconds += time.monotonic() - begun
+
+    def _there(self, targets: dict[str, Targets]) -> Tensor:
+        """Which tasks have a target in the whole batch, ``[T]`` of 0 or 1."""
+        if self._complete:
+            return torch.ones(len(targets), dtype=torch.long)
+        told = [has_any(described, targets[name]) for name, described in self.benchmark.tasks.items()]
+        return self.processes.largest(torch.stack(told))
 
     def _learning_rate(self) -> float:
         """Of the epoch that begins."""

@@ -161,6 +161,8 @@ class Benchmark:
         test: those that the selected one is reported on.
         augment: changes training samples, inputs and targets together; None leaves them as they are.
         evaluation_batch: how many samples are evaluated at once.
+        capturable: whether CUDA graphs may hold updates: on batches of one shape the model does the same operations in
+            every update, whatever the values, and only its tensors change.
     """
 
     tasks: Mapping[str, Task]
@@ -170,11 +172,19 @@ class Benchmark:
     test: Samples
     augment: Augmentation | None = field(default=None, kw_only=True)
     evaluation_batch: int = field(default=1000, kw_only=True)
+    capturable: bool = field(default=False, kw_only=True)
 
     @property
     def splits(self) -> dict[str, Samples]:
         """By what messages call them."""
         return {"training": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every training sample is known to have all targets; of other classes than `Split` it is not."""
+        if not isinstance(self.train, Split) or not self.tasks.keys() <= self.train.targets.keys():
+            return False
+        return all(bool((_shares(self.train, name, task) == 1).all()) for name, task in self.tasks.items())
 
     def first_outputs(self, device: torch.device) -> dict[str, Tensor]:
         """The model's outputs for the first training sample, ``[1, ...]`` by task; `InputError` if one is missing."""
@@ -210,10 +220,14 @@ class Benchmark:
             if not isinstance(split, Split):
                 continue
             for task, described in self.tasks.items():
-                shares = described.present(split.targets[task]) * split.masks.get(task, torch.tensor(True))
-                if count := int((shares < 1).sum()):
+                if count := int((_shares(split, task, described) < 1).sum()):
                     told.append(f"{name} split, task {task}: {count:,} of {len(split):,} targets are missing")
         return told
+
+
+def _shares(split: Split, name: str, task: Task) -> Tensor:
+    """How much of each target of a task is there."""
+    return task.present(split.targets[name]) * split.masks.get(name, torch.tensor(True))
 
 
 def batch_of(samples: Samples, indices: Sequence[int]) -> Batch:

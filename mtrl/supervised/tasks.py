@@ -128,7 +128,8 @@ class Task:
 
     Attributes:
         loss: of a head's outputs and the task's targets, a scalar: the mean over the samples. It is shown those samples
-            that have a target.
+            that have a target. One that looks for missing entries can have an attribute ``complete``: the same, where
+            none is missing and nobody looks.
         metrics: at least one; the first is the one that the task is judged by.
         check: of a head's outputs for one sample and all targets of a split, whether these fit; raises `InputError`.
         present: of targets ``[N, ...]``, which samples have one: ``[N]``, true or false, or the share of a target that
@@ -250,13 +251,18 @@ def regression() -> Task:
     """
     error = Metric("squared_error", False, _squared_errors)
     return Task(
-        _mean_squared_error, (error,), _check_shapes, lambda targets: (~_entries(targets).isnan()).float().mean(1)
+        _MeanSquaredError(), (error,), _check_shapes, lambda targets: (~_entries(targets).isnan()).float().mean(1)
     )
 
 
-def _mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    there = ~targets.isnan()
-    return F.mse_loss(outputs, targets) if bool(there.all()) else F.mse_loss(outputs[there], targets[there])
+class _MeanSquaredError:
+    """Of the entries that are there."""
+
+    complete = staticmethod(F.mse_loss)
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        there = ~targets.isnan()
+        return F.mse_loss(outputs, targets) if bool(there.all()) else F.mse_loss(outputs[there], targets[there])
 
 
 Values = Mapping[str, Tensor]
@@ -280,6 +286,12 @@ def task_losses(
     means = replicas.mean_(counts.clone())
     shares = torch.where(means > 0, counts / means, 1)
     return [share.to(loss) * loss for share, loss in zip(shares, losses, strict=True)]
+
+
+def complete_losses(tasks: Mapping[str, Task], outputs: Values, targets: Mapping[str, Targets]) -> list[Tensor]:
+    """`task_losses` where every sample has all targets: nobody looks, so that nothing waits for the device."""
+    losses = {name: getattr(task.loss, "complete", task.loss) for name, task in tasks.items()}
+    return [loss(outputs[name], unmasked(targets[name])[0]) for name, loss in losses.items()]
 
 
 def _count(task: Task, targets: Targets) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from agents.graphs import NOT_CAPTURED
 from mtrl import combiners
+from mtrl.gradients.graphs import NOT_CAPTURED
 from scripts.benchmarks.timing import Line, Row, tracked
 from scripts.benchmarks.updates import chosen, make_agent, make_update, modes
 

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from agents import sac
 from agents.alternating import AlternatingSAC
-from agents.graphs import WARM_UP
 from agents.sac import MultiTaskSAC, NetworkConfig, SACConfig, actor_losses, critic_losses
 from mtrl.errors import RunError
+from mtrl.gradients.graphs import WARM_UP
 from tests.agents.test_graphs import captured, graphed, graphs, state  # noqa: F401
 from tests.agents.test_sac import ACTION, LARGE, OBSERVATION, SAMPLES, TASKS, fill, make_agent, transition
 

@@ -16,12 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agents.graphs import WARM_UP, renew
 from agents.objectives import Objectives, Told
 from agents.sac import MultiTaskSAC, NetworkConfig, Pieces
 from mtrl import combiners
 from mtrl.errors import RunError
 from mtrl.gradients import TaskBatched
+from mtrl.gradients.graphs import WARM_UP, renew
 from tests.agents.test_sac import ACTION, OBSERVATION, break_loss, fill, make_agent, transition
 
 UPDATES = 20

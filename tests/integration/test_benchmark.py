@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from agents import graphs
 from mtrl import combiners
 from mtrl.errors import InputError
-from mtrl.gradients import TaskBatched
+from mtrl.gradients import TaskBatched, graphs
 from scripts import benchmark
 from scripts.benchmarks import capture, options, overhead, packing, solvers
 from scripts.benchmarks.timing import joined

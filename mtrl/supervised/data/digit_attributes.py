@@ -47,4 +47,4 @@ def digit_attributes(
     ]
     heads = {task: nn.Sequential(nn.Linear(FEATURES, 1), nn.Flatten(0)) for task in tasks}
     model = MultiTaskModel(encoder(8, (3, 3), 1, dropout), heads)
-    return Benchmark({task: binary() for task in tasks}, model, *splits)
+    return Benchmark({task: binary() for task in tasks}, model, *splits, capturable=True)

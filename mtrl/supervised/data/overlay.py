@@ -120,7 +120,7 @@ def make_benchmark(
     shared = encoder(images.shape[-1], kernels, padding, dropout)
     heads = {task: _classifier(hidden, dropout) if task[0] == "C" else _decoder(side, dropout) for task in tasks}
     kinds = {task: classification() if task[0] == "C" else regression() for task in tasks}
-    return Benchmark(kinds, MultiTaskModel(shared, heads), *splits)
+    return Benchmark(kinds, MultiTaskModel(shared, heads), *splits, capturable=True)
 
 
 def _of_other_labels(right: Tensor, labels: Tensor, theirs: Tensor, generator: torch.Generator) -> Tensor:

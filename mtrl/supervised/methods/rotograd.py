@@ -36,6 +36,7 @@ class RotoGradUpdate(CombinedUpdate):
     """
 
     usual_wrt = "representation"
+    captures = False
 
     def __init__(
         self, setup: Setup, *, learning_rate_scale: NotNegative = 1.0, homogenize: bool = True, burn_in: Index = 20
