@@ -86,10 +86,11 @@ class RunDirectory:
 
     def _claim(self) -> None:
         """Makes the directory this run's, or checks that it is."""
-        file = self.path / "config.yaml"
         before: dict[str, Any] = {}
-        if file.exists():
+        entries = {entry.name for entry in self.path.iterdir()} - {".lock", "config.yaml.tmp"}
+        if "config.yaml" in entries:
             before = read_config(self.path)
+        if before and not (len(entries) == 1 and before.keys() == self.config.keys()):  # else refused before it began
             old, new = _identity(before), _identity(self.config)
             different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
             for key in sorted(different, key=_LENGTHS.__contains__):
@@ -105,7 +106,7 @@ class RunDirectory:
                     f"run_dir '{self.path}' holds a run with {key}={old.get(key)!r}, not {new.get(key)!r}: {advice}"
                     "choose another run_dir, or the configuration that it was started with"
                 )
-        elif any(entry.name not in (".lock", "config.yaml.tmp") for entry in self.path.iterdir()):
+        elif entries and not before:
             raise InputError(f"run_dir '{self.path}' is not empty and has no config.yaml: choose another directory")
         if before != self.config and not self.finished and not self.longer:
             self._write_config()

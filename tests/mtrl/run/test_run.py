@@ -417,14 +417,24 @@ def test_a_run_directory_is_one_configuration(tmp_path: Path) -> None:
     assert read_config(tmp_path / "run") == CONFIG
     assert not run.finished
     run.close()
+    other = CONFIG | {"agent": {"learning_rate": 0.1}}
+    RunDirectory(tmp_path / "run", other).close()  # what was refused before it began binds nobody
     RunDirectory(tmp_path / "run", CONFIG | {"device": "cuda"}).close()
+    (tmp_path / "run" / "metrics.jsonl").touch()
     with pytest.raises(InputError, match=r"agent.learning_rate=0.0003, not 0.1"):
-        RunDirectory(tmp_path / "run", CONFIG | {"agent": {"learning_rate": 0.1}})
+        RunDirectory(tmp_path / "run", other)
     run = RunDirectory(tmp_path / "run", CONFIG)
     run.finish({"steps": 3})
     assert run.finished
     assert read_summary(tmp_path / "run") == {"steps": 3}
     run.close()
+
+
+def test_a_configuration_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("colour: blue\n")
+    with pytest.raises(InputError, match="holds a run with agent.learning_rate=None, not 0.0003"):
+        RunDirectory(tmp_path, CONFIG)
+    assert (tmp_path / "config.yaml").read_text() == "colour: blue\n"
 
 
 def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
