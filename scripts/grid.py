@@ -196,26 +196,30 @@ def cell_table(tried: Sequence[Tried], chosen: Tried, metrics: Mapping[str, Metr
 
 def draw(tried: Sequence[Tried], chosen: Tried, test: Mapping[str, Array], final: Sequence[Any]) -> Figure:
     """One row per metric: validation of every cell along each axis, and the chosen cell's test metric."""
-    axes = list(chosen.cell)
-    figure = Figure(figsize=(3.2 * len(axes) + 2, 2.6 * len(test)), layout="constrained")
-    grid = figure.subplots(len(test), len(axes) + 1, squeeze=False, sharey="row", width_ratios=[3] * len(axes) + [1])
+    labels = {axis: list(dict.fromkeys(str(one.cell[axis]) for one in tried)) for axis in chosen.cell}
+    longest = {axis: max(map(len, own)) for axis, own in labels.items()}
+    upright = {axis: longest[axis] for axis, own in labels.items() if len(own) * longest[axis] > _LETTERS_ABREAST}
+    height = 2.2 * len(test) + 0.6 + 0.08 * max(upright.values(), default=0)
+    figure = Figure(figsize=(3.2 * len(labels) + 2, height), layout="constrained")
+    widths = [3] * len(labels) + [1]
+    grid = figure.subplots(len(test), len(widths), squeeze=False, sharex="col", sharey="row", width_ratios=widths)
     for row, (key, name, estimate) in zip(grid, final, strict=True):
-        for panel, axis in zip(row, axes, strict=False):
-            labels = list(dict.fromkeys(str(one.cell[axis]) for one in tried))
+        for panel, (axis, own) in zip(row, labels.items(), strict=False):
             for one in tried:
                 if one.validation:
                     style = {"color": "tab:red", "zorder": 3} if one is chosen else {"color": "0.5", "alpha": 0.7}
-                    panel.scatter(labels.index(str(one.cell[axis])), one.validation[key], **style)
-            upright = len(labels) * max(map(len, labels)) > _LETTERS_ABREAST
-            panel.set_xticks(range(len(labels)), labels, rotation=90 if upright else 0)
-            panel.set(xlabel=axis, xlim=(-0.5, len(labels) - 0.5))
+                    panel.scatter(own.index(str(one.cell[axis])), one.validation[key], **style)
+            panel.set_xticks(range(len(own)), own, rotation=90 if axis in upright else 0)
+            panel.set(xlim=(-0.5, len(own) - 0.5))
         row[0].set_ylabel(f"{key} {name}")
         last = row[-1]
         last.scatter([0] * len(test[key]), test[key], color="tab:blue", alpha=0.6)
         last.hlines(estimate.value, -0.3, 0.3, color="black")
         if np.isfinite(estimate.low):
             last.vlines(0.3, estimate.low, estimate.high, color="black")
-        last.set(xlim=(-0.6, 0.6), xticks=[], xlabel="seeds")
+        last.set(xlim=(-0.6, 0.6), xticks=[])
+    for panel, below in zip(grid[-1], [*labels, "seeds"], strict=True):
+        panel.set_xlabel(below)
     grid[0][0].set_title("validation (red: the chosen cell)", loc="left", fontsize="medium")
     grid[0][-1].set_title("test", loc="left", fontsize="medium")
     return figure
