@@ -9,6 +9,13 @@ _OF_A_GPU = 16
 """Bytes: a seed and an offset."""
 
 
+def of_device(device: torch.device) -> torch.Generator:
+    """What models on a device draw from, for dropout."""
+    if device.type != "cuda":
+        return torch.default_generator
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+
+
 def restore(generator: torch.Generator, state: Tensor) -> None:
     """Gives a generator the state (bytes) that another one had.
 

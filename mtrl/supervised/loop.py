@@ -477,8 +477,5 @@ class Trainer:
 
     @property
     def _device_generator(self) -> torch.Generator | None:
-        """What draws on a GPU, for dropout."""
-        if self.device.type != "cuda":
-            return None
-        number = torch.cuda.current_device() if self.device.index is None else self.device.index
-        return torch.cuda.default_generators[number]
+        """What draws beside the host's."""
+        return random_state.of_device(self.device) if self.device.type == "cuda" else None

@@ -13,6 +13,7 @@ from mtrl.gradients import Aliases, NonFiniteError
 from mtrl.gradients.graphs import Graphs, OnItsWay, warn
 from mtrl.gradients.pipeline import DEFAULT_MEMORY_LIMIT, Source, gradients, look, norm_of, weigh, wide_type
 from mtrl.gradients.shared_input import source_of
+from mtrl.run import random_state
 from mtrl.supervised.methods import method
 from mtrl.supervised.problem import Batch
 from mtrl.supervised.tasks import Targets, complete_losses, task_losses
@@ -82,8 +83,8 @@ class CombinedUpdate(Update):
         if self.combiner.needs_change:
             warn(f"updates, for combiner '{self.combiner.name}' does not look at the same in every update")
             return self.plain_pieces()
-        generator = torch.default_generator if self.device.type == "cpu" else _default_generator(self.device)
-        return Pieces(*Graphs(self.plain_pieces(), self.device, generator, ()).functions)
+        graphs = Graphs(self.plain_pieces(), self.device, random_state.of_device(self.device), ())
+        return Pieces(*graphs.functions)
 
     def step(self, batch: Batch, draw: Callable[[], Batch], moved: Callable[[], None]) -> dict[str, Tensor]:
         """See `Update`."""
@@ -153,9 +154,3 @@ class CombinedUpdate(Update):
     def _observe(self, losses: Sequence[Tensor], aliases: Sequence[Tensor]) -> dict[str, Tensor]:
         """What a method that is more than its combiner does before the step, and logs; ``aliases`` are the heads' z."""
         return {}
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    """What a GPU's models draw from."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.default_generators[index]
