@@ -432,7 +432,7 @@ def test_a_run_directory_is_one_configuration(tmp_path: Path) -> None:
 
 def test_a_configuration_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("colour: blue\n")
-    with pytest.raises(InputError, match="holds a run with agent.learning_rate=None, not 0.0003"):
+    with pytest.raises(InputError, match=r"holds a run with agent.learning_rate=None, not 0.0003"):
         RunDirectory(tmp_path, CONFIG)
     assert (tmp_path / "config.yaml").read_text() == "colour: blue\n"
 
