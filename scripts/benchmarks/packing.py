@@ -2,9 +2,15 @@
 
 import argparse
 import multiprocessing
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from threading import Barrier
 from typing import Any
 
@@ -16,13 +22,27 @@ from scripts.benchmarks.throughput import iteration_of
 from scripts.benchmarks.timing import Line, Row, seconds
 from scripts.benchmarks.updates import Mode, make_agent, make_update, modes
 
-TITLE, WORDS = "runs side by side: vector steps with one update per second", ("benchmark", "precision")
+TITLE = "runs side by side: vector steps with one update per second"
+WORDS = ("benchmark", "precision", "sharing")
+MPS = "nvidia-cuda-mps-control"
+"""NVIDIA's service by which processes share a GPU, where they would take turns."""
 TIMEOUT = 600
 """Seconds after which a run that another one waits for is given up."""
 
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Times so many iterations of training in each of 1, 2, ... processes at once; unitary, captured where that is."""
+    """Times so many iterations of training in each of 1, 2, ... processes at once; unitary, captured where that is.
+
+    On a GPU that can be shared by MPS, once more under that.
+    """
+    rows = _rows(arguments, device, "turns" if device.type == "cuda" else "cores")
+    if device.type == "cuda" and shutil.which(MPS):
+        with shared_by_mps():
+            rows += _rows(arguments, device, "MPS")
+    return rows
+
+
+def _rows(arguments: argparse.Namespace, device: torch.device, sharing: str) -> list[Row]:
     rows: list[Row] = []
     for name in arguments.benchmarks:
         for mode in dict.fromkeys(mode._replace(compile="auto") for mode in modes(arguments, device)):
@@ -31,9 +51,33 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
                 workers = arguments.workers or max(1, cores() // runs)
                 rates = _side_by_side(runs, (*agent, workers, arguments.steps, arguments.repeats))
                 together = [sum(of_round) for of_round in zip(*rates, strict=True)]
-                row: Row = {"benchmark": name, "precision": mode.precision, "runs": runs}
+                row: Row = {"benchmark": name, "precision": mode.precision, "sharing": sharing, "runs": runs}
                 rows.append(row | {"steps_per_second": rates, "together": together})
     return rows
+
+
+@contextmanager
+def shared_by_mps() -> Iterator[None]:
+    """Processes started in here share the GPU by an MPS of their own, which ends with it."""
+    names = {"CUDA_MPS_PIPE_DIRECTORY": "pipe", "CUDA_MPS_LOG_DIRECTORY": "log"}
+    before = {name: os.environ.get(name) for name in names}
+    with TemporaryDirectory() as folder:
+        for name, directory in names.items():
+            path = Path(folder) / directory
+            path.mkdir()
+            os.environ[name] = str(path)
+        try:
+            subprocess.run([MPS, "-d"], check=True, stdin=subprocess.DEVNULL)
+            try:
+                yield
+            finally:
+                subprocess.run([MPS], check=True, input="quit\n", text=True)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _side_by_side(runs: int, work: tuple[Any, ...]) -> list[list[float]]:
@@ -78,6 +122,6 @@ def _rates(
 
 
 def lines(rows: list[Row]) -> Iterator[Line]:
-    """One line a benchmark and precision, one column a number of runs."""
+    """One line a benchmark, precision and way of sharing, one column a number of runs."""
     for row in rows:
-        yield (row["benchmark"], row["precision"]), {f"{row['runs']} at once": f"{median(row['together']):.1f}"}
+        yield tuple(row[word] for word in WORDS), {f"{row['runs']} at once": f"{median(row['together']):.1f}"}

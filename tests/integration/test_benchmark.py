@@ -1,7 +1,9 @@
 """The benchmark script at sizes that take seconds: what it prints and writes, not how fast anything is."""
 
+import argparse
 import contextlib
 import json
+import os
 import statistics
 import threading
 import warnings
@@ -146,8 +148,39 @@ def test_runs_side_by_side_begin_together(monkeypatch: pytest.MonkeyPatch) -> No
     with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
         pool.submit(packing._begin, barrier, 1, *work[1:]).result()
     assert barrier.broken  # so that nobody waits for it
-    rows = [{"benchmark": "mt10", "precision": "fp32", "runs": runs, "together": [10.0 * runs]} for runs in (1, 2)]
-    assert joined(packing.lines(rows)) == (["1 at once", "2 at once"], [(("mt10", "fp32"), ["10.0", "20.0"])])
+    words = {"benchmark": "mt10", "precision": "fp32", "sharing": "cores"}
+    rows = [words | {"runs": runs, "together": [10.0 * runs]} for runs in (1, 2)]
+    assert joined(packing.lines(rows)) == (["1 at once", "2 at once"], [(tuple(words.values()), ["10.0", "20.0"])])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_packing_on_a_gpu_that_can_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "of somebody else")
+    if there:
+        service = tmp_path / packing.MPS
+        service.write_text(
+            '#!/bin/sh\n[ -d "$CUDA_MPS_PIPE_DIRECTORY" ] && [ -d "$CUDA_MPS_LOG_DIRECTORY" ] || exit 3\n'
+            f'if [ "$1" = -d ]; then echo begin >> {tmp_path}/said; else cat >> {tmp_path}/said; fi\n'
+        )
+        service.chmod(0o755)
+    pipes = list[str]()
+
+    def side_by_side(runs: int, work: tuple[Any, ...]) -> list[list[float]]:
+        pipes.append(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
+        return [[50.0]] * runs
+
+    monkeypatch.setattr(packing, "_side_by_side", side_by_side)
+    monkeypatch.setattr(packing, "modes", lambda *_: [Mode("tf32")])
+    size = {"batch_size": 3, "hidden_sizes": [4], "workers": 1, "steps": 1, "repeats": 1}
+    arguments = argparse.Namespace(benchmarks=["mt10"], runs=[1, 2], **size)
+    rows = packing.measure(arguments, torch.device("cuda"))
+    assert [row["sharing"] for row in rows] == ["turns"] * 2 + ["MPS"] * 2 * there
+    assert pipes[:2] == ["of somebody else"] * 2
+    assert len(set(pipes)) == 1 + there
+    assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == "of somebody else"
+    if there:
+        assert (tmp_path / "said").read_text().split() == ["begin", "quit"]
 
 
 def test_overhead_of_some_without_torchjd(
