@@ -5,6 +5,7 @@ Each command prints a table, and writes it as Markdown beside one JSON file with
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 _TRAINING = ["precision", "hidden-sizes", "benchmarks", "workers", "batch-size", "steps"]
 _SUPERVISED = ["channels-last", "network", "wrt", "memory-limit"]
+_WIDTH = 160
+"""Characters in a line where nobody's terminal says how many."""
 COMMANDS: dict[str, tuple[Any, list[str]]] = {
     "overhead": (overhead, ["methods", "plugins", "precision", "hidden-sizes", "cases"]),
     "solvers": (solvers, ["methods", "plugins", "tasks"]),
@@ -117,7 +120,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     )
     lines = list(command.lines(rows))
     write_text(out.with_suffix(".md"), markdown_of(command.TITLE, command.WORDS, lines, where))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table_of(command.TITLE, command.WORDS, lines))
     console.print(where, highlight=False)
     print(f"written to {out} and, as Markdown, {out.with_suffix('.md').name}")

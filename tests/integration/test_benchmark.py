@@ -109,23 +109,31 @@ def test_captures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["unitary", "graddrop", "pcgrad"]
     own = ["--tasks", "2", "--batch-size", "3", "--methods", *methods]
     result = measured(tmp_path / "out.json", "capture", *own, *SMALL)
-    assert [row["method"] for row in result["rows"]] == methods
+    assert [(row["of"], row["method"]) for row in result["rows"]] == [
+        (of, method) for method in methods for of in ("agent", capture.DIGITS)
+    ]
     assert all(row["obstacle"] == "there is no GPU" and row["difference"] == 0 for row in result["rows"])
     assert "captured" in capsys.readouterr().out
 
 
 def test_why_an_update_is_not_captured_is_told_without_what_the_column_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    def learned(name: str, *size_and_mode: Any) -> torch.Tensor:
+    def learned(name: str, *size_and_mode: Any) -> capture.Learned:
         if size_and_mode[-1].compile == "auto":
             warnings.warn("something else", stacklevel=1)
             if name == "graddrop":
                 graphs.warn("updates, for a reason")
-        return torch.zeros(1)
+        return capture.Learned(torch.zeros(1), 0.25)
 
-    monkeypatch.setattr(capture, "_learned", learned)
+    monkeypatch.setattr(capture, "_agent", learned)
+    monkeypatch.setattr(capture, "_digits", learned)
     command_line = ["capture", "--methods", "unitary", "graddrop"]
     rows = capture.measure(benchmark.parser().parse_args(command_line), torch.device("cuda"))
-    assert [numbers["captured"] for _, numbers in capture.lines(rows)] == ["yes", "updates, for a reason"]
+    told = [(words[:2], numbers["captured"], numbers["ms, by operations"]) for words, numbers in capture.lines(rows)]
+    assert told == [
+        ((of, method), answer, "250.00")
+        for method, answer in (("unitary", "yes"), ("graddrop", "updates, for a reason"))
+        for of in ("agent", capture.DIGITS)
+    ]
 
 
 def test_runs_side_by_side_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:

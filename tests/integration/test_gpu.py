@@ -34,7 +34,8 @@ def test_a_step_that_fails_is_told_and_stops_nothing(
         step("report", "", tmp_path, again=True),
     ]
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as it is within a script
-    rows = [{"method": "mgda", "needs": "gramian", "precision": "fp32", "obstacle": None, "difference": 0.0}]
+    words = {"of": "agent", "method": "mgda", "needs": "gramian", "precision": "fp32"}
+    rows = [words | {"obstacle": None, "difference": 0.0, "seconds": [0.1, 0.2]}]
     (tmp_path / "capture.json").write_text(json.dumps({"rows": rows}))
     for _ in range(2):
         with pytest.raises(RunError, match=r"^1 of 3 steps failed: capture; see .*index\.html$"):
