@@ -203,7 +203,7 @@ class Checkpoints:
         for step in steps[: -self.keep]:
             self._path(step).unlink()
         needed = set[str]().union(*map(self._files, steps[-self.keep :]))
-        for path in self.directory.iterdir():
+        for path in self.directory.glob("*"):  # nothing of a run that came without its checkpoints
             if path.suffix in (".pt", ".tmp") and path.name not in needed:
                 path.unlink()
 

@@ -61,6 +61,15 @@ def test_a_finished_run_goes_on_to_more_steps(whole: Path, tmp_path: Path, capsy
     assert (run / "summary.json").read_bytes() == before
 
 
+def test_a_finished_run_that_came_without_its_checkpoints_is_passed_over(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    small(tmp_path / "run", 30, "checkpoint.keep_replay=false")
+    assert "is finished: nothing to do" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def played(run: Path, which: str) -> dict[str, Any]:
     for old in run.glob("evaluation-*.json"):
         old.unlink()
