@@ -36,7 +36,8 @@ class SupervisedComparison(Comparison):
         metrics: a label for each metric key: the task and the metric's name.
         higher_is_better: by metric key.
         single: the test metrics of single-task training, ``[n]`` by metric key; empty where it was not run.
-        reference: what the gains are over, by metric key: the means of single-task training, or of the baseline.
+        reference: what the gains are over, by metric key: the means of single-task training, or of the baseline;
+            without the metrics in which these are 0.
         reference_name: what the gains are over: single-task training or, where that was not run, the baseline.
     """
 
@@ -108,8 +109,10 @@ def _compare(
             f"{baseline}, has a finished run"
         )
     over = tested[baseline][1] if missing else single
-    reference = {key: float(over[key].mean()) for key in higher}
     reference_name = baseline if missing else SINGLE
+    reference = {key: mean for key in higher if (mean := float(over[key].mean()))}
+    if lost := next((task for task in runs[0].tasks if not any(key.split("/")[0] == task for key in reference)), None):
+        raise InputError(f"the relative gain in {lost} needs a reference other than 0: that of {reference_name} is 0")
     every = [*runs, *(run for own in singles.values() for run in own)]
     unscored = unscored_warnings(every, [run for run in every if run.summary is None], "not finished")
     return SupervisedComparison(
@@ -122,7 +125,12 @@ def _compare(
         ],
         runs=every,
         compared=_finished(every),
-        remarks=[*unscored, *_reference_warnings(runs, singles, missing, baseline), *_scale_warnings(by_name)],
+        remarks=[
+            *unscored,
+            *_reference_warnings(runs, singles, missing, baseline),
+            *_zero_warnings(higher, reference, reference_name),
+            *_scale_warnings(by_name),
+        ],
         left_out=left_out,
         metrics={key: f"{key.split('/')[0]} {described[key].name}" for key in ordered},
         higher_is_better=higher,
@@ -161,15 +169,19 @@ def _tested(runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[int], dict[s
 
 
 def _gains(test: Mapping[str, Array], reference: Mapping[str, float], higher: Mapping[str, bool]) -> Array:
-    """``[n, T]``, the relative gain of each task in per cent (Gama & Grassi, 2025, equation 1)."""
-    tasks = dict.fromkeys(key.split("/")[0] for key in higher)
-    gains = [list(relative_gain(row, reference, higher)[1].values()) for row in _by_seed(test)]
-    return 100 * np.array(gains).reshape(len(gains), len(tasks))
+    """``[n, T]``, the relative gain of each task over its metrics with a reference, in per cent.
+
+    See Gama & Grassi (2025), equation 1.
+    """
+    directions = {key: higher[key] for key in reference}
+    gains = [list(relative_gain(row, reference, directions)[1].values()) for row in _by_seed(test)]
+    return 100 * np.array(gains).reshape(len(gains), len({key.split("/")[0] for key in reference}))
 
 
 def _losses(test: Mapping[str, Array], reference: Mapping[str, float], higher: Mapping[str, bool]) -> Array:
-    """``[n]``, the relative loss over all metrics in per cent."""
-    return 100 * np.array([relative_loss(row, reference, higher) for row in _by_seed(test)])
+    """``[n]``, the relative loss over all metrics with a reference, in per cent."""
+    directions = {key: higher[key] for key in reference}
+    return 100 * np.array([relative_loss(row, reference, directions) for row in _by_seed(test)])
 
 
 def _by_seed(test: Mapping[str, Array]) -> list[dict[str, float]]:
@@ -188,6 +200,13 @@ def _reference_warnings(
         if own[0].config["benchmark"] != runs[0].config["benchmark"]:
             warnings.append(f"Single-task runs of {task} have other options of the benchmark than the runs of several.")
     return warnings
+
+
+def _zero_warnings(higher: Mapping[str, bool], reference: Mapping[str, float], name: str) -> list[str]:
+    zero = [key for key in higher if key not in reference]
+    if not zero:
+        return []
+    return [f"Nothing is relative to 0: gains and delta m are without {', '.join(zero)}, in which {name} reaches 0."]
 
 
 def _scale_warnings(methods: Mapping[str, Sequence[Run]]) -> list[str]:
@@ -305,10 +324,11 @@ def _published_tables(comparison: SupervisedComparison) -> Iterator[Table]:
         known = reference.by_key(comparison.metrics)
         if known is None:
             continue
-        higher = {key: comparison.higher_is_better[key] for key in known}
         rows: list[list[Cell]] = []
         for method in comparison.scored:
-            gains, losses = (measure(method.reached, known, higher) for measure in (_gains, _losses))
+            gains, losses = (
+                measure(method.reached, known, comparison.higher_is_better) for measure in (_gains, _losses)
+            )
             rows.append([method.name, comparison.estimate(gains.mean(1)), comparison.estimate(losses)])
         yield Table(
             f"published-{number}",

@@ -141,8 +141,8 @@ def criteria(
     if selection == "gain":
         known = reference or {}
         for key in directions:
-            if key not in known:
-                raise InputError(f"selection=gain needs reference.{key}, that metric of single-task training")
+            if not known.get(key):
+                raise InputError(f"selection=gain needs reference.{key}, that metric of single-task training, not 0")
         return selection, {"gain": lambda metrics: relative_gain(metrics, known, directions)[0]}
     if len(kinds) > 1:
         raise InputError(f"selection=mean: {' and '.join(sorted(kinds))} cannot be averaged; use per_metric or gain")

@@ -366,8 +366,9 @@ def test_criteria_follow_the_metrics():
     assert gain({"a": 0.6, "c": 0.2}) == pytest.approx((0.2 - 1.0) / 2)
     with pytest.raises(InputError, match="cannot be averaged"):
         criteria(mixed, "mean", None)
-    with pytest.raises(InputError, match=r"reference\.c"):
-        criteria(mixed, "gain", {"a": 1.0})
+    for reference in ({"a": 1.0}, {"a": 1.0, "c": 0.0}):
+        with pytest.raises(InputError, match=r"reference\.c"):
+            criteria(mixed, "gain", reference)
     with pytest.raises(InputError, match="unknown selection"):
         criteria(mixed, "best", None)
 
