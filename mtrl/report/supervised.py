@@ -173,9 +173,10 @@ def _gains(test: Mapping[str, Array], reference: Mapping[str, float], higher: Ma
 
     See Gama & Grassi (2025), equation 1.
     """
+    tasks = dict.fromkeys(key.split("/")[0] for key in higher)
     directions = {key: higher[key] for key in reference}
-    gains = [list(relative_gain(row, reference, directions)[1].values()) for row in _by_seed(test)]
-    return 100 * np.array(gains).reshape(len(gains), len({key.split("/")[0] for key in reference}))
+    gains = [relative_gain(row, reference, directions)[1] for row in _by_seed(test)]
+    return 100 * np.array([[own[task] for task in tasks] for own in gains]).reshape(len(gains), len(tasks))
 
 
 def _losses(test: Mapping[str, Array], reference: Mapping[str, float], higher: Mapping[str, bool]) -> Array:
