@@ -5,8 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +24,6 @@ _METHOD_KEYS = (
     *("updates_per_step", "resets", "reset_updates", "batch_size", "precision", "rescale"),
 )
 _LONGEST_NAME = 48
-_MOST_SENTENCES = 8
 
 
 @dataclass(frozen=True)
@@ -148,17 +145,10 @@ class Comparison:
         return how(values, np.random.default_rng(self.seed)) if len(values) else Estimate()
 
     def verdicts(self) -> list[str]:
-        """What it says: a sentence for each method other than the baseline, and how to read them."""
+        """What it says: of the methods other than the baseline, and how to read it."""
         if len(self.methods) == 1:
             return [f"Only {self.baseline} was run: there is nothing to compare it with."]
-        sentences = [paired.sentence() for paired in self.paired]
-        if len(sentences) > _MOST_SENTENCES:
-            by_verdict = attrgetter("verdict")
-            grouped = groupby(sorted(self.paired, key=by_verdict), by_verdict)
-            sentences = [
-                f"Against {self.baseline}, {said}: {', '.join(paired.method for paired in own)}."
-                for said, own in grouped
-            ]
+        sentences = statistics.verdict_sentences(self.paired)
         count = max((paired.comparisons for paired in self.paired), default=0)
         adjusted = f", adjusted for {count} comparisons (Holm, 1979)" if count > 1 else ""
         if any(paired.seeds for paired in self.paired):

@@ -189,12 +189,16 @@ def scores(axes: Axes, row: float, values: Array, colour: str, size: float, *int
 
 def panels(
     count: int, columns: int, size: tuple[float, float], more: tuple[float, float], *, sharex: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A figure of panels of a size (inches), at most so many side by side; it is wider and higher by some more."""
-    columns = min(count, columns)
+) -> tuple[Figure, list[Axes], int]:
+    """A figure of panels of a size (inches), the panels, and how many are side by side: at most so many.
+
+    Lines are as even as can be: six panels of five at most are three and three. The figure is wider and higher by some
+    ``more``.
+    """
     lines = math.ceil(count / columns)
+    columns = math.ceil(count / lines)
     figure = Figure(figsize=(max(5.0, more[0] + size[0] * columns), size[1] * lines + more[1]))
     grid = figure.subplots(lines, columns, sharex=sharex, squeeze=False).ravel()
     for axes in grid[count:]:
         axes.remove()
-    return figure, list(grid[:count])
+    return figure, list(grid[:count]), columns

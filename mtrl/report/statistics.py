@@ -18,6 +18,7 @@ Two ways of resampling are in use, and they answer different questions:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.random import Generator
@@ -195,23 +196,37 @@ class PairedComparison:
             return "too few seeds to tell"
         return "no significant difference"
 
-    def sentence(self) -> str:
-        """The verdict in words, with the numbers that it rests on."""
-        if not self.seeds:
-            return (
-                f"Too few seeds to tell {self.method} from {self.baseline}: they have no seed in common; "
-                "run both with the same seeds."
-            )
-        numbers = f"{self.difference.text('+')} over {counted(self.seeds, 'paired seed')}"
-        if self.verdict == "too few seeds to tell":
-            return (
-                f"Too few seeds to tell {self.method} from {self.baseline}: {numbers}; fewer than "
-                f"{seeds_needed(self.comparisons)} cannot be significant, even with the same sign in every seed."
-            )
-        numbers += f", p = {self.adjusted_p_value:.2g}"
-        if self.verdict == "no significant difference":
-            return f"No significant difference between {self.method} and {self.baseline}: {numbers}."
-        return f"{self.method} is {self.verdict} than {self.baseline}: {numbers}."
+
+_VERDICTS = {
+    "better": "Better than",
+    "worse": "Worse than",
+    "no significant difference": "No significant difference from",
+    "too few seeds to tell": "Too few seeds to tell from",
+}
+
+
+def verdict_sentences(comparisons: Sequence[PairedComparison]) -> list[str]:
+    """The verdicts with the numbers that they rest on: a sentence for all methods of one verdict and as many seeds."""
+
+    def order(paired: PairedComparison) -> tuple[int, int]:
+        return list(_VERDICTS).index(paired.verdict), -paired.seeds
+
+    return [_sentence(list(alike)) for _, alike in groupby(sorted(comparisons, key=order), order)]
+
+
+def _sentence(alike: Sequence[PairedComparison]) -> str:
+    first = alike[0]
+    if not first.seeds:
+        methods = ", ".join(paired.method for paired in alike)
+        return f"No seed in common with {first.baseline}, run both with the same seeds: {methods}."
+    numbers = [f"{paired.method} {paired.difference.text('+')}" for paired in alike]
+    seeds = counted(first.seeds, "paired seed")
+    if first.verdict == "too few seeds to tell":
+        needed = seeds_needed(first.comparisons)
+        seeds += f"; fewer than {needed} cannot be significant, even with the same sign in every seed"
+    else:
+        numbers = [f"{own}, p = {paired.adjusted_p_value:.2g}" for own, paired in zip(numbers, alike, strict=True)]
+    return f"{_VERDICTS[first.verdict]} {first.baseline} ({seeds}): {'; '.join(numbers)}."
 
 
 def compare_with_baseline(

@@ -418,7 +418,7 @@ def _over_runs(comparison: Comparison, read: Callable[[Run], list[float] | None]
 
 def _test_metrics(comparison: SupervisedComparison) -> Picture:
     methods = comparison.scored
-    figure, grid = drawing.panels(len(comparison.metrics), 4, (2.1, 0.9 + 0.3 * len(methods)), (2.2, 0))
+    figure, grid, columns = drawing.panels(len(comparison.metrics), 4, (2.1, 0.9 + 0.3 * len(methods)), (2.2, 0))
     for index, ((key, label), axes) in enumerate(zip(comparison.metrics.items(), grid, strict=True)):
         for row, method in enumerate(methods):
             mean, colour = comparison.estimate(method.reached[key]), drawing.look(comparison, method.name)[0]
@@ -429,7 +429,7 @@ def _test_metrics(comparison: SupervisedComparison) -> Picture:
             axes.axvspan(*np.nan_to_num([alone.low, alone.high], nan=alone.value), color=drawing.GREY, alpha=0.15, lw=0)
         axes.set_title(f"{label} {'→' if comparison.higher_is_better[key] else '←'}", fontsize=9)
         drawing.label_rows(axes, methods)
-        axes.tick_params(labelleft=index % 4 == 0, labelsize=8)
+        axes.tick_params(labelleft=index % columns == 0, labelsize=8)
         axes.locator_params(axis="x", nbins=4)
     alone_too = f" Dashed and grey: {SINGLE} and its interval." if comparison.single else ""
     return Picture(
@@ -481,7 +481,7 @@ def _radar(comparison: SupervisedComparison) -> Picture | None:
 def _logged_curves(
     comparison: SupervisedComparison, keys: Mapping[str, str], name: str, title: str, caption: str
 ) -> Picture | None:
-    figure, grid = drawing.panels(len(keys), 4, (2.6, 2.2), (0, 0.9), sharex=True)
+    figure, grid, _ = drawing.panels(len(keys), 4, (2.6, 2.2), (0, 0.9), sharex=True)
     for (key, label), axes in zip(keys.items(), grid, strict=True):
         drawing.curves(axes, comparison, label, partial(_logged, key=key))
     return drawing.picture_over_training(comparison, figure, name, title, f"{caption} {drawing.READING}")

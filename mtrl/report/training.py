@@ -391,11 +391,11 @@ def _task_curves(comparison: TrainingComparison) -> Picture | None:
 
 def _small_panels(comparison: Comparison, titles: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
     """Panels with the same limits: shared axes take a drawing time that grows with the square of their number."""
-    figure, grid = drawing.panels(len(titles), _COLUMNS, (2.1, 1.7), (0, 0.9))
+    figure, grid, columns = drawing.panels(len(titles), _COLUMNS, (2.1, 1.7), (0, 0.9))
     for index, (title, axes) in enumerate(zip(titles, grid, strict=True)):
         draw(axes, title)
         axes.set_title(title, fontsize=9)
-        axes.tick_params(labelbottom=index >= len(titles) - _COLUMNS, labelleft=index % _COLUMNS == 0)
+        axes.tick_params(labelbottom=index >= len(titles) - columns, labelleft=index % columns == 0)
     left, right, bottom, top = zip(*((*axes.get_xlim(), *axes.get_ylim()) for axes in grid), strict=True)
     for axes in grid:
         axes.set(xlim=(min(left), max(right)), ylim=(min(bottom), max(top)))

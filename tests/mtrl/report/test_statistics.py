@@ -1,6 +1,7 @@
 """The statistics against SciPy, against the published definitions, and by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from mtrl.report.statistics import (
     probability_of_improvement,
     seeds_needed,
     sign_flip_p_value,
+    verdict_sentences,
 )
 
 NONE = Estimate(math.nan, math.nan, math.nan)
@@ -223,18 +225,36 @@ def paired(seeds: int, value: float, p: float, comparisons: int = 1) -> PairedCo
 @pytest.mark.parametrize(
     ("comparison", "verdict", "sentence"),
     [
-        (paired(10, 0.2, 0.004), "better", "pcgrad is better than unitary: +0.200 [+0.100, +0.300] over 10 paired"),
-        (paired(10, -0.2, 0.004), "worse", "pcgrad is worse than unitary"),
-        (paired(10, 0.02, 0.6), "no significant difference", "No significant difference between pcgrad and unitary"),
+        (
+            paired(10, 0.2, 0.004),
+            "better",
+            "Better than unitary (10 paired seeds): pcgrad +0.200 [+0.100, +0.300], p = 0.004.",
+        ),
+        (paired(10, -0.2, 0.004), "worse", "Worse than unitary"),
+        (paired(10, 0.02, 0.6), "no significant difference", "No significant difference from unitary"),
         (paired(5, 0.2, 0.0625), "too few seeds to tell", "fewer than 6 cannot be significant"),
         (paired(10, 0.2, 0.06, 33), "too few seeds to tell", "fewer than 11 cannot be significant"),
-        (paired(1, 0.2, 1.0), "too few seeds to tell", "+0.200 over 1 paired seed;"),
-        (paired(0, math.nan, 1.0), "too few seeds to tell", "they have no seed in common"),
+        (paired(1, 0.2, 1.0), "too few seeds to tell", "Too few seeds to tell from unitary (1 paired seed;"),
+        (paired(0, math.nan, 1.0), "too few seeds to tell", "No seed in common with unitary, run both with"),
     ],
 )
 def test_verdicts(comparison: PairedComparison, verdict: str, sentence: str) -> None:
     assert comparison.verdict == verdict
-    assert sentence in comparison.sentence()
+    (said,) = verdict_sentences([comparison])
+    assert sentence in said
+
+
+def test_methods_of_one_verdict_and_as_many_seeds_share_a_sentence() -> None:
+    few = paired(4, 0.2, 0.125, 4)
+    even = paired(10, 0.02, 0.6, 4)
+    named = [replace(few, method="a"), replace(even, method="b"), replace(few, method="c"), paired(10, 0.2, 0.004, 4)]
+    assert verdict_sentences([*named, paired(9, 0.02, 0.6, 4)]) == [
+        "Better than unitary (10 paired seeds): pcgrad +0.200 [+0.100, +0.300], p = 0.004.",
+        "No significant difference from unitary (10 paired seeds): b +0.020 [-0.080, +0.120], p = 0.6.",
+        "No significant difference from unitary (9 paired seeds): pcgrad +0.020 [-0.080, +0.120], p = 0.6.",
+        "Too few seeds to tell from unitary (4 paired seeds; fewer than 8 cannot be significant, even with the same "
+        "sign in every seed): a +0.200 [+0.100, +0.300]; c +0.200 [+0.100, +0.300].",
+    ]
 
 
 def test_comparison_is_paired_by_seed() -> None:

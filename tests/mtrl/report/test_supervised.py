@@ -90,7 +90,7 @@ def test_tables_by_hand(by_hand: Path) -> None:
     assert metrics["unitary"][1].low == pytest.approx(0.76)  # type: ignore[union-attr]
     (paired,) = (own for own in found.paired if own.method == "pcgrad")
     assert paired.difference.value == pytest.approx((20 + 22.5) / 2)
-    assert found.verdicts()[0].startswith("Too few seeds to tell mgda from unitary")
+    assert found.verdicts()[0].startswith("Too few seeds to tell from unitary (2 paired seeds; ")
 
 
 def test_tasks_with_one_metric_are_averaged(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
     assert {file.stem for file in (tmp_path / "out" / "figures").iterdir()} == set(FIGURES)
     assert {file.stem for file in (tmp_path / "out" / "tables").iterdir()} == set(TABLES)
     text = Page(page.read_text()).text
-    assert "mgda is better than unitary: +" in text
+    assert "Better than unitary (8 paired seeds): mgda +" in text
     assert "1 of 41 runs is not finished and not scored: killed" in text
     with (tmp_path / "out" / "tables" / "distance.csv").open() as file:
         distance = next(csv.DictReader(file))
