@@ -24,8 +24,8 @@ def test_from_run_directories_to_a_report(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     words = " ".join(done.stdout.split())
-    assert "pcgrad is better than unitary: +" in words
-    assert "over 6 paired seeds, p = 0.031." in words
+    assert "Better than unitary (6 paired seeds): pcgrad +" in words
+    assert ", p = 0.031." in words
     assert "mt10 at step 4,000 (12,000 environment steps): success rate, goals of training" in words
     assert "last 2" in words
     assert "1 of 13 runs is not finished and not scored: killed" in words
@@ -51,7 +51,7 @@ def test_methods_without_a_seed_in_common_are_told_so(tmp_path: Path) -> None:
         write_run(tmp_path / "runs" / name, name, seed, evaluations=2)
     done = compare(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}")
     assert done.returncode == 0
-    assert "they have no seed in common; run both with the same seeds." in " ".join(done.stdout.split())
+    assert "No seed in common with unitary, run both with the same seeds: mgda." in " ".join(done.stdout.split())
 
 
 @pytest.mark.usefixtures("sketched")
@@ -61,8 +61,8 @@ def test_supervised_runs_get_a_report_too(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     words = " ".join(done.stdout.split())
     assert "multi_digits (CL, RR): relative gain over single-task training, %" in words
-    assert "mgda is better than unitary: +" in words
-    assert "over 6 paired seeds, p = 0.031." in words
+    assert "Better than unitary (6 paired seeds): mgda +" in words
+    assert ", p = 0.031." in words
     assert done.stdout.rstrip().endswith(str(tmp_path / "out" / "index.html"))
     refused = compare(f"runs={tmp_path / 'runs'}", "last_k=3", f"out={tmp_path / 'out'}")
     assert refused.returncode == 2
