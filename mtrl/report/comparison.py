@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -185,7 +186,9 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     of_seeds = {json.dumps([run.seed, run.config.get("precision")]) for run in runs}
     by_seed = len(of_seeds) == len({run.seed for run in runs})
     keys_of_methods = [key for key in _METHOD_KEYS if key != "precision" or not by_seed]
-    options = [_texts({key: run.config[key] for key in keys_of_methods if key in run.config}) for run in runs]
+    options = [
+        {key: value for key, value in _settings(run).items() if key.split(".")[0] in keys_of_methods} for run in runs
+    ]
     told: dict[str, dict[str, tuple[str, str | None]]] = {}
     for name in {run.method for run in runs}:
         same = [own for run, own in zip(runs, options, strict=True) if run.method == name]
@@ -232,17 +235,26 @@ def _ends(key: str) -> list[str]:
     return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
-def _texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """A configuration as one level of dotted keys, its values as text."""
-    return {
+def _settings(run: Run) -> dict[str, str]:
+    """A run's configuration as one level of dotted keys, its values as text.
+
+    Fixed weights that another run had (``weights_from``) are told by that run's name without the seed: there are others
+    for each seed, and the method is the same.
+    """
+    settings = {
         key: value if isinstance(value, str) else json.dumps(value, default=str)
-        for key, value in flatten(config).items()
+        for key, value in flatten(run.config).items()
     }
+    if source := run.config.get("weights_from"):
+        own_weights = [key for key in settings if key.startswith("combiner.") and key.endswith(".weights")]
+        settings |= dict.fromkeys(own_weights, "extracted")
+        settings["weights_from"] = Path(str(source)).name.replace(f"-seed{run.seed}", "")
+    return settings
 
 
 def differences(methods: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, str]]:
     """The values by method of each key in which runs differ, other than the seed and where they were computed."""
-    flat = {name: [_texts(run.config) for run in runs] for name, runs in methods.items()}
+    flat = {name: [_settings(run) for run in runs] for name, runs in methods.items()}
     differing = {}
     for key in dict.fromkeys(key for configs in flat.values() for config in configs for key in config):
         if key != "seed" and key.split(".")[0] not in _NO_INFLUENCE:

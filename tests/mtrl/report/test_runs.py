@@ -245,6 +245,22 @@ def test_methods_are_combiners_with_the_options_that_differ(tmp_path: Path) -> N
     assert found.configuration["combiner.weights"]["fixed #1"].startswith("[0.123456789, ")
 
 
+def test_fixed_weights_of_another_method_are_one_method_whatever_the_seed(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"unitary": 0.5}, range(2))
+    for source, weights in (("cagrad", [[1.0, 2.0], [3.0, 4.0]]), ("nash_mtl", [[5.0, 6.0], [7.0, 8.0]])):
+        for seed, own in enumerate(weights):
+            sides = {side: {"name": "fixed", "weights": own} for side in ("critic", "actor")}
+            config = {"weights_from": f"runs/mt10-{source}-seed{seed}"}
+            write_run(tmp_path / f"{source}{seed}", "fixed", seed, options={"weights": None} | sides, config=config)
+    found = comparison(tmp_path)
+    assert {method.name: method.seeds for method in found.methods} == {
+        "unitary": [0, 1],
+        "fixed weights_from=mt10-cagrad": [0, 1],
+        "fixed weights_from=mt10-nash_mtl": [0, 1],
+    }
+    assert found.configuration["combiner.critic.weights"]["fixed weights_from=mt10-cagrad"] == "extracted"
+
+
 @pytest.mark.parametrize(
     ("typed", "names"),
     [
