@@ -111,8 +111,11 @@ def _compare(
     over = tested[baseline][1] if missing else single
     reference_name = baseline if missing else SINGLE
     reference = {key: mean for key in higher if (mean := float(over[key].mean()))}
-    if lost := next((task for task in runs[0].tasks if not any(key.split("/")[0] == task for key in reference)), None):
-        raise InputError(f"the relative gain in {lost} needs a reference other than 0: that of {reference_name} is 0")
+    measured = {key.split("/")[0] for key in reference}
+    if lost := [task for task in runs[0].tasks if task not in measured]:
+        raise InputError(
+            f"the relative gain in {lost[0]} needs a reference other than 0: that of {reference_name} is 0"
+        )
     every = [*runs, *(run for own in singles.values() for run in own)]
     unscored = unscored_warnings(every, [run for run in every if run.summary is None], "not finished")
     return SupervisedComparison(

@@ -141,6 +141,7 @@ def test_evaluation_films_and_the_report(
     compare_runs(CompareConfig(runs=str(lines), out=str(tmp_path / "report"), metric="score"))
     said = " ".join(capsys.readouterr().out.split())
     assert "Too few seeds to tell from unitary (1 paired seed; fewer than 6 cannot" in said
+    assert "every seed): pcgrad " in said
     assert "(normalised return, mean of the last 5 evaluations)" in said
 
 

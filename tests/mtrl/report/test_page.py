@@ -236,6 +236,7 @@ def test_every_method_at_once(tmp_path: Path) -> None:
     write_report([training_section(found)], tmp_path / "out", COMMAND)
     (sentence, _) = found.verdicts()
     assert sentence.startswith("Too few seeds to tell from unitary (1 paired seed; ")
+    assert sentence.index(": aligned_mtl ") < sentence.index("; cagrad ")
     assert all(f" {name} " in sentence for name in names() if name != "unitary")
 
 

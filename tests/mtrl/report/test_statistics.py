@@ -230,12 +230,17 @@ def paired(seeds: int, value: float, p: float, comparisons: int = 1) -> PairedCo
             "better",
             "Better than unitary (10 paired seeds): pcgrad +0.200 [+0.100, +0.300], p = 0.004.",
         ),
-        (paired(10, -0.2, 0.004), "worse", "Worse than unitary"),
-        (paired(10, 0.02, 0.6), "no significant difference", "No significant difference from unitary"),
+        (paired(10, -0.2, 0.004), "worse", "Worse than unitary (10 paired seeds): pcgrad -"),
+        (
+            paired(10, 0.02, 0.6),
+            "no significant difference",
+            "No significant difference from unitary (10 paired seeds): pcgrad ",
+        ),
         (paired(5, 0.2, 0.0625), "too few seeds to tell", "fewer than 6 cannot be significant"),
         (paired(10, 0.2, 0.06, 33), "too few seeds to tell", "fewer than 11 cannot be significant"),
-        (paired(1, 0.2, 1.0), "too few seeds to tell", "Too few seeds to tell from unitary (1 paired seed;"),
-        (paired(0, math.nan, 1.0), "too few seeds to tell", "No seed in common with unitary, run both with"),
+        (paired(1, 0.2, 1.0), "too few seeds to tell", "(1 paired seed; fewer than 6 cannot be significant, "),
+        (paired(1, 0.2, 1.0), "too few seeds to tell", "even with the same sign in every seed): pcgrad +0.200."),
+        (paired(0, math.nan, 1.0), "too few seeds to tell", "run both with the same seeds: pcgrad."),
     ],
 )
 def test_verdicts(comparison: PairedComparison, verdict: str, sentence: str) -> None:

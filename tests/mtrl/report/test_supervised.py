@@ -91,6 +91,7 @@ def test_tables_by_hand(by_hand: Path) -> None:
     (paired,) = (own for own in found.paired if own.method == "pcgrad")
     assert paired.difference.value == pytest.approx((20 + 22.5) / 2)
     assert found.verdicts()[0].startswith("Too few seeds to tell from unitary (2 paired seeds; ")
+    assert "): mgda -" in found.verdicts()[0]
 
 
 def test_tasks_with_one_metric_are_averaged(tmp_path: Path) -> None:
