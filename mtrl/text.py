@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./-]*[A-Za-z_./-][A-Za-z0-9_./-]*", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-]*[A-Za-z_./-][A-Za-z0-9_./+-]*", re.ASCII)
 _NOT_TEXT = re.compile(r"[+-]?(?:nan|inf|infinity|null|true|false|[\d_.]+(?:e[+-]?[\d_]+)?)", re.IGNORECASE)
 
 
