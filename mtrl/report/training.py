@@ -332,7 +332,7 @@ def _wall_clock(comparison: TrainingComparison) -> Picture:
 
     def curve(method: Method) -> Rows | None:
         series = [(run.metrics.seconds / seconds, run.metrics.scores) for run in method.runs]
-        first, last = min(x[0] for x, _ in series), max(x[-1] for x, _ in series)
+        first, last = min(x[0] for x, _ in series), np.quantile([x[-1] for x, _ in series], 0.5, method="higher")
         return drawing.aligned(series, np.unique(np.linspace(first, last, _POINTS)))
 
     figure = _all_methods(comparison, curve, _label(comparison.metric, comparison.runs))
@@ -341,7 +341,7 @@ def _wall_clock(comparison: TrainingComparison) -> Picture:
         "wall_clock",
         "What the same time buys",
         "The learning curves against the wall-clock time of training, evaluations included. Comparable only between "
-        f"runs on the same hardware under the same load. {drawing.READING}",
+        f"runs on the same hardware under the same load. {drawing.READING} A curve ends where half of the runs have.",
         figure,
     )
 
