@@ -326,13 +326,18 @@ def _tasks_tables(comparison: TrainingComparison) -> Iterator[Table]:
         yield Table(f"tasks_{goals_of(key)}", f"Tasks: success rate, {goals}", header, rows, note)
 
 
+def _typical_end(method: Method) -> float:
+    """The seconds after which half of a method's runs have ended."""
+    return float(np.quantile([run.metrics.seconds[-1] for run in method.runs], 0.5, method="higher"))
+
+
 def _wall_clock(comparison: TrainingComparison) -> Picture:
-    longest = max(run.metrics.seconds[-1] for method in comparison.methods for run in method.runs)
+    longest = max(_typical_end(method) for method in comparison.methods if method.runs)
     unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60)
 
     def curve(method: Method) -> Rows | None:
         series = [(run.metrics.seconds / seconds, run.metrics.scores) for run in method.runs]
-        first, last = min(x[0] for x, _ in series), np.quantile([x[-1] for x, _ in series], 0.5, method="higher")
+        first, last = min(x[0] for x, _ in series), _typical_end(method) / seconds
         return drawing.aligned(series, np.unique(np.linspace(first, last, _POINTS)))
 
     figure = _all_methods(comparison, curve, _label(comparison.metric, comparison.runs))
