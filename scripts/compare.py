@@ -1,7 +1,7 @@
 """Compares the methods of a set of runs: ``python scripts/compare.py runs=runs/sweep out=report``."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class CompareConfig:
     metric: str | None = None
     task_metric: str | None = None
     last_k: Count = 5
+    tuning_seeds: list[Seed] = field(default_factory=list)
     seed: Seed = 0
     debug: bool = False
 
@@ -60,9 +61,10 @@ def sections(options: CompareConfig) -> list[Section]:
     runs, left_out = load_runs(Path(options.runs), metric, task_metric)
     given: dict[str, Any] = {"baseline": options.baseline, "seed": options.seed, "left_out": left_out}
     if runs[0].kind == "rl":
-        return [training_section(compare_training(runs, metric=metric, last_k=options.last_k, **given))]
-    for key in ("metric", "task_metric", "last_k"):
-        if getattr(options, key) != getattr(CompareConfig, key):
+        given |= {"last_k": options.last_k, "tuning_seeds": options.tuning_seeds}
+        return [training_section(compare_training(runs, metric=metric, **given))]
+    for key in ("metric", "task_metric", "last_k", "tuning_seeds"):
+        if getattr(options, key) != getattr(CompareConfig(), key):
             raise InputError(
                 f"{key} is for runs of reinforcement learning: supervised runs are compared by their test metrics"
             )

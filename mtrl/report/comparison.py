@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ _METHOD_KEYS = (
     *("updates_per_step", "resets", "reset_updates", "batch_size", "precision", "rescale"),
 )
 _LONGEST_NAME = 48
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,20 @@ class Comparison:
         return sentences
 
 
-def runs_by_method(runs: Sequence[Run], baseline: str) -> dict[str, list[Run]]:
-    """The runs of each method by its name, the baseline first, the others by name.
+def runs_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each method by its name, see `Method`."""
+    by_name: dict[str, list[Run]] = defaultdict(list)
+    for run, name in zip(runs, _method_names(runs), strict=True):
+        by_name[name].append(run)
+    return by_name
+
+
+def baseline_first(by_name: Mapping[str, Item], baseline: str) -> dict[str, Item]:
+    """The baseline, then the other methods by name.
 
     Raises:
         InputError: if there is no such baseline.
     """
-    by_name: dict[str, list[Run]] = defaultdict(list)
-    for run, name in zip(runs, _method_names(runs), strict=True):
-        by_name[name].append(run)
     if baseline not in by_name:
         raise unknown_name("baseline", baseline, by_name)
     return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, name))}

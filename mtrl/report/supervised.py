@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mtrl.errors import InputError
 from mtrl.measures import gain_statistics, mean_rank, relative_gain, relative_loss
 from mtrl.report import drawing, figures
-from mtrl.report.comparison import Comparison, Method, differences, runs_by_method, unscored_warnings
+from mtrl.report.comparison import Comparison, Method, baseline_first, differences, runs_by_method, unscored_warnings
 from mtrl.report.conflict_figures import conflict_pictures
 from mtrl.report.drawing import Picture, Rows
 from mtrl.report.references import published
@@ -97,7 +97,7 @@ def _compare(
     described = next(run.summary.metrics for run in runs if run.summary is not None)
     ordered = sorted(described, key=lambda key: ("/" in key, runs[0].tasks.index(key.split("/")[0])))
     higher = {key: described[key].higher_is_better for key in ordered}
-    by_name = runs_by_method(runs, baseline)
+    by_name = baseline_first(runs_by_method(runs), baseline)
     tested = {name: _tested(own, list(higher)) for name, own in by_name.items()}
     missing = [task for task, own in singles.items() if not _finished(own)]
     single: dict[str, Array] = {}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mtrl.errors import InputError
 from mtrl.report import drawing, figures
-from mtrl.report.comparison import Comparison, Method, named, runs_by_method, unscored_warnings
+from mtrl.report.comparison import Comparison, Method, baseline_first, named, runs_by_method, unscored_warnings
 from mtrl.report.conflict_figures import conflict_pictures, plasticity_picture
 from mtrl.report.drawing import Picture, Rows
 from mtrl.report.learning_curve import NAMES
@@ -26,6 +26,7 @@ from mtrl.report.statistics import (
     mean_over_tasks,
 )
 from mtrl.report.tables import Cell, Table, configuration_table, cost_table, paired_table, runs_table
+from mtrl.report.tuning import Trial, tune, tuning_warnings
 from mtrl.run.record import GOALS, PREFIXES, goals_of
 
 _POINTS = 100
@@ -41,6 +42,7 @@ class TrainingComparison(Comparison):
         step: where the methods are compared: the last evaluation that every compared run reached.
         last_k: over how many evaluations, up to this step, `Method.scores` are means; `Method.reached` holds ``[n, T]``
             the ``final`` scores at this step, and the ``best``: at the evaluation with the highest mean over tasks.
+        trials: what methods were tuned among, where they were.
     """
 
     progress = drawing.VECTOR_STEPS
@@ -48,6 +50,7 @@ class TrainingComparison(Comparison):
     metric: str
     step: int
     last_k: int
+    trials: Sequence[Trial]
 
     @property
     def parallel(self) -> int:
@@ -68,17 +71,25 @@ class TrainingComparison(Comparison):
 
 
 def compare_training(
-    runs: Sequence[Run], *, metric: str, baseline: str, seed: int, last_k: int, left_out: Sequence[str] = ()
+    runs: Sequence[Run],
+    *,
+    metric: str,
+    baseline: str,
+    seed: int,
+    last_k: int,
+    tuning_seeds: Sequence[int] = (),
+    left_out: Sequence[str] = (),
 ) -> TrainingComparison:
     """Compares the methods of runs of reinforcement learning of one benchmark and list of tasks.
 
     Where any run is finished, finished runs alone are scored; otherwise every run is. All are scored at the last
     evaluation that each of them reached, so that a longer run has no advantage. A run is not scored where a value of
     its last ``last_k`` evaluations by then is missing. The arguments become the `TrainingComparison`'s attributes;
-    ``metric`` is what `Metrics.scores` holds.
+    ``metric`` is what `Metrics.scores` holds. Where there are ``tuning_seeds``, these choose each method's options, and
+    methods are compared by the other seeds: see `tune`.
 
     Raises:
-        InputError: if no run can be scored, or there is no such baseline.
+        InputError: if no run can be scored, there is no such baseline, or tuning leaves nothing to compare.
     """
     evaluated = [run for run in runs if len(run.metrics.steps)]
     if not evaluated:
@@ -87,18 +98,28 @@ def compare_training(
     compared, step = _scorable(candidates, last_k)
     if not compared:
         raise InputError(f"no run can be scored: values of '{metric}' or of its tasks are missing in all of them")
+    methods = {name: _method(name, own, compared, step, last_k) for name, own in runs_by_method(runs).items()}
+    remarks = [*_scale_warnings(metric, runs[0].tasks), *_run_warnings(runs, candidates, compared, step)]
+    trials: list[Trial] = []
+    if tuning_seeds := sorted({*tuning_seeds}):
+        methods, trials = tune(methods.values(), tuning_seeds)
+        remarks = [*tuning_warnings(trials, tuning_seeds), *remarks]
+        runs = [run for method in methods.values() for run in method.every]
+        kept = {run.directory for run in runs}
+        compared = [run for run in compared if run.directory in kept]
     return TrainingComparison(
         score=f"{_label(metric, runs)}, mean of the last {last_k} evaluations",
         seed=seed,
         baseline=baseline,
-        methods=[_method(name, own, compared, step, last_k) for name, own in runs_by_method(runs, baseline).items()],
+        methods=list(baseline_first(methods, baseline).values()),
         runs=runs,
         compared=compared,
-        remarks=[*_scale_warnings(metric, runs[0].tasks), *_run_warnings(runs, candidates, compared, step)],
+        remarks=remarks,
         left_out=left_out,
         metric=metric,
         step=step,
         last_k=last_k,
+        trials=trials,
     )
 
 
@@ -250,6 +271,7 @@ def training_tables(comparison: TrainingComparison) -> list[Table]:
     return [
         _methods_table(comparison),
         paired_table(comparison),
+        *([_trials_table(comparison)] if comparison.trials else []),
         *_tasks_tables(comparison),
         cost_table(
             comparison,
@@ -300,6 +322,23 @@ def _methods_table(comparison: TrainingComparison) -> Table:
             "best": lambda method: estimate(method.reached["best"], mean_over_tasks),
         },
         "\n\n".join(filter(None, [note, bias_of_best(comparison)])),
+    )
+
+
+def _trials_table(comparison: TrainingComparison) -> Table:
+    return Table.of(
+        "trials",
+        "Trials",
+        comparison.trials,
+        {
+            "method": lambda trial: trial.method,
+            "options": lambda trial: trial.configuration,
+            "seeds of tuning": lambda trial: len(trial.scores),
+            f"last {comparison.last_k}": lambda trial: comparison.estimate(trial.scores),
+            "chosen": lambda trial: "yes" if trial.chosen else "no",
+        },
+        f"By {comparison.score}, over the seeds of tuning, with 95% intervals that resample whole seeds. Methods are "
+        "compared with the options that did best here, by all other seeds.",
     )
 
 
