@@ -38,7 +38,16 @@ _LAUNCHERS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "subm
 """Which extra installs each of Hydra's launchers."""
 _WHOLE = r"\d+[eE]\+?\d{1,2}"
 """A whole number that Hydra would read as one that need not be."""
-_KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
+_EXPECTED = {
+    r"Value (.*) of type .* could not be converted to Integer": "an integer",
+    r"Value (.*) of type .* could not be converted to Float": "a number",
+    r"Value (.*) is not a valid bool": "true or false",
+    r"Cannot convert '.*' to string: '(.*)'": "a text",
+    r"Invalid value assigned: (\w+) is not a ListConfig": "a list, KEY=[A,B]",
+    r"Cannot merge (\w+)Config with ListConfig": "a list, KEY=[A,B]",
+    r"Invalid type assigned: .* is not a subclass of \w+\. value: (.*)": "keys of its own, KEY.NAME=VALUE",
+}
+"""What should have been given, by what OmegaConf says of a value."""
 
 
 def as_typed(arguments: Sequence[str], *, sweeping: bool = False) -> list[str]:
@@ -210,7 +219,7 @@ def _configuration_message(error: BaseException) -> str:
     node = getattr(cause, "parent_node", None)
     if "not in" in first and node is not None and getattr(cause, "key", None) is not None:
         return str(unknown_name("key", key, [key[: len(key) - len(str(cause.key))] + str(k) for k in node]))  # type: ignore[attr-defined]
-    if conversion := re.match(r"Value (.*) of type .* could not be converted to (\w+)", first):
-        value, kind = conversion.groups()
-        return f"{key}: expected {_KINDS.get(kind, kind)}, got {value}"
+    for said, expected in _EXPECTED.items():
+        if found := re.match(said, first):
+            return f"{key}: expected {expected.replace('KEY', key)}, got {found[1]}"
     return f"{key}: {first}" if key and key not in first else first

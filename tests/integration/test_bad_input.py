@@ -67,6 +67,11 @@ def fails(
         (["--steps=100"], "unknown flag '--steps=100': keys are set without dashes, steps=100"),
         (["steps=1e6", "eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
         (["steps=1.5e6"], "steps: expected an integer, got '1500000.0'"),
+        (["progress=maybe"], "progress: expected true or false, got 'maybe'"),
+        (["tasks=3"], "tasks: expected a list, tasks=[A,B], got int"),
+        (["tasks={reach-v3: 1}"], "tasks: expected a list, tasks=[A,B], got Dict"),
+        (["task=[reach-v3]"], "task: expected a text, got ['reach-v3']"),
+        (["eval=3"], "eval: expected keys of its own, eval.NAME=VALUE, got 3"),
         (["steps=["], "override 'steps=[' cannot be parsed"),
     ],
 )
