@@ -71,7 +71,7 @@ def tuning_warnings(trials: Sequence[Trial], seeds: Sequence[int]) -> list[str]:
     """What was chosen by which seeds, what could not be, and whether methods had as many trials."""
     whole = Counter(trial.method for trial in trials if len(trial.scores) == len(seeds))
     chosen = ", ".join(f"{trial.configuration} (of {whole[trial.method]})" for trial in trials if trial.chosen)
-    warnings = [f"Options were chosen by {', '.join(map(str, seeds))} as seeds, which are not compared: {chosen}."]
+    warnings = [f"Options were chosen by seeds that are not compared ({', '.join(map(str, seeds))}): {chosen}."]
     if lacking := [trial.configuration for trial in trials if len(trial.scores) < len(seeds)]:
         warnings.append(f"Not scored with all of these seeds, and so not to be chosen: {', '.join(lacking)}.")
     if len({*whole.values()}) > 1:

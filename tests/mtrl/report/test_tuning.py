@@ -45,7 +45,7 @@ def test_seeds_of_tuning_choose_and_the_others_compare(tmp_path: Path) -> None:
     assert paired.seeds == 2
     assert paired.difference.value == pytest.approx(pcgrad.scores.mean() - unitary.scores.mean())
     assert found.warnings[0] == (
-        "Options were chosen by 1, 2 as seeds, which are not compared: "
+        "Options were chosen by seeds that are not compared (1, 2): "
         "pcgrad learning_rate=0.001 (of 2), unitary learning_rate=0.0001 (of 2)."
     )
 
