@@ -163,17 +163,17 @@ def picture_over_training(
     return Picture(name, title, f"{caption} {selection(comparison)}", figure)
 
 
-def label_rows(axes: Axes, methods: Sequence[Method]) -> None:
-    """A row for each method, the first at the top."""
-    axes.set_yticks(range(len(methods)), [method.name for method in methods])
-    axes.set_ylim(len(methods) - 0.5, -0.5)
+def label_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A row for each name, the first at the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
 
 
-def rows(methods: Sequence[Method]) -> tuple[Figure, Axes]:
-    """Axes with a row for each method."""
-    figure = Figure(figsize=(8, 0.9 + 0.36 * len(methods)))
-    label_rows(axes := figure.add_subplot(), methods)
+def rows(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Axes with a row for each name."""
+    figure = Figure(figsize=(8, 0.9 + 0.36 * len(names)))
+    label_rows(axes := figure.add_subplot(), names)
     return figure, axes
 
 

@@ -11,7 +11,7 @@ from mtrl.report.statistics import mean_over_tasks
 def intervals(comparison: Comparison, what: str) -> Picture:
     """Each method's mean score, the best first; the caption begins with what it is."""
     methods = sorted(comparison.scored, key=lambda method: -method.scores.mean())
-    figure, axes = drawing.rows(methods)
+    figure, axes = drawing.rows([method.name for method in methods])
     for row, method in enumerate(methods):
         values, colour = method.scores.mean(1), drawing.look(comparison, method.name)[0]
         by_task = comparison.estimate(method.scores, mean_over_tasks)
@@ -32,7 +32,7 @@ def times(comparison: Comparison, name: str, over: str) -> Picture | None:
     if not timed:
         return None
     methods = sorted(timed, key=lambda method: float(np.median(method.durations)))
-    figure, axes = drawing.rows(methods)
+    figure, axes = drawing.rows([method.name for method in methods])
     axes.boxplot(
         [method.durations for method in methods],
         positions=range(len(methods)),
@@ -67,7 +67,7 @@ def memory(comparison: Comparison, remark: str = "") -> Picture | None:
         return None
     names = {"process_gib": "training process", "gpu_gib": "GPU"}
     kinds = {key: label for key, label in names.items() if any(method.peak_memory(key) for method in methods)}
-    figure, axes = drawing.rows(methods)
+    figure, axes = drawing.rows([method.name for method in methods])
     height = 0.7 / len(kinds)
     for offset, (key, label) in enumerate(kinds.items()):
         values = [method.peak_memory(key) or 0.0 for method in methods]

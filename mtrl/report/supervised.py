@@ -431,7 +431,7 @@ def _test_metrics(comparison: SupervisedComparison) -> Picture:
             axes.axvline(alone.value, color=drawing.GREY, ls="--", lw=1)
             axes.axvspan(*np.nan_to_num([alone.low, alone.high], nan=alone.value), color=drawing.GREY, alpha=0.15, lw=0)
         axes.set_title(f"{label} {'→' if comparison.higher_is_better[key] else '←'}", fontsize=9)
-        drawing.label_rows(axes, methods)
+        drawing.label_rows(axes, [method.name for method in methods])
         axes.tick_params(labelleft=index % columns == 0, labelsize=8)
         axes.locator_params(axis="x", nbins=4)
     alone_too = f" Dashed and grey: {SINGLE} and its interval." if comparison.single else ""

@@ -238,6 +238,7 @@ def _pictures(comparison: TrainingComparison) -> Iterator[Picture | None]:
             ),
         )
     yield figures.intervals(comparison, f"{comparison.where.capitalize()}.")
+    yield _trials(comparison)
     yield _task_curves(comparison)
     yield _wall_clock(comparison)
     intervals = "the intervals between log entries, stepping the simulators included"
@@ -363,6 +364,23 @@ def _tasks_tables(comparison: TrainingComparison) -> Iterator[Table]:
             for task, own in of_tasks.items()
         ]
         yield Table(f"tasks_{goals_of(key)}", f"Tasks: success rate, {goals}", header, rows, note)
+
+
+def _trials(comparison: TrainingComparison) -> Picture | None:
+    if not comparison.trials:
+        return None
+    figure, axes = drawing.rows([trial.configuration for trial in comparison.trials])
+    for row, trial in enumerate(comparison.trials):
+        colour = drawing.look(comparison, trial.method)[0] if trial.chosen else drawing.GREY
+        drawing.scores(axes, row, trial.scores, colour, 8, (comparison.estimate(trial.scores), 5))
+    axes.set_xlabel(comparison.score)
+    return Picture(
+        "trials",
+        "How options were chosen",
+        "Each method with each of its options, over the seeds of tuning alone; in colour what is compared, by all "
+        "other seeds. Circle: mean. Bar: 95% interval over seeds. Ticks below: one per seed.",
+        figure,
+    )
 
 
 def _typical_end(method: Method) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from mtrl.errors import InputError
 from mtrl.report.runs import load_runs
-from mtrl.report.training import TrainingComparison, compare_training, training_tables
+from mtrl.report.training import TrainingComparison, compare_training, training_section, training_tables
 from tests.mtrl.report.synthetic_runs import write_run
 
 LOW, HIGH = {"agent": {"learning_rate": 0.0001}}, {"agent": {"learning_rate": 0.001}}
@@ -50,7 +50,7 @@ def test_seeds_of_tuning_choose_and_the_others_compare(tmp_path: Path) -> None:
     )
 
 
-def test_the_trials_are_a_table(tmp_path: Path) -> None:
+def test_the_trials_are_a_table_and_a_picture(tmp_path: Path) -> None:
     write(tmp_path, "unitary", {1: 0.9, 2: 0.9, 3: 0.9}, {1: 0.1, 2: 0.1})
     found = comparison(tmp_path, [1, 2])
     (table,) = [table for table in training_tables(found) if table.name == "trials"]
@@ -59,11 +59,15 @@ def test_the_trials_are_a_table(tmp_path: Path) -> None:
     assert (low[0], low[2], low[4]) == ("unitary", 2, "yes")
     assert (high[0], high[2], high[4]) == ("unitary", 2, "no")
     assert low[3].value > high[3].value  # type: ignore[union-attr]
+    (picture,) = [picture for picture in training_section(found).pictures if picture.name == "trials"]
+    assert [label.get_text() for label in picture.figure.axes[0].get_yticklabels()] == [*rows]
 
 
 def test_without_tuning_there_are_no_trials(tmp_path: Path) -> None:
     write(tmp_path, "unitary", {1: 0.9, 2: 0.9}, {})
-    assert "trials" not in [table.name for table in training_tables(comparison(tmp_path, []))]
+    section = training_section(comparison(tmp_path, []))
+    assert "trials" not in [table.name for table in section.tables]
+    assert "trials" not in [picture.name for picture in section.pictures]
 
 
 def test_what_lacks_a_seed_of_tuning_cannot_be_chosen(tmp_path: Path) -> None:
