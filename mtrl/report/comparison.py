@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from mtrl.errors import unknown_name
+from mtrl.errors import InputError, unknown_name
 from mtrl.report import statistics
 from mtrl.report.runs import Run
 from mtrl.report.statistics import Array, Estimate, PairedComparison, mean_over_seeds
@@ -177,6 +177,8 @@ def baseline_first(by_name: Mapping[str, Item], baseline: str) -> dict[str, Item
         InputError: if there is no such baseline.
     """
     if baseline not in by_name:
+        if ways := sorted(name for name in by_name if name.startswith(f"{baseline} ")):
+            raise InputError(f"{baseline} was run in {len(ways)} ways: choose one as baseline, e.g. '{ways[0]}'")
         raise unknown_name("baseline", baseline, by_name)
     return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, name))}
 

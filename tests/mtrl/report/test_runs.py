@@ -431,6 +431,15 @@ def test_unknown_baseline_offers_the_nearest(tmp_path: Path) -> None:
         comparison(tmp_path, baseline="pcgard")
 
 
+def test_a_baseline_that_was_run_in_several_ways_has_to_be_chosen(tmp_path: Path) -> None:
+    for rate in (0.0001, 0.001):
+        write_run(tmp_path / str(rate), config={"agent": {"learning_rate": rate}})
+    expected = r"unitary was run in 2 ways: choose one as baseline, e\.g\. 'unitary learning_rate=0\.0001'$"
+    with pytest.raises(InputError, match=expected):
+        comparison(tmp_path)
+    assert comparison(tmp_path, baseline="unitary learning_rate=0.0001").baseline.endswith("0.0001")
+
+
 def test_a_baseline_that_cannot_be_scored_yet(tmp_path: Path) -> None:
     write_run(tmp_path / "a", finished=False)
     write_run(tmp_path / "b", "pcgrad")
