@@ -85,11 +85,13 @@ def paired_table(comparison: Comparison) -> Table:
             "difference": lambda paired: paired.difference,
             "p": lambda paired: paired.p_value,
             "adjusted p": lambda paired: paired.adjusted_p_value,
+            "detectable": lambda paired: paired.detectable,
             "probability of improvement": lambda paired: paired.improvement,
             "verdict": lambda paired: paired.verdict,
         },
-        f"Of the mean over tasks: {comparison.score}. p: two-sided sign-flip permutation "
-        "test, exact up to 16 seeds; adjusted for the number of methods (Holm, 1979). Probability of improvement: how "
+        f"Of the mean over tasks: {comparison.score}. p: two-sided sign-flip permutation test, exact up to 16 seeds; "
+        "adjusted for the number of methods (Holm, 1979). Detectable: how large a difference has to be for as many seeds "
+        "to show it four times in five, before adjustment. Probability of improvement: how "
         f"often a run of the method beats a run of {comparison.baseline} on a task, a tie counting half. Intervals "
         "resample whole seeds.",
     )

@@ -14,6 +14,7 @@ from mtrl.report.statistics import (
     PairedComparison,
     best_by_luck,
     compare_with_baseline,
+    detectable_difference,
     holm,
     interquartile_mean,
     interquartile_mean_over_seeds,
@@ -217,9 +218,25 @@ def test_seeds_needed(comparisons: int) -> None:
     assert holm([2 / 2 ** (seeds - 1)] + [1.0] * (comparisons - 1))[0] > 0.05
 
 
+@pytest.mark.parametrize("seeds", [7, 10, 14])
+def test_a_detectable_difference_is_detected_four_times_in_five(seeds: int) -> None:
+    noise = generator(3).normal(0, 2.0, (1000, seeds))
+    noise = (noise - noise.mean(1, keepdims=True)) / noise.std(1, ddof=1, keepdims=True)
+    needed = detectable_difference(0.3 + 2.0 * noise[0])
+    assert needed == pytest.approx(detectable_difference(noise[0]) * 2)
+    drawn = generator(4).normal(needed, 2.0, (400, seeds))
+    detected = np.mean([sign_flip_p_value(own, generator()) <= 0.05 for own in drawn])
+    assert detected == pytest.approx(0.8, abs=0.06)
+
+
+def test_so_few_seeds_detect_nothing() -> None:
+    assert math.isnan(detectable_difference(np.arange(5.0)))
+    assert detectable_difference(np.arange(6.0)) > 0
+
+
 def paired(seeds: int, value: float, p: float, comparisons: int = 1) -> PairedComparison:
     difference = Estimate(value, value - 0.1, value + 0.1) if seeds > 1 else Estimate(value, math.nan, math.nan)
-    return PairedComparison("pcgrad", "unitary", seeds, difference, p, p, comparisons, NONE)
+    return PairedComparison("pcgrad", "unitary", seeds, difference, p, p, comparisons, NONE, math.nan)
 
 
 @pytest.mark.parametrize(
