@@ -90,8 +90,8 @@ def paired_table(comparison: Comparison) -> Table:
             "verdict": lambda paired: paired.verdict,
         },
         f"Of the mean over tasks: {comparison.score}. p: two-sided sign-flip permutation test, exact up to 16 seeds; "
-        "adjusted for the number of methods (Holm, 1979). Detectable: how large a difference has to be for as many seeds "
-        "to show it four times in five, before adjustment. Probability of improvement: how "
+        "adjusted for the number of methods (Holm, 1979). Detectable: how large a difference has to be for as many "
+        "seeds to show it four times in five, before adjustment. Probability of improvement: how "
         f"often a run of the method beats a run of {comparison.baseline} on a task, a tie counting half. Intervals "
         "resample whole seeds.",
     )
