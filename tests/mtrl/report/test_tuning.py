@@ -87,3 +87,12 @@ def test_nothing_to_choose_from_or_to_compare_by(tmp_path: Path) -> None:
         comparison(tmp_path, [1, 2])
     with pytest.raises(InputError, match=r"tuning_seeds=\[1, 7\]: no configuration of unitary was scored"):
         comparison(tmp_path, [1, 7])
+
+
+def test_a_method_without_other_seeds_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "unitary", {1: 0.9, 2: 0.9, 3: 0.9}, {1: 0.1, 2: 0.1})
+    write(tmp_path, "pcgrad", {1: 0.9, 2: 0.9}, {1: 0.1, 2: 0.1})
+    found = comparison(tmp_path, [1, 2])
+    assert [method.seeds for method in found.methods] == [[3], []]
+    assert "No run of pcgrad can be scored yet." in found.warnings
+    assert training_section(found).pictures
