@@ -23,7 +23,6 @@ from itertools import groupby
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from mtrl.errors import InputError
 from mtrl.text import counted, number
@@ -165,6 +164,8 @@ def detectable_difference(differences: Array) -> float:
     ``(t_0.975 + t_0.8) s / sqrt(n)`` with the spread ``s`` of the paired differences ``[n]`` and Student's quantiles
     (Cohen, 1988). NaN where so few can show nothing, whatever it is.
     """
+    from scipy.special import stdtrit  # not above: who trains imports this module too
+
     _check(differences)
     n = len(differences)
     if n < seeds_needed(1):
