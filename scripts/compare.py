@@ -63,8 +63,9 @@ def sections(options: CompareConfig) -> list[Section]:
     if runs[0].kind == "rl":
         given |= {"last_k": options.last_k, "tuning_seeds": options.tuning_seeds}
         return [training_section(compare_training(runs, metric=metric, **given))]
+    defaults = CompareConfig()
     for key in ("metric", "task_metric", "last_k", "tuning_seeds"):
-        if getattr(options, key) != getattr(CompareConfig(), key):
+        if getattr(options, key) != getattr(defaults, key):
             raise InputError(
                 f"{key} is for runs of reinforcement learning: supervised runs are compared by their test metrics"
             )

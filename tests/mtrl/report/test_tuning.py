@@ -15,8 +15,15 @@ LOW, HIGH = {"agent": {"learning_rate": 0.0001}}, {"agent": {"learning_rate": 0.
 
 def comparison(folder: Path, tuning_seeds: list[int]) -> TrainingComparison:
     runs, left_out = load_runs(folder, "eval/success_mean", "eval/success/")
-    options = {"metric": "eval/success_mean", "baseline": "unitary", "last_k": 3, "left_out": left_out}
-    return compare_training(runs, seed=0, tuning_seeds=tuning_seeds, **options)  # type: ignore[arg-type]
+    return compare_training(
+        runs,
+        metric="eval/success_mean",
+        baseline="unitary",
+        seed=0,
+        last_k=3,
+        tuning_seeds=tuning_seeds,
+        left_out=left_out,
+    )
 
 
 def write(folder: Path, method: str, low: dict[int, float], high: dict[int, float]) -> None:
@@ -32,9 +39,8 @@ def test_seeds_of_tuning_choose_and_the_others_compare(tmp_path: Path) -> None:
     found = comparison(tmp_path, [2, 1, 1])
     unitary, pcgrad = found.methods
     assert (unitary.name, pcgrad.name) == ("unitary", "pcgrad")
-    assert {run.directory.name for run in found.runs} == {
-        "unitary-low-3", "unitary-low-4", "pcgrad-high-3", "pcgrad-high-4",
-    }  # fmt: skip
+    expected_runs = {"unitary-low-3", "unitary-low-4", "pcgrad-high-3", "pcgrad-high-4"}
+    assert {run.directory.name for run in found.runs} == expected_runs
     assert {run.directory for run in found.compared} == {run.directory for run in found.runs}
     for method in found.methods:
         assert method.seeds == [3, 4]
