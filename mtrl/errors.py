@@ -22,9 +22,15 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InputError:
         valid: every accepted name.
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    expected = f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(names)}"
+    folded = {_folded(valid_name): valid_name for valid_name in names}
+    near = difflib.get_close_matches(_folded(name), folded, n=1, cutoff=0.4)
+    expected = f"did you mean '{folded[near[0]]}'?" if near else f"valid: {', '.join(names)}"
     return InputError(f"unknown {kind} '{name}': {expected}")
+
+
+def _folded(name: object) -> str:
+    """As papers and code spell one name differently: PCGrad and pcgrad, Nash-MTL and nash_mtl."""
+    return str(name).lower().replace("-", "_")
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user or the scheduler asked for it

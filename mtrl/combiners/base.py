@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtrl.combiners.solvers import Array, gramian_of, to_host, unit_gramian
 from mtrl.errors import InputError, unknown_name
-from mtrl.ranges import Count, check, options_of
+from mtrl.ranges import Count, Seed, check, options_of
 
 Needs = Literal["losses", "gramian", "jacobian"]
 
@@ -93,6 +93,7 @@ class Combiner(torch.nn.Module):
     def __init__(self, num_tasks: int, *, seed: int = 0, rescale: bool = False, **options: Any) -> None:
         super().__init__()
         check("num_tasks", num_tasks, Count)
+        check("seed", seed, Seed)
         check("rescale", rescale, bool)
         known = self.options()
         for option, value in options.items():

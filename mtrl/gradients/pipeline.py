@@ -146,6 +146,12 @@ def combine(
     return Combination(losses, None if needs == "jacobian" else found, None, None, norm)
 
 
+def check_combiner(combiner: object) -> None:
+    """Raises `InputError` for a name or a class in place of a combiner."""
+    if not isinstance(combiner, Combiner):
+        raise InputError(f"expected a combiner, such as combiners.make('pcgrad', num_tasks=3), got {combiner!r}")
+
+
 def look(combiner: Combiner, source: Source) -> Tensor | None:
     """What the method looks at beside the losses: a Gramian (see `Combiner.halves`), the Jacobian, or nothing."""
     if combiner.needs == "losses":
@@ -262,7 +268,7 @@ def differentiate(
 
 
 def accumulate(parameters: Sequence[Tensor], combined: Gradients) -> None:
-    """Adds gradients to ``.grad`` as ``Tensor.backward`` does; a parameter that no loss reaches has None.
+    """Adds gradients to ``.grad`` as ``Tensor.backward`` does, hooks too; a parameter that no loss reaches has None.
 
     The list is emptied on the way, so that no gradient is there twice for long.
     """
@@ -278,6 +284,8 @@ def accumulate(parameters: Sequence[Tensor], combined: Gradients) -> None:
             parameter.grad = gradient + parameter.grad
         else:
             parameter.grad.add_(gradient)
+        for hook in list((parameter._post_accumulate_grad_hooks or {}).values()):
+            hook(parameter)
 
 
 def norm_of(combined: Gradients) -> Tensor:

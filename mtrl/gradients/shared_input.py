@@ -18,6 +18,7 @@ from mtrl.gradients.pipeline import (
     Combination,
     Gradients,
     Source,
+    check_combiner,
     check_memory,
     combine,
     differentiate,
@@ -154,6 +155,7 @@ def source_of(
 
     All but the replicas is as there. Without a group, nothing is read back from the device.
     """
+    check_combiner(combiner)
     shared_, specific_ = _trainable(shared), _trainable(specific)
     measured_ = None if measured is None else _trainable(measured)
     scalars = _scalars(losses, combiner)
@@ -211,7 +213,10 @@ class _Maps:
     def of(cls, representation: Tensor | Sequence[Tensor | tuple[Tensor, ...]], num_tasks: int) -> "_Maps":
         """What was given to `backward`, checked."""
         given = [representation] if isinstance(representation, Tensor) else list(representation)
-        by_task = [[item] if isinstance(item, Tensor) else list(item) for item in given]
+        by_task = [list(item) if isinstance(item, list | tuple) else [item] for item in given]
+        if isinstance(representation, Mapping) or not all(isinstance(z, Tensor) for maps in by_task for z in maps):
+            kind = type(representation).__name__
+            raise InputError(f"expected the representation as a tensor or a list of tensors, got a {kind}")
         aliased = isinstance(representation, Aliases)
         if aliased and len(given) != num_tasks:
             raise InputError(f"{num_tasks} losses, but {len(given)} representations")
@@ -541,11 +546,15 @@ def _bytes(num_tasks: int, parameters: Sequence[Tensor]) -> int:
 
 
 def _scalars(losses: Tensor | Sequence[Tensor], combiner: Combiner) -> list[Tensor]:
+    if isinstance(losses, Mapping):
+        raise InputError("losses are a dict, expected a sequence in the order of the tasks: list(losses.values())")
     with torch.enable_grad():
         scalars = list(losses) if not isinstance(losses, Tensor) or losses.dim() else [losses]
         if len(scalars) != combiner.num_tasks:
             raise InputError(f"{combiner.name} was made for {combiner.num_tasks} tasks, got {len(scalars)} losses")
         for task, loss in enumerate(scalars):
+            if not isinstance(loss, Tensor):
+                raise InputError(f"the loss of task {task} is a {type(loss).__name__}, expected a tensor")
             if loss.numel() != 1:
                 raise InputError(f"the loss of task {task} has shape {tuple(loss.shape)}, expected a scalar")
             if loss.is_complex():
@@ -559,6 +568,8 @@ def _trainable(given: nn.Module | Iterable[nn.Module | Tensor]) -> list[Tensor]:
     refuse_wrapped(*(item for item in items if isinstance(item, nn.Module)))
     found: list[Tensor] = []
     for item in items:
+        if not isinstance(item, nn.Module | Tensor):
+            raise InputError(f"expected modules or parameters, such as model.parameters(), got a {type(item).__name__}")
         found += item.parameters() if isinstance(item, nn.Module) else [item]
     return _once(parameter for parameter in found if parameter.requires_grad)
 

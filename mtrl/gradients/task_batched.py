@@ -27,6 +27,7 @@ from mtrl.gradients.pipeline import (
     Combination,
     Gradients,
     Source,
+    check_combiner,
     check_memory,
     combine,
     differentiate,
@@ -34,6 +35,7 @@ from mtrl.gradients.pipeline import (
 )
 from mtrl.gradients.precision import inner_products
 from mtrl.gradients.shared_input import ByParameters
+from mtrl.ranges import Count, check
 
 ALIGNED = 4
 """At multiples of how many numbers a Jacobian's rows begin on a GPU, which loads them together."""
@@ -145,6 +147,9 @@ class TaskBatched:
         allow_slow: bool = False,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
     ) -> None:
+        if not isinstance(network, nn.Module):
+            raise InputError(f"expected a module as the network, got a {type(network).__name__}")
+        check("num_tasks", num_tasks, Count)
         self.network = network
         self.num_tasks = num_tasks
         self.memory_limit = memory_limit
@@ -247,6 +252,7 @@ class TaskBatched:
         `mtrl.gradients.backward`. Beside what `combine` raises, an `InputError` where the network broke a promise of
         `record`, or a needed Jacobian does not fit into ``memory_limit``.
         """
+        check_combiner(combiner)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         try:
             keep = retain_graph or (insight and combiner.needs != "gramian")  # it looks once more
@@ -267,6 +273,8 @@ class TaskBatched:
             keep: leave autograd's graph after the last pass.
         """
         refuse_several(_ONE_PROCESS)
+        if not isinstance(losses, Tensor):
+            raise InputError(f"expected the losses as one tensor [T] (torch.stack), got a {type(losses).__name__}")
         if losses.shape != (self.num_tasks,):
             raise InputError(f"expected one loss for each of {self.num_tasks} tasks, got {tuple(losses.shape)}")
         starts = promises.edges_of(losses)

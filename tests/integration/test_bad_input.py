@@ -39,6 +39,8 @@ def fails(
         (["agent.learning_rate=-1"], "agent.learning_rate: expected a number in (0, inf), got -1.0"),
         (["eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
         (["combiner=pcgrod"], "unknown combiner 'pcgrod': did you mean 'pcgrad'?"),
+        (["combiner=PCGrad"], "unknown combiner 'PCGrad': did you mean 'pcgrad'?"),
+        (["combiner=IMTL-G"], "unknown combiner 'IMTL-G': did you mean 'imtl_g'?"),
         (["+combiner.strength=3"], "unknown option of unitary 'strength'"),
         (["+combiner.seed=3"], "combiner.seed is a key of the whole: seed=1"),
         (["+combiner.rescale=true"], "combiner.rescale is the agent's: agent.rescale=true or false"),

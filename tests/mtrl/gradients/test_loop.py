@@ -146,6 +146,70 @@ def test_after_the_first_call_no_graph_is_walked(monkeypatch: pytest.MonkeyPatch
     assert step(representation=None) > 0  # something else
 
 
+# ---------------------------------------------------------------------------------------------- what is no such thing
+
+MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "dict of losses": ({"losses": dict.fromkeys("abc")}, "losses are a dict, expected a sequence"),
+    "a number": ({"losses": [1.0, 2.0, 3.0]}, "loss of task 0 is a float, expected a tensor"),
+    "pairs": ({"shared": nn.Linear(1, 1).named_parameters()}, "expected modules or parameters.* got a tuple"),
+    "names": ({"specific": ["heads"]}, "expected modules or parameters.* got a str"),
+    "dict of maps": ({"representation": {"p3": None}}, "a tensor or a list of tensors, got a dict"),
+    "no map": ({"representation": [None]}, "a tensor or a list of tensors, got a list"),
+    "a name": ({"combiner": "imtl_g"}, "expected a combiner, such as .*, got 'imtl_g'"),
+    "a class": ({"combiner": combiners.get("imtl_g")}, "expected a combiner, such as .*, got <class"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKEN)
+def test_what_is_mistaken_for_something_else_is_named(kind: str) -> None:
+    net, (given, message) = Net(), MISTAKEN[kind]
+    z = net.encoder(net.x)
+    options: dict[str, Any] = {"losses": net.losses(z, z, z), "combiner": combiners.make("imtl_g", T)}
+    with pytest.raises(InputError, match=message):
+        gradients.backward(**(options | {"shared": net.encoder, "specific": net.heads} | given))
+    assert net.untouched()
+
+
+def test_what_is_mistaken_for_task_batches_is_named() -> None:
+    net = nn.Linear(5, 2)
+    wrong: Any = net.parameters()
+    with pytest.raises(InputError, match="expected a module as the network, got a generator"):
+        gradients.TaskBatched(wrong, T)
+    wrong = "3"
+    with pytest.raises(InputError, match="num_tasks: expected an integer of at least 1, got '3'"):
+        gradients.TaskBatched(net, wrong)
+    batched = gradients.TaskBatched(net, T)
+    with batched.record():
+        losses = net(torch.randn(T, 6, 5)).flatten(1).mean(1)
+    wrong = list(losses)
+    with pytest.raises(InputError, match=r"expected the losses as one tensor \[T\] \(torch.stack\), got a list"):
+        batched.backward(wrong, combiners.make("mgda", T))
+    wrong = "mgda"
+    with pytest.raises(InputError, match=r"expected a combiner, such as .*, got 'mgda'"):
+        batched.backward(losses, wrong)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hooks_see_the_combined_gradient_once(method: str) -> None:
+    plain, hooked = Net(), Net()
+    z = plain.encoder(plain.x)
+    plain.backward(plain.losses(z, z, z), method)
+    seen: dict[Tensor, Tensor] = {}
+
+    def take(parameter: Tensor) -> None:  # as an optimizer that steps within the backward pass
+        assert parameter not in seen
+        assert parameter.grad is not None
+        seen[parameter], parameter.grad = parameter.grad, None
+
+    for parameter in hooked.parameters():
+        parameter.register_post_accumulate_grad_hook(take)
+    z = hooked.encoder(hooked.x)
+    hooked.backward(hooked.losses(z, z, z), method)
+    assert hooked.untouched()
+    for expected, parameter in zip(plain.parameters(), hooked.parameters(), strict=True):
+        torch.testing.assert_close(seen[parameter], expected.grad, rtol=0, atol=0)
+
+
 # ------------------------------------------------------------------------------------------ past the representation
 
 
