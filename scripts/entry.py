@@ -1,5 +1,6 @@
 """What every script does around its work: the configuration checked, errors in one line, exit codes."""
 
+import difflib
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
@@ -48,6 +49,9 @@ _EXPECTED = {
     r"Invalid type assigned: .* is not a subclass of \w+\. value: (.*)": "keys of its own, KEY.NAME=VALUE",
 }
 """What should have been given, by what OmegaConf says of a value."""
+_ALSO_CALLED = {"lr": "learning_rate", "gamma": "discount", "tau": "target_update_rate"}
+_GROUPS = "agent", "benchmark", "combiner", "method"
+"""Of which a run has one each."""
 
 
 def as_typed(arguments: Sequence[str], *, sweeping: bool = False) -> list[str]:
@@ -105,6 +109,8 @@ def hydra_main(
     def start() -> None:
         if about is None or not helped(about, Path(configs) / f"{name}.yaml"):
             refuse_flags(sys.argv[1:])
+            if about is None:
+                refuse_lists(sys.argv[1:])
             composed()
 
     return start
@@ -127,6 +133,13 @@ def refuse_flags(arguments: Sequence[str]) -> None:
         raise InputError(f"unknown flag '{unknown[0]}': keys are set without dashes, {key or 'KEY'}={value or 'VALUE'}")
 
 
+def refuse_lists(arguments: Sequence[str]) -> None:
+    """Raises `InputError` where a run would have several of what it has one of: Hydra merges them."""
+    for group, _, name in (argument.partition("=") for argument in arguments):
+        if group in _GROUPS and name.startswith("["):
+            raise InputError(f"{group}: expected one name, got {name}; a sweep takes several: -m {group}=A,B")
+
+
 def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:
     """Runs a script once, or its sweep where a multirun is asked for; what is expected to go wrong is one line."""
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
@@ -147,6 +160,7 @@ def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None
 
 def _launch(sweep: Callable[[], Any]) -> None:
     refuse_flags(sys.argv[1:])
+    refuse_lists(sys.argv[1:])
     try:
         sweep()
     except Exception as error:
@@ -218,8 +232,29 @@ def _configuration_message(error: BaseException) -> str:
     first = str(cause).strip().splitlines()[0]
     node = getattr(cause, "parent_node", None)
     if "not in" in first and node is not None and getattr(cause, "key", None) is not None:
-        return str(unknown_name("key", key, [key[: len(key) - len(str(cause.key))] + str(k) for k in node]))  # type: ignore[attr-defined]
+        return _unknown_key(key, node)
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'", first):
+        return f"{ambiguous[1]}: several values are for a sweep, which -m asks for; a list is written KEY=[A,B]"
     for said, expected in _EXPECTED.items():
         if found := re.match(said, first):
             return f"{key}: expected {expected.replace('KEY', key)}, got {found[1]}"
     return f"{key}: {first}" if key and key not in first else first
+
+
+def _unknown_key(key: str, node: Container) -> str:
+    """What to say of a key that its node has not: the nearest of that node, or of the whole configuration."""
+    before, _, name = key.rpartition(".")
+    beside = {str(other): f"{before}.{other}".lstrip(".") for other in node}
+    known = {path.rpartition(".")[2]: path for path in reversed(list(_paths(node._get_root())))} | beside
+    near = difflib.get_close_matches(_ALSO_CALLED.get(name, name), known, n=1, cutoff=0.6)
+    expected = f"did you mean '{known[near[0]]}'?" if near else f"valid: {', '.join(sorted(beside.values()))}"
+    return f"unknown key '{key}': {expected}"
+
+
+def _paths(node: Container, before: str = "") -> Iterator[str]:
+    """The keys of a configuration and of all that is in it."""
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            yield f"{before}{key}"
+            if not (OmegaConf.is_missing(node, key) or key == "hydra"):
+                yield from _paths(node[key], f"{before}{key}.")

@@ -112,6 +112,9 @@ def device_of(name: str) -> "torch.device":
         return torch.device("cuda" if obstacle is None and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'") from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
