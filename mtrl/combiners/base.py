@@ -130,7 +130,8 @@ class Combiner(torch.nn.Module):
         """
         with torch.no_grad():
             self._check(losses, gramian)
-            weights = self._weights(losses.detach(), gramian).to(losses)
+            found = self._weights(losses.detach(), gramian)
+            weights = self._returned("_weights", found, losses.shape).to(losses)
             if self.rescale:
                 # Divided first: all weights can be zero.
                 weights = weights / weights.abs().sum().clamp_min(torch.finfo(weights.dtype).tiny) * self.num_tasks
@@ -152,8 +153,10 @@ class Combiner(torch.nn.Module):
             if self.needs == "jacobian":
                 self._check(losses, None)
                 if activations:
-                    return self._combine_at(losses.detach(), jacobian, activations)
-                return self._combine(losses.detach(), jacobian)
+                    found = self._combine_at(losses.detach(), jacobian, activations)
+                else:
+                    found = self._combine(losses.detach(), jacobian)
+                return self._returned("_combine", found, jacobian.shape[1:])
             gramian = gramian_of(jacobian) if self.needs == "gramian" else None
             return self.weights(losses, gramian) @ jacobian
 
@@ -174,6 +177,13 @@ class Combiner(torch.nn.Module):
     def _combine_at(self, losses: Tensor, jacobian: Tensor, activations: Sequence[Tensor]) -> Tensor:
         """`_combine` at a representation, for methods to which samples and features are not the same."""
         return self._combine(losses, jacobian)
+
+    def _returned(self, by: str, found: Tensor, shape: torch.Size) -> Tensor:
+        """What a method found, `InputError` where it is nothing of that shape: methods may be users' own."""
+        if not isinstance(found, Tensor) or found.shape != shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(f"{self.name}.{by} returned {got}, expected a tensor of shape {tuple(shape)}")
+        return found
 
     def _check(self, losses: Tensor, gramian: Tensor | None) -> None:
         t = self.num_tasks

@@ -111,6 +111,7 @@ def test_a_subclass_is_known_by_its_own_name() -> None:
         ({"faktor": 1.0}, "unknown option of scaled 'faktor': did you mean 'factor'\\?"),
         ({"factor": 1.0, "rescale": "no"}, "rescale: expected true or false, got 'no'"),
         ({"num_tasks": 0, "factor": 1.0}, "num_tasks: expected an integer of at least 1, got 0"),
+        ({"seed": 1.5, "factor": 1.0}, "seed: expected an integer of at least 0 and below 2,147,483,648, got 1.5"),
     ],
 )
 def test_the_constructor_checks_whoever_calls_it(options: dict[str, Any], message: str) -> None:
@@ -137,3 +138,26 @@ def test_registration_refuses(name: str, needs: str | None, message: str) -> Non
     Mine.needs = needs  # type: ignore[assignment]
     with pytest.raises(InputError, match=f"^{message}$"):
         combiners.register(name)(Mine)
+
+
+@pytest.mark.parametrize(
+    ("found", "got"),
+    [(torch.ones(3, 1), r"\(3, 1\)"), (torch.tensor(1.0), r"\(\)"), ([1.0] * 3, "list"), (None, "NoneType")],
+)
+def test_what_a_method_returns_has_to_fit(found: Any, got: str) -> None:
+    class Weighs(Combiner):
+        needs = "gramian"
+
+        def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+            return found  # type: ignore[no-any-return]
+
+    class Combines(Combiner):
+        needs = "jacobian"
+
+        def _combine(self, losses: Tensor, jacobian: Tensor) -> Tensor:
+            return found  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match=rf"^Weighs\._weights returned {got}, expected a tensor of shape \(3,\)$"):
+        Weighs(3).weights(torch.ones(3), torch.eye(3))
+    with pytest.raises(InputError, match=rf"^Combines\._combine returned {got}, expected a tensor of shape \(5,\)$"):
+        Combines(3).combine(torch.ones(3), torch.eye(3, 5))
