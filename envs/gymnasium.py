@@ -3,7 +3,7 @@
 import functools
 import importlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -36,9 +36,9 @@ class Gymnasium:
 
     Args:
         tasks: which of the environments, by name; by default all.
-        envs: for each environment its ``id``, and optionally its ``name``, its ``wrappers`` (dotted names, or mappings
-            of ``name`` and arguments), the ``returns`` of a random policy and of an expert; the rest goes to
-            `gymnasium.make`.
+        envs: for each environment its id, or a mapping: its ``id``, and optionally its ``name``, its ``wrappers``
+            (dotted names, or mappings of ``name`` and arguments), the ``returns`` of a random policy and of an expert;
+            the rest goes to `gymnasium.make`.
         file: a Python file instead, with a function ``make_environments`` that gives a function for each name, which
             makes the environment; and optionally ``RETURNS``, by name, and functions ``get_state(env)`` and
             ``set_state(env, state)``.
@@ -51,7 +51,7 @@ class Gymnasium:
     """
 
     tasks: list[str] = field(default_factory=list)
-    envs: list[dict[str, Any]] = field(default_factory=list)
+    envs: Sequence[dict[str, Any] | str] = ()
     file: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     horizon: Count | None = None
@@ -200,20 +200,21 @@ class Gymnasium:
         return {"horizon": self.horizon, "pad": self.pad}
 
 
-def _named(envs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _named(envs: Sequence[dict[str, Any] | str]) -> dict[str, dict[str, Any]]:
     """Specifications by name: their own, or the environment's with the arguments where that alone is not unique."""
     if not envs:
         raise InputError(
             "benchmark=gymnasium needs envs, e.g. envs=[{id: Pendulum-v1, g: 2.0}, {id: Pendulum-v1, g: 10.0}]"
         )
     named: dict[str, dict[str, Any]] = {}
-    for spec in envs:
+    specs = [spec if isinstance(spec, Mapping) else {"id": spec} for spec in envs]
+    for spec in specs:
         if not isinstance(spec.get("id"), str):
             raise InputError(f"envs: expected an id in each, e.g. {{id: Pendulum-v1}}, got {spec}")
         name = spec.get("name")
         if name is None:
             name = spec["id"].replace("/", ".").replace(":", ".")
-            like = [other for other in envs if other.get("id") == spec["id"] and "name" not in other]
+            like = [other for other in specs if other.get("id") == spec["id"] and "name" not in other]
             differing = [key for key in spec if any(other.get(key) != spec[key] for other in like)]
             name = "-".join([name, *(f"{key}{spec[key]}" for key in differing if key not in _OWN_KEYS)])
         _check_name(name)

@@ -198,6 +198,7 @@ def test_names_tell_environments_apart() -> None:
         {"id": "C-v0", "name": "c", "returns": [3, 2.5]},
     ]
     assert Gymnasium(envs=mixed).tasks == ["a.B-v0", "c"]
+    assert Gymnasium(envs=["Pendulum-v1", {"id": "Pendulum-v1", "g": 2.0}]).tasks == ["Pendulum-v1", "Pendulum-v1-g2.0"]
     assert Gymnasium(["c"], envs=mixed).reference_returns == {"c": (3.0, 2.5)}
 
 
@@ -206,6 +207,7 @@ def test_names_tell_environments_apart() -> None:
     [
         ({}, r"needs envs, e.g. envs=\[\{id: Pendulum-v1"),
         ({"envs": [{"g": 2.0}]}, "envs: expected an id in each"),
+        ({"envs": [3]}, "envs: expected an id in each.*got {'id': 3}"),
         ({"envs": [{"id": "Pendulum-v1"}] * 2}, "envs: two are called 'Pendulum-v1': give each a name"),
         ({"envs": [{"id": "Pendulum-v1", "name": "a/b"}]}, "environment 'a/b': expected a name without '/'"),
         ({"envs": PENDULUMS, "tasks": ["Pendulum-v1-g2"]}, "unknown task 'Pendulum-v1-g2': did you mean"),
