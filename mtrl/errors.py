@@ -23,7 +23,9 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> InputError:
     """
     names = sorted(valid)
     folded = {_folded(valid_name): valid_name for valid_name in names}
-    near = difflib.get_close_matches(_folded(name), folded, n=1, cutoff=0.4)
+    near = [valid_name for valid_name in folded if valid_name.startswith(_folded(name))]
+    if len(near) != 1:  # not short for one of them
+        near = difflib.get_close_matches(_folded(name), folded, n=1, cutoff=0.4)
     expected = f"did you mean '{folded[near[0]]}'?" if near else f"valid: {', '.join(names)}"
     return InputError(f"unknown {kind} '{name}': {expected}")
 

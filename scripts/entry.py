@@ -21,6 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtrl import combiners
 from mtrl.errors import InputError, Interrupted, RunError, unknown_name
 from mtrl.ranges import check_fields
 from mtrl.run.member_report import report
@@ -45,10 +46,11 @@ _EXPECTED = {
     r"Value (.*) is not a valid bool": "true or false",
     r"Cannot convert '.*' to string: '(.*)'": "a text",
     r"Invalid value assigned: (\w+) is not a ListConfig": "a list, KEY=[A,B]",
-    r"Cannot merge (\w+)Config with ListConfig": "a list, KEY=[A,B]",
+    r"ListConfig: Cannot merge (.*)": "a list, KEY=[A,B]",
+    r"DictConfig: Cannot merge (.*)": "keys of its own, KEY.NAME=VALUE",
     r"Invalid type assigned: .* is not a subclass of \w+\. value: (.*)": "keys of its own, KEY.NAME=VALUE",
 }
-"""What should have been given, by what OmegaConf says of a value."""
+"""What should have been given, by what OmegaConf says of a value; of a merge, behind what there was."""
 _ALSO_CALLED = {"lr": "learning_rate", "gamma": "discount", "tau": "target_update_rate"}
 _GROUPS = "agent", "benchmark", "combiner", "method"
 """Of which a run has one each."""
@@ -108,7 +110,7 @@ def hydra_main(
 
     def start() -> None:
         if about is None or not helped(about, Path(configs) / f"{name}.yaml"):
-            refuse_flags(sys.argv[1:])
+            refuse_flags(sys.argv[1:], next(iter(required), "KEY"))
             if about is None:
                 refuse_lists(sys.argv[1:])
             composed()
@@ -125,12 +127,16 @@ def helped(about: str, configuration: Path) -> bool:
     return True
 
 
-def refuse_flags(arguments: Sequence[str]) -> None:
-    """Raises `InputError` on a flag that Hydra does not know; most are a key with dashes before it."""
-    unknown = [word for word in get_args_parser().parse_known_args(arguments)[1] if word.startswith("--")]
+def refuse_flags(arguments: Sequence[str], main_key: str = "KEY") -> None:
+    """Raises `InputError` on a flag that Hydra does not know, most a key with dashes before it, and on a lone value."""
+    parsed, rest = get_args_parser().parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("--")]
     if unknown:
         key, _, value = unknown[0].lstrip("-").partition("=")
         raise InputError(f"unknown flag '{unknown[0]}': keys are set without dashes, {key or 'KEY'}={value or 'VALUE'}")
+    for word in parsed.overrides:
+        if ("=" not in word and not word.startswith("~")) or Path(word).exists():
+            raise InputError(f"'{word}': a value comes with its key, {main_key}={word}")
 
 
 def refuse_lists(arguments: Sequence[str]) -> None:
@@ -222,6 +228,8 @@ def _raised_in(error: BaseException) -> str:
 def _configuration_message(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "method" and name in combiners.names():
+            return f"unknown method '{name}': it is a combiner, combiner={name}"
         if group == "hydra/launcher" and name in _LAUNCHERS:
             return f"{group}={name} is not installed: pip install -e '.[{_LAUNCHERS[name]}]'"
         return str(unknown_name(group, name, [option.removeprefix("_") for option in error.options]))
@@ -235,9 +243,13 @@ def _configuration_message(error: BaseException) -> str:
         return _unknown_key(key, node)
     if ambiguous := re.match(r"Ambiguous value for argument '(.*)'", first):
         return f"{ambiguous[1]}: several values are for a sweep, which -m asks for; a list is written KEY=[A,B]"
+    if first.startswith("Cannot merge"):
+        first = f"{type(node).__name__}: {first}"
+    given = dict(word.lstrip("+").split("=", 1) for word in sys.argv if "=" in word)
     for said, expected in _EXPECTED.items():
         if found := re.match(said, first):
-            return f"{key}: expected {expected.replace('KEY', key)}, got {found[1]}"
+            got = given.get(key, found[1]) if "Config" in said else found[1]  # OmegaConf names a type alone
+            return f"{key}: expected {expected.replace('KEY', key)}, got {got}"
     return f"{key}: {first}" if key and key not in first else first
 
 

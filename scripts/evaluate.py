@@ -89,7 +89,9 @@ def stored_policy(directory: Path, which: str) -> tuple[int, dict[str, Any]]:
     checkpoints = Checkpoints(directory / "checkpoints")
     steps, policies = checkpoints.steps(), checkpoints.newest_policies()
     if not steps:
-        raise InputError(f"run '{directory}' has no checkpoint yet: wait for the first one")
+        finished = (directory / "summary.json").exists()
+        why = ": it is finished, but they are not here" if finished else " yet: wait for the first one"
+        raise InputError(f"run '{directory}' has no checkpoint{why}")
     if which == "last":
         loaded = checkpoints.load()
         assert loaded is not None

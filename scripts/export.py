@@ -35,6 +35,7 @@ def export(options: ExportConfig) -> None:
     agent = make_agent(trained, family.tasks, family.sizes(), torch.device("cpu"), capacity=1)
     agent.actor.load_state_dict(weights)
     policy = {"network": agent.actor_arguments, "weights": agent.policy_state(), "tasks": family.tasks, "step": step}
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(options.out), lambda file: torch.save(policy, file))
     print(f"the policy of step {step:,} of {options.run} is in {options.out}")
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.errors import InputError
+from mtrl.errors import InputError, unknown_name
 from mtrl.report.statistics import Array, mean_of_present
 from mtrl.run.record import MEASURES, PREFIXES, RunRecord, goals_of, read_record
 
@@ -80,8 +80,11 @@ def metric_keys(folder: Path, metric: str | None, task_metric: str | None = None
     """The key of what runs of reinforcement learning are compared by, and that of a task without its name.
 
     ``metric`` is such a key, one of `MEASURES`, or None: the first of these that every run has evaluated by, as far as
-    they have been evaluated. The other key is that of a task where it is given, or goes with the first.
+    they have been evaluated. The other key is that of a task where it is given, or goes with the first. `InputError`
+    where it is neither a measure nor a key.
     """
+    if metric is not None and metric not in MEASURES and "/" not in metric:
+        raise unknown_name("metric", metric, MEASURES)
     if metric is None:
         found = [_evaluated_by(file) for file in sorted(folder.rglob("metrics.jsonl"))]
         common = set(MEASURES).intersection(*filter(None, found))

@@ -72,6 +72,10 @@ def fails(
         (["benchmark=custom", "tasks=[reach-v3,puhs-v3]"], "unknown task 'puhs-v3': did you mean"),
         (["tasks=[hammer-v3]"], "unknown task of mt10 'hammer-v3'"),
         (["device=cuda:99"], "device=cuda:99 cannot be used"),
+        (["tasks=push"], "tasks: expected a list, tasks=[A,B], got push"),
+        (["agent.actor=[3]"], "agent.actor: expected keys of its own, agent.actor.NAME=VALUE, got [3]"),
+        (["mt10"], "'mt10': a value comes with its key, KEY=mt10"),
+        (["method=pcgrad"], "unknown method 'pcgrad': it is a combiner, combiner=pcgrad"),
         (["device=gpu"], "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["agent.buffer_size=900000000000", "steps=100000000000"], "lower agent.buffer_size"),
         (["--steps", "100"], "unknown flag '--steps': keys are set without dashes, steps=VALUE"),
@@ -79,8 +83,8 @@ def fails(
         (["steps=1e6", "eval.every=0"], "eval.every: expected an integer of at least 1, got 0"),
         (["steps=1.5e6"], "steps: expected an integer, got '1500000.0'"),
         (["progress=maybe"], "progress: expected true or false, got 'maybe'"),
-        (["tasks=3"], "tasks: expected a list, tasks=[A,B], got int"),
-        (["tasks={reach-v3: 1}"], "tasks: expected a list, tasks=[A,B], got Dict"),
+        (["tasks=3"], "tasks: expected a list, tasks=[A,B], got 3"),
+        (["tasks={reach-v3: 1}"], "tasks: expected a list, tasks=[A,B], got {reach-v3: 1}"),
         (["task=[reach-v3]"], "task: expected a text, got ['reach-v3']"),
         (["eval=3"], "eval: expected keys of its own, eval.NAME=VALUE, got 3"),
         (["steps=["], "override 'steps=[' cannot be parsed"),
@@ -116,6 +120,10 @@ def test_evaluation_refuses(
     ("script", "overrides", "expected"),
     [
         (compare, ["last_c=3"], "unknown key 'last_c': did you mean 'last_k'?"),
+        (compare, ["runs/mine"], "'runs/mine': a value comes with its key, runs=runs/mine"),
+        (compare, [__file__], f"'{__file__}': a value comes with its key, runs={__file__}"),
+        (compare, ["runs=tests", "metric=succes"], "unknown metric 'succes': did you mean 'success'?"),
+        (supervised, ["wrt=rep"], "unknown wrt 'rep': did you mean 'representation'?"),
         (supervised, ["epochz=3"], "unknown key 'epochz': did you mean 'epochs'?"),
         (supervised, ["lr=3"], "unknown key 'lr': did you mean 'optimizer.learning_rate'?"),
         (supervised, ["combiner=[pcgrad,mgda]"], "combiner: expected one name, got [pcgrad,mgda]"),
@@ -145,6 +153,10 @@ def test_a_run_without_a_checkpoint_cannot_be_evaluated_yet(
 ) -> None:
     OmegaConf.save(OmegaConf.structured(configured()), tmp_path / "config.yaml")
     assert "has no checkpoint yet" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
+    (tmp_path / "summary.json").write_text("{}")
+    assert "no checkpoint: it is finished, but they are not here" in fails(
+        evaluate, [f"run={tmp_path}"], monkeypatch, capsys
+    )
     (tmp_path / "config.yaml").write_text("seed: many\n")
     assert "is not a training run's" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
 
