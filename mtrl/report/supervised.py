@@ -214,15 +214,17 @@ def _zero_warnings(higher: Mapping[str, bool], reference: Mapping[str, float], n
 
 
 def _scale_warnings(methods: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Adam divides a method's scale out again, SGD does not."""
+    """Adam divides a method's scale out again, SGD does not, and neither does Adam beside L2."""
     configs = [run.config for runs in methods.values() for run in runs]
-    own = any(config["optimizer"]["name"] == "sgd" and not config.get("rescale") for config in configs)
+    own = [config["optimizer"] for config in configs if not config.get("rescale")]
     if len(methods) == 1 or not own:
         return []
-    return [
-        "Weights are on the scale of each method's paper (rescale=false): under SGD that is another learning rate for "
-        "each method."
-    ]
+    said = "Weights are on the scale of each method's paper (rescale=false): "
+    if any(optimizer["name"] == "sgd" for optimizer in own):
+        return [f"{said}under SGD that is another learning rate for each method."]
+    if any(optimizer["weight_decay"] for optimizer in own):
+        return [f"{said}beside L2 (optimizer.weight_decay) that is another regularisation for each method."]
+    return []
 
 
 def supervised_section(comparison: SupervisedComparison) -> Section:

@@ -1,7 +1,7 @@
 """The report on runs of reinforcement learning: scores at a common step, what was learned, how fast, at what cost."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -99,7 +99,11 @@ def compare_training(
     if not compared:
         raise InputError(f"no run can be scored: values of '{metric}' or of its tasks are missing in all of them")
     methods = {name: _method(name, own, compared, step, last_k) for name, own in runs_by_method(runs).items()}
-    remarks = [*_scale_warnings(metric, runs[0].tasks), *_run_warnings(runs, candidates, compared, step)]
+    remarks = [
+        *_scale_warnings(metric, runs[0].tasks),
+        *_own_scale_warnings(methods.values()),
+        *_run_warnings(runs, candidates, compared, step),
+    ]
     trials: list[Trial] = []
     if tuning_seeds := sorted({*tuning_seeds}):
         methods, trials = tune(methods.values(), tuning_seeds)
@@ -174,6 +178,23 @@ def _scale_warnings(metric: str, tasks: Sequence[str]) -> list[str]:
     return [
         "Returns are averaged over tasks as they are, so that one with larger rewards counts more; where those of "
         "a random policy and of an expert are given, they are normalised first (docs/environments.md)."
+    ]
+
+
+def _own_scale_warnings(methods: Iterable[Method]) -> list[str]:
+    """Adam divides a method's scale out again, but not where L2 is added or norms are clipped."""
+    own = []
+    for method in methods:
+        agent = method.every[0].config["agent"]
+        decays = [agent.get(side, {}).get("weight_decay") for side in ("actor", "critic")]
+        l2 = any(decays) and agent.get("weight_decay_mode", "coupled") == "coupled"
+        if agent.get("rescale") is False and (l2 or agent.get("max_gradient_norm")):
+            own.append(method.name)
+    if not own:
+        return []
+    return [
+        f"Weights are on the scale of the method's paper (agent.rescale=false) in {', '.join(own)}: beside L2 or "
+        "clipping that is another regularisation for each method."
     ]
 
 

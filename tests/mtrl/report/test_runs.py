@@ -372,6 +372,23 @@ def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
     assert any("agent.rescale is false in" in warning for warning in found.warnings)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"actor": {"weight_decay": 3e-4}}, True),
+        ({"actor": {"weight_decay": 3e-4}, "weight_decay_mode": "decoupled"}, False),
+        ({"actor": {"weight_decay": 0.0}, "max_gradient_norm": None}, False),
+        ({"actor": {"weight_decay": 0.0}, "max_gradient_norm": 1.0}, True),
+    ],
+)
+def test_methods_at_their_own_scale_are_warned_about(tmp_path: Path, options: dict[str, Any], told: bool) -> None:
+    write_run(tmp_path / "unitary", config={"agent": options | {"rescale": True}})
+    assert not any("scale of the method's paper" in warning for warning in comparison(tmp_path).warnings)
+    write_run(tmp_path / "mgda", "mgda", config={"agent": options | {"rescale": False}})
+    expected = "scale of the method's paper (agent.rescale=false) in mgda: beside L2 or clipping"
+    assert any(expected in warning for warning in comparison(tmp_path).warnings) == told
+
+
 def test_scores_are_final_last_and_best_by_seed(tmp_path: Path) -> None:
     for seed in (3, 1):
         write_run(tmp_path / str(seed), seed=seed, evaluations=5)

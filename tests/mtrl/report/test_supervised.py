@@ -359,17 +359,26 @@ def test_single_task_runs_that_differ_are_warned_about(by_hand: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rescale", "told"), [("adam", False, False), ("sgd", False, True), ("sgd", True, False)]
+    ("optimizer", "decay", "rescale", "told"),
+    [
+        ("adam", 0.0, False, None),
+        ("adam", 0.1, False, "another regularisation"),
+        ("adam", 0.1, True, None),
+        ("sgd", 0.1, False, "another learning rate"),
+        ("sgd", 0.0, True, None),
+    ],
 )
-def test_methods_of_other_scales_are_warned_about_under_sgd(
-    tmp_path: Path, optimizer: str, rescale: bool, told: bool
+def test_methods_of_other_scales_are_warned_about(
+    tmp_path: Path, optimizer: str, decay: float, rescale: bool, told: str | None
 ) -> None:
-    options = {"name": optimizer, "learning_rate": 0.5, "weight_decay": 0.0, "momentum": 0.0}
+    options = {"name": optimizer, "learning_rate": 0.5, "weight_decay": decay, "momentum": 0.0}
     config = {"optimizer": options, "rescale": rescale}
     for combiner in ("unitary", "mgda"):
         write_supervised_run(tmp_path / combiner, ["CL", "RR"], combiner, config=config)
     (found,) = comparisons(tmp_path)
-    assert any("another learning rate" in warning for warning in found.warnings) == told
+    warnings = [warning for warning in found.warnings if "scale of each method's paper" in warning]
+    assert len(warnings) == (told is not None)
+    assert all(told is not None and told in warning for warning in warnings)
 
 
 def test_single_task_runs_of_another_problem_are_warned_about(by_hand: Path) -> None:
