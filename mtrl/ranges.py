@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import numbers
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -65,7 +66,9 @@ def check(name: str, value: Any, annotation: Any) -> None:
 def _check_limit(name: str, value: Any, kind: type, limit: object) -> None:
     if not isinstance(limit, Within):
         check(name, value, limit)
-    elif isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or value not in limit:
+        return
+    wanted: Any = numbers.Integral if kind is int else numbers.Real  # NumPy's too
+    if isinstance(value, bool) or not isinstance(value, wanted) or value not in limit:
         article = "an integer of" if kind is int else "a number in"
         raise InputError(f"{name}: expected {article} {_described_limit(kind, limit)}, got {value!r}")
 

@@ -135,7 +135,7 @@ def refuse_flags(arguments: Sequence[str], main_key: str = "KEY") -> None:
         key, _, value = unknown[0].lstrip("-").partition("=")
         raise InputError(f"unknown flag '{unknown[0]}': keys are set without dashes, {key or 'KEY'}={value or 'VALUE'}")
     for word in parsed.overrides:
-        if ("=" not in word and not word.startswith("~")) or Path(word).exists():
+        if ("=" not in word and not word.startswith("~")) or os.path.exists(word):  # Path's raises for long words
             raise InputError(f"'{word}': a value comes with its key, {main_key}={word}")
 
 

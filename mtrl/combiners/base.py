@@ -103,10 +103,10 @@ class Combiner(torch.nn.Module):
         for option, parameter in known.items():
             if parameter.default is parameter.empty and option not in options:
                 raise InputError(f"{self.name} needs its option {option}")
-        self.num_tasks = num_tasks
+        self.num_tasks = int(num_tasks)
         self.rescale = rescale
         # On the CPU whatever the device of the losses, so that a seed means the same stream everywhere.
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(int(seed))
         self._setup(**options)
 
     def _setup(self, *_: Any, **options: Any) -> None:  # to a type checker, this is any signature

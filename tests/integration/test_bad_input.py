@@ -74,6 +74,10 @@ def fails(
         (["device=cuda:99"], "device=cuda:99 cannot be used"),
         (["tasks=push"], "tasks: expected a list, tasks=[A,B], got push"),
         (["agent.actor=[3]"], "agent.actor: expected keys of its own, agent.actor.NAME=VALUE, got [3]"),
+        (
+            [f"tasks=[{','.join(['reach-v3'] * 40)}]"],
+            "task 'reach-v3' is listed twice",
+        ),  # longer than a file's name may be
         (["mt10"], "'mt10': a value comes with its key, KEY=mt10"),
         (["method=pcgrad"], "unknown method 'pcgrad': it is a combiner, combiner=pcgrad"),
         (["device=gpu"], "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -92,6 +93,8 @@ def test_a_registered_class_is_made_by_name() -> None:
     combiner = combiners.make("scaled", 2, factor=3.0)
     assert (combiner.name, Scaled.name) == ("scaled", "scaled")
     assert combiner.weights(torch.ones(2)).tolist() == [3.0, 3.0]
+    counted = combiners.make("scaled", np.int64(2), seed=np.int64(5), factor=np.float32(3.0))  # type: ignore[arg-type]
+    assert counted.weights(torch.ones(2)).tolist() == [3.0, 3.0]
 
 
 def test_a_subclass_is_known_by_its_own_name() -> None:
