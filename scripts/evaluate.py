@@ -18,7 +18,7 @@ from mtrl.errors import InputError, RunError
 from mtrl.ranges import Count
 from mtrl.report.learning_curve import print_measures
 from mtrl.rl.evaluation import evaluate
-from mtrl.run.checkpoints import Checkpoints
+from mtrl.run.directory import stored_checkpoints
 from mtrl.run.files import write_json
 from mtrl.run.machine import device_of
 from mtrl.run.record import GOALS
@@ -86,12 +86,8 @@ def stored_policy(directory: Path, which: str) -> tuple[int, dict[str, Any]]:
         InputError: if it has none, or no such one.
         RunError: if it is damaged.
     """
-    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints = stored_checkpoints(directory)
     steps, policies = checkpoints.steps(), checkpoints.newest_policies()
-    if not steps:
-        finished = (directory / "summary.json").exists()
-        why = ": it is finished, but they are not here" if finished else " yet: wait for the first one"
-        raise InputError(f"run '{directory}' has no checkpoint{why}")
     if which == "last":
         loaded = checkpoints.load()
         assert loaded is not None

@@ -216,6 +216,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def stored_checkpoints(path: Path) -> Checkpoints:
+    """The checkpoints in a run directory; `InputError`, which says whether to wait for one, if it has none."""
+    checkpoints = Checkpoints(path / "checkpoints")
+    if not checkpoints.steps():
+        finished = (path / "summary.json").exists()
+        why = ": it is finished, but they are not here" if finished else " yet: wait for the first one"
+        raise InputError(f"run '{path}' has no checkpoint{why}")
+    return checkpoints
+
+
 def read_summary(path: Path) -> dict[str, Any] | None:
     """What a completed run left in ``summary.json``, or an `InputError`; None where it has not been completed."""
     return _read(path / "summary.json", json.loads, "summary")

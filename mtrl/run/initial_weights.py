@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mtrl.errors import InputError
-from mtrl.run.checkpoints import Checkpoints
-from mtrl.run.directory import read_config
+from mtrl.run.directory import read_config, stored_checkpoints
 
 
 def state_of_run(directory: Path, kind: str) -> dict[str, Any]:
@@ -18,9 +17,8 @@ def state_of_run(directory: Path, kind: str) -> dict[str, Any]:
     has no checkpoint, `RunError` if none is intact.
     """
     read_config(directory)
-    loaded = Checkpoints(directory / "checkpoints").load()
-    if loaded is None:
-        raise InputError(f"init_from: the run in '{directory}' has no checkpoint yet")
+    loaded = stored_checkpoints(directory).load()
+    assert loaded is not None
     if not isinstance(loaded[1].get(kind), dict):
         other = "reinforcement learning" if kind == "agent" else "supervised learning"
         raise InputError(f"init_from: the run in '{directory}' is not one of {other}")

@@ -8,6 +8,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from mtrl.errors import InputError
+from mtrl.run.initial_weights import state_of_run
 from scripts import benchmark, compare, evaluate, linear_mtl, supervised, train
 from scripts.entry import message_of, run
 from tests.configured import configured
@@ -152,15 +154,16 @@ def test_a_launcher_that_is_not_installed_is_named() -> None:
     assert message_of(error) == (2, "hydra/launcher=ray is not installed: pip install -e '.[ray]'")
 
 
-def test_a_run_without_a_checkpoint_cannot_be_evaluated_yet(
+def test_a_run_without_a_checkpoint_can_be_neither_evaluated_nor_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     OmegaConf.save(OmegaConf.structured(configured()), tmp_path / "config.yaml")
     assert "has no checkpoint yet" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
     (tmp_path / "summary.json").write_text("{}")
-    assert "no checkpoint: it is finished, but they are not here" in fails(
-        evaluate, [f"run={tmp_path}"], monkeypatch, capsys
-    )
+    reason = "no checkpoint: it is finished, but they are not here"
+    assert reason in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
+    with pytest.raises(InputError, match=reason):
+        state_of_run(tmp_path, "agent")
     (tmp_path / "config.yaml").write_text("seed: many\n")
     assert "is not a training run's" in fails(evaluate, [f"run={tmp_path}"], monkeypatch, capsys)
 
