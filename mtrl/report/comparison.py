@@ -16,7 +16,7 @@ from mtrl.report.runs import Run
 from mtrl.report.statistics import Array, Estimate, PairedComparison, mean_over_seeds
 from mtrl.run.directory import flatten
 from mtrl.run.record import Machine
-from mtrl.text import counted
+from mtrl.text import counted, in_order
 
 _SPEED_ONLY = ("device", "num_workers", "threads")
 _NO_INFLUENCE = ("run_dir", "progress", "wandb", "debug", "plugins", *_SPEED_ONLY)
@@ -180,7 +180,7 @@ def baseline_first(by_name: Mapping[str, Item], baseline: str) -> dict[str, Item
         if ways := sorted(name for name in by_name if name.startswith(f"{baseline} ")):
             raise InputError(f"{baseline} was run in {len(ways)} ways: choose one as baseline, e.g. '{ways[0]}'")
         raise unknown_name("baseline", baseline, by_name)
-    return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, name))}
+    return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != baseline, in_order(name)))}
 
 
 def _method_names(runs: Sequence[Run]) -> list[str]:

@@ -354,7 +354,7 @@ def _trials_table(comparison: TrainingComparison) -> Table:
         comparison.trials,
         {
             "method": lambda trial: trial.method,
-            "options": lambda trial: trial.configuration,
+            "options": lambda trial: trial.configuration.removeprefix(trial.method).strip(),
             "seeds of tuning": lambda trial: len(trial.scores),
             f"last {comparison.last_k}": lambda trial: comparison.estimate(trial.scores),
             "chosen": lambda trial: "yes" if trial.chosen else "no",

@@ -9,7 +9,7 @@ import numpy as np
 from mtrl.errors import InputError
 from mtrl.report.comparison import Method
 from mtrl.report.statistics import Array
-from mtrl.text import counted
+from mtrl.text import counted, in_order
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Trial:
 def tune(configurations: Iterable[Method], seeds: Sequence[int]) -> tuple[dict[str, Method], list[Trial]]:
     """By name, each method with the options that are best on average over some seeds, scored by all other seeds.
 
-    The first of equals is chosen; what was not scored with all of these seeds cannot be.
+    The first of equals by name is chosen; what was not scored with all of these seeds cannot be.
 
     Raises:
         InputError: if nothing can be chosen for a method, or no method has another seed.
     """
     by_method: dict[str, list[Method]] = defaultdict(list)
-    for own in configurations:
+    for own in sorted(configurations, key=lambda own: in_order(own.name)):
         by_method[own.every[0].method].append(own)
     methods, trials = dict[str, Method](), list[Trial]()
     for name, every in by_method.items():

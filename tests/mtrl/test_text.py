@@ -6,7 +6,7 @@ import pytest
 
 from mtrl.report.statistics import Estimate
 from mtrl.report.tables import text_of
-from mtrl.text import counted, number
+from mtrl.text import counted, in_order, number
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,8 @@ def test_cells(cell: float, text: str) -> None:
 
 def test_counts() -> None:
     assert [counted(count, "run") for count in (0, 1, 2, 1200)] == ["0 runs", "1 run", "2 runs", "1,200 runs"]
+
+
+def test_names_are_sorted_by_their_numbers() -> None:
+    names = ["cagrad", "cagrad c=1e-4", "cagrad c=0.4", "cagrad c=2", "cagrad c=10", "cagrad c=off", "mgda"]
+    assert sorted({*names}, key=in_order) == names

@@ -60,13 +60,15 @@ def test_the_trials_are_a_table_and_a_picture(tmp_path: Path) -> None:
     write(tmp_path, "unitary", {1: 0.9, 2: 0.9, 3: 0.9}, {1: 0.1, 2: 0.1})
     found = comparison(tmp_path, [1, 2])
     (table,) = [table for table in training_tables(found) if table.name == "trials"]
-    rows = {str(row[1]): row for row in table.rows}
-    low, high = rows["unitary learning_rate=0.0001"], rows["unitary learning_rate=0.001"]
+    low, high = table.rows
+    assert (low[1], high[1]) == ("learning_rate=0.0001", "learning_rate=0.001")
     assert (low[0], low[2], low[4]) == ("unitary", 2, "yes")
     assert (high[0], high[2], high[4]) == ("unitary", 2, "no")
     assert low[3].value > high[3].value  # type: ignore[union-attr]
     (picture,) = [picture for picture in training_section(found).pictures if picture.name == "trials"]
-    assert [label.get_text() for label in picture.figure.axes[0].get_yticklabels()] == [*rows]
+    assert [label.get_text() for label in picture.figure.axes[0].get_yticklabels()] == [
+        f"{row[0]} {row[1]}" for row in table.rows
+    ]
 
 
 def test_without_tuning_there_are_no_trials(tmp_path: Path) -> None:
