@@ -186,10 +186,11 @@ def baseline_first(by_name: Mapping[str, Item], baseline: str) -> dict[str, Item
 def _method_names(runs: Sequence[Run]) -> list[str]:
     """Each run's method, with those of its options in which runs of the same method differ.
 
-    An option that most of the configurations share is not named: where one is switched at a time, names tell which.
-    Nor is a precision that every run of a seed has, whatever its method: seeds were shared out among machines then.
-    Long names (of many options, or of lists) become the preset that was typed, ``agent=NAME``, or a number where that
-    does not tell them apart; the table of configurations says what it stands for.
+    An option that most of the configurations share is not named, of all methods, or of this one where the option is its
+    combiner's own: where one is switched at a time, names tell which, and a bare name is run as the others are. Nor is
+    a precision that every run of a seed has, whatever its method: seeds were shared out among machines then. Long names
+    (of many options, or of lists) become the preset that was typed, ``agent=NAME``, or a number where that does not
+    tell them apart; the table of configurations says what it stands for.
     """
     of_seeds = {json.dumps([run.seed, run.config.get("precision")]) for run in runs}
     by_seed = len(of_seeds) == len({run.seed for run in runs})
@@ -197,13 +198,17 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     options = [
         {key: value for key, value in _settings(run).items() if key.split(".")[0] in keys_of_methods} for run in runs
     ]
+    distinct: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for run, own in zip(runs, options, strict=True):
+        if own not in distinct[run.method]:
+            distinct[run.method].append(own)
+    everywhere = [own for every in distinct.values() for own in every]
     told: dict[str, dict[str, tuple[str, str | None]]] = {}
-    for name in {run.method for run in runs}:
-        same = [own for run, own in zip(runs, options, strict=True) if run.method == name]
+    for name, same in distinct.items():
         keys = dict.fromkeys(key for own in same for key in sorted(own))
         differing = [key for key in keys if len({own.get(key, "absent") for own in same}) > 1]
-        distinct = {tuple(own.get(key, "absent") for key in differing) for own in same}
-        usual = [_usual(Counter(column)) for column in zip(*distinct, strict=True)]
+        among = [same if key.startswith("combiner.") else everywhere for key in differing]
+        usual = [_usual(own.get(key, "absent") for own in every) for key, every in zip(differing, among, strict=True)]
         told[name] = dict(zip(differing, zip(_short(differing, keys), usual, strict=True), strict=True))
     names = []
     for run, own in zip(runs, options, strict=True):
@@ -226,10 +231,11 @@ def _preset(run: Run) -> str:
     return next((word for word in command if word.startswith("agent=")), "")
 
 
-def _usual(values: Counter[str]) -> str | None:
+def _usual(values: Iterable[str]) -> str | None:
     """The value of an option in more than half of the configurations, if there is one."""
-    value, count = values.most_common(1)[0]
-    return value if 2 * count > values.total() else None
+    counts = Counter(values)
+    value, count = counts.most_common(1)[0]
+    return value if 2 * count > counts.total() else None
 
 
 def _short(keys: Sequence[str], among: Iterable[str]) -> list[str]:

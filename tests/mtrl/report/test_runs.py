@@ -366,8 +366,8 @@ def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
         ("unitary", [0]),
         ("famo combiner.learning_rate=0.1", [0]),
         ("famo combiner.learning_rate=0.2", [0]),
+        ("mgda", [0, 1]),
         ("mgda learning_rate=0.0001 rescale=true", [0]),
-        ("mgda learning_rate=0.0003 rescale=false", [0, 1]),
     ]
     assert any("agent.rescale is false in" in warning for warning in found.warnings)
 
