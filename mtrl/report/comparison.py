@@ -186,11 +186,10 @@ def baseline_first(by_name: Mapping[str, Item], baseline: str) -> dict[str, Item
 def _method_names(runs: Sequence[Run]) -> list[str]:
     """Each run's method, with those of its options in which runs of the same method differ.
 
-    An option that most of the configurations share is not named, of all methods, or of this one where the option is its
-    combiner's own: where one is switched at a time, names tell which, and a bare name is run as the others are. Nor is
-    a precision that every run of a seed has, whatever its method: seeds were shared out among machines then. Long names
-    (of many options, or of lists) become the preset that was typed, ``agent=NAME``, or a number where that does not
-    tell them apart; the table of configurations says what it stands for.
+    An option that most of the configurations share is not named, unless most of all methods' have another: where one
+    is switched at a time, names tell which. Nor is a precision that every run of a seed has, whatever its method: seeds
+    were shared out among machines then. Long names (of many options, or of lists) become the preset that was typed,
+    ``agent=NAME``, or a number where that does not tell them apart; the table of configurations says what it is.
     """
     of_seeds = {json.dumps([run.seed, run.config.get("precision")]) for run in runs}
     by_seed = len(of_seeds) == len({run.seed for run in runs})
@@ -207,8 +206,9 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     for name, same in distinct.items():
         keys = dict.fromkeys(key for own in same for key in sorted(own))
         differing = [key for key in keys if len({own.get(key, "absent") for own in same}) > 1]
-        among = [same if key.startswith("combiner.") else everywhere for key in differing]
-        usual = [_usual(own.get(key, "absent") for own in every) for key, every in zip(differing, among, strict=True)]
+        usual = [_usual(key, same) for key in differing]
+        elsewhere = [None if key.startswith("combiner.") else _usual(key, everywhere) for key in differing]
+        usual = [own if of_all in (own, None) else None for own, of_all in zip(usual, elsewhere, strict=True)]
         told[name] = dict(zip(differing, zip(_short(differing, keys), usual, strict=True), strict=True))
     names = []
     for run, own in zip(runs, options, strict=True):
@@ -231,9 +231,9 @@ def _preset(run: Run) -> str:
     return next((word for word in command if word.startswith("agent=")), "")
 
 
-def _usual(values: Iterable[str]) -> str | None:
+def _usual(key: str, configurations: Iterable[Mapping[str, str]]) -> str | None:
     """The value of an option in more than half of the configurations, if there is one."""
-    counts = Counter(values)
+    counts = Counter(own.get(key, "absent") for own in configurations)
     value, count = counts.most_common(1)[0]
     return value if 2 * count > counts.total() else None
 

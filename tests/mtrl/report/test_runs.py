@@ -366,10 +366,21 @@ def test_methods_are_told_apart_by_the_agents_options(tmp_path: Path) -> None:
         ("unitary", [0]),
         ("famo combiner.learning_rate=0.1", [0]),
         ("famo combiner.learning_rate=0.2", [0]),
-        ("mgda", [0, 1]),
         ("mgda learning_rate=0.0001 rescale=true", [0]),
+        ("mgda learning_rate=0.0003 rescale=false", [0, 1]),
     ]
     assert any("agent.rescale is false in" in warning for warning in found.warnings)
+
+
+def test_what_most_runs_of_a_method_share_is_named_where_other_methods_have_another(tmp_path: Path) -> None:
+    theirs = {"rescale": True, "discount": 0.99}
+    for method in ("unitary", "pcgrad", "cagrad"):
+        write_run(tmp_path / method, method, config={"agent": theirs})
+    write_run(tmp_path / "mgda", "mgda", config={"agent": theirs})
+    write_run(tmp_path / "own", "mgda", config={"agent": theirs | {"rescale": False}})
+    write_run(tmp_path / "both", "mgda", config={"agent": theirs | {"rescale": False, "discount": 0.9}})
+    names = ["mgda discount=0.9 rescale=false", "mgda rescale=false", "mgda rescale=true"]
+    assert [method.name for method in comparison(tmp_path).methods] == ["unitary", "cagrad", *names, "pcgrad"]
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_methods_are_told_apart_by_what_makes_them(tmp_path: Path) -> None:
     (found,) = comparisons(tmp_path)
     names = [method.name for method in found.methods]
     steps = ["individual_steps groups=1", "individual_steps groups=2"]
-    assert names == ["unitary", *steps, "mgda", "mgda wrt=representation"]
+    assert names == ["unitary", *steps, "mgda wrt=representation", "mgda wrt=shared"]
     assert found.configuration["wrt"]["mgda wrt=representation"] == "representation"
 
 
