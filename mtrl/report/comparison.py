@@ -77,6 +77,7 @@ class Comparison:
         methods: the baseline first, the others by name.
         runs: every run, those without an evaluation too; one of all tasks first.
         compared: the runs that the scores are of.
+        tuning_seeds: those of other runs, which chose the methods' options.
         remarks: what a reader has to know about these runs in particular, one line each.
         left_out: lines about what could not be read.
     """
@@ -92,6 +93,7 @@ class Comparison:
     methods: Sequence[Method]
     runs: Sequence[Run]
     compared: Sequence[Run]
+    tuning_seeds: Sequence[int]
     remarks: Sequence[str]
     left_out: Sequence[str]
 

@@ -1,7 +1,7 @@
 """A section: what a report says of one comparison, ready to be shown; what kind of runs it is of no longer matters."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,14 +76,21 @@ class Section:
 
     @property
     def seeds(self) -> str:
-        """Those of scored runs, consecutive ones as a range."""
-        ranges: list[list[int]] = []
-        for seed in sorted({seed for method in self.comparison.methods for seed in method.seeds}):
-            if ranges and seed == ranges[-1][-1] + 1:
-                ranges[-1][1:] = [seed]
-            else:
-                ranges.append([seed])
-        return ", ".join(" to ".join(map(str, ends)) for ends in ranges)
+        """Those of scored runs, and those that chose their options."""
+        scored = _ranges(seed for method in self.comparison.methods for seed in method.seeds)
+        tuned = _ranges(self.comparison.tuning_seeds)
+        return f"{scored}, options chosen by {tuned}" if tuned else scored
+
+
+def _ranges(seeds: Iterable[int]) -> str:
+    """Seeds in order, consecutive ones as a range."""
+    ranges: list[list[int]] = []
+    for seed in sorted({*seeds}):
+        if ranges and seed == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [seed]
+        else:
+            ranges.append([seed])
+    return ", ".join(" to ".join(map(str, ends)) for ends in ranges)
 
 
 def typed(command: Sequence[str]) -> str:

@@ -128,6 +128,7 @@ def _compare(
         ],
         runs=every,
         compared=_finished(every),
+        tuning_seeds=(),
         remarks=[
             *unscored,
             *_reference_warnings(runs, singles, missing, baseline),

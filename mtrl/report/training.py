@@ -118,6 +118,7 @@ def compare_training(
         methods=list(baseline_first(methods, baseline).values()),
         runs=runs,
         compared=compared,
+        tuning_seeds=tuning_seeds,
         remarks=remarks,
         left_out=left_out,
         metric=metric,

@@ -65,7 +65,9 @@ def test_the_trials_are_a_table_and_a_picture(tmp_path: Path) -> None:
     assert (low[0], low[2], low[4]) == ("unitary", 2, "yes")
     assert (high[0], high[2], high[4]) == ("unitary", 2, "no")
     assert low[3].value > high[3].value  # type: ignore[union-attr]
-    (picture,) = [picture for picture in training_section(found).pictures if picture.name == "trials"]
+    section = training_section(found)
+    assert section.seeds == "3, options chosen by 1 to 2"
+    (picture,) = [picture for picture in section.pictures if picture.name == "trials"]
     assert [label.get_text() for label in picture.figure.axes[0].get_yticklabels()] == [
         f"{row[0]} {row[1]}" for row in table.rows
     ]
