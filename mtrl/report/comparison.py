@@ -208,14 +208,13 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     for name, same in distinct.items():
         keys = dict.fromkeys(key for own in same for key in sorted(own))
         differing = [key for key in keys if len({own.get(key, "absent") for own in same}) > 1]
-        usual = [_usual(key, same) for key in differing]
-        elsewhere = [None if key.startswith("combiner.") else _usual(key, everywhere) for key in differing]
-        usual = [own if of_all in (own, None) else None for own, of_all in zip(usual, elsewhere, strict=True)]
-        told[name] = dict(zip(differing, zip(_short(differing, keys), usual, strict=True), strict=True))
+        unnamed = [_unnamed(key, same, everywhere) for key in differing]
+        told[name] = dict(zip(differing, zip(_short(differing, keys), unnamed, strict=True), strict=True))
     names = []
     for run, own in zip(runs, options, strict=True):
-        values = [(label, own.get(key, "absent"), usual) for key, (label, usual) in told[run.method].items()]
-        names.append(" ".join([run.method, *(f"{label}={value}" for label, value, usual in values if value != usual)]))
+        values = [(label, own.get(key, "absent"), unnamed) for key, (label, unnamed) in told[run.method].items()]
+        named = [f"{label}={value}" for label, value, unnamed in values if value != unnamed]
+        names.append(" ".join([run.method, *named]))
     long = [name for name in dict.fromkeys(names) if len(name) > _LONGEST_NAME]
     typed = [{_preset(run) for run, own in zip(runs, names, strict=True) if own == name} for name in long]
     methods = [name.split()[0][:_LONGEST_NAME] for name in long]
@@ -231,6 +230,14 @@ def _preset(run: Run) -> str:
     """The agent's preset as it was typed, e.g. ``agent=cpu``; nothing where none was, or the run is not finished."""
     command = run.summary.command if run.summary and run.summary.command else []
     return next((word for word in command if word.startswith("agent=")), "")
+
+
+def _unnamed(key: str, same: Iterable[Mapping[str, str]], everywhere: Iterable[Mapping[str, str]]) -> str | None:
+    """The value of an option that a method's name leaves out; combiners have their own options, so no common value."""
+    usual = _usual(key, same)
+    if key.startswith("combiner.") or _usual(key, everywhere) in (usual, None):
+        return usual
+    return None
 
 
 def _usual(key: str, configurations: Iterable[Mapping[str, str]]) -> str | None:
