@@ -181,15 +181,17 @@ def _alignment(comparison: Comparison, objectives: Sequence[str], target: str) -
     if not panels:
         return None
     most = max(len(columns) for columns in panels.values())
+    names = {name: drawing.in_lines(name) for columns in panels.values() for name in columns}
+    longest = max(len(line) for name in names.values() for line in name.splitlines())
     tasks = comparison.tasks
     beside, above = (1, len(panels)) if most > drawing.MOST else (len(panels), 1)
-    size = beside * max(2.0, 0.3 * most) + 2.6, above * (max(0.22 * len(tasks), 1.6) + 1.2) + 0.6
+    size = beside * max(2.0, 0.3 * most) + 2.6, above * (max(0.22 * len(tasks), 1.6) + max(1.2, 0.08 * longest)) + 0.6
     figure = Figure(figsize=size)
     grid = figure.subplots(above, beside, sharey=True, squeeze=False).ravel()
     for (objective, columns), axes in zip(panels.items(), grid, strict=True):
         image = axes.imshow(np.stack(list(columns.values()), 1), cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
         axes.set_title(objective, fontsize=10)
-        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+        axes.set_xticks(range(len(columns)), [names[name] for name in columns], rotation=90, fontsize=8)
         axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
         axes.grid(visible=False)
     figure.colorbar(image, ax=grid, label=f"cosine to the {target}", aspect=5 * size[1])
@@ -219,7 +221,7 @@ def _weights(comparison: Comparison, objectives: Sequence[str]) -> Picture | Non
     every = np.concatenate([np.ravel(values) for _, values in maps.values()])
     smallest, largest = min(0.0, np.nanquantile(every, 0.02)), max(2.0, np.nanquantile(every, 0.98))
     for place, axes in zip(product(rows, columns), grid.ravel(), strict=True):
-        axes.set_title("{1}: {0}".format(*place), fontsize=9)
+        axes.set_title(drawing.in_lines("{1}: {0}".format(*place)), fontsize=9)
         axes.set_yticks(range(len(tasks)), tasks, fontsize=7)
         axes.grid(visible=False)
         if place in maps:

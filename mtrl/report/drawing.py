@@ -170,6 +170,11 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
+def in_lines(name: str) -> str:
+    """A method's name as a small panel has room for it: a long one is broken between its options."""
+    return textwrap.fill(name, 26, break_long_words=False, break_on_hyphens=False)
+
+
 def rows(names: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes with a row for each name."""
     figure = Figure(figsize=(8, 0.9 + 0.36 * len(names)))

@@ -478,7 +478,7 @@ def _small_panels(comparison: Comparison, titles: Sequence[str], draw: Callable[
     figure, grid, columns = drawing.panels(len(titles), _COLUMNS, (2.1, 1.7), (0, 0.9))
     for index, (title, axes) in enumerate(zip(titles, grid, strict=True)):
         draw(axes, title)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(drawing.in_lines(title), fontsize=9)
         axes.tick_params(labelbottom=index >= len(titles) - columns, labelleft=index % columns == 0)
     left, right, bottom, top = zip(*((*axes.get_xlim(), *axes.get_ylim()) for axes in grid), strict=True)
     for axes in grid:

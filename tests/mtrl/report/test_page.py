@@ -323,3 +323,13 @@ def test_cells() -> None:
         "## Title\n\n| name | estimate | number |\n| --- | --- | --- |\n"
         "| a | 0.333 [0.250, 0.500] | 12,346 |\n| b | 0.500 | - |\n| c | - | 7 |\n\nA note.\n"
     )
+
+
+def test_long_names_are_broken_between_options_in_small_panels(tmp_path: Path) -> None:
+    write_sweep(tmp_path, dict.fromkeys(["unitary", *names()[:7]], 0.5), range(1), conflict=False)
+    for decay, rescale in ((3e-4, True), (5e-5, False)):
+        agent = {"actor": {"weight_decay": decay}, "rescale": rescale}
+        write_run(tmp_path / str(decay), "mgda", config={"agent": agent}, conflict=False)
+    pictures = training_section(comparison(tmp_path)).pictures
+    (curves,) = [picture.figure for picture in pictures if picture.name == "learning_curves"]
+    assert "mgda weight_decay=5e-05\nrescale=false" in [axes.get_title() for axes in curves.axes]
