@@ -112,7 +112,7 @@ def hydra_main(
         if about is None or not helped(about, Path(configs) / f"{name}.yaml"):
             refuse_flags(sys.argv[1:], next(iter(required), "KEY"))
             if about is None:
-                refuse_lists(sys.argv[1:])
+                refuse_misread(sys.argv[1:])
             composed()
 
     return start
@@ -139,11 +139,19 @@ def refuse_flags(arguments: Sequence[str], main_key: str = "KEY") -> None:
             raise InputError(f"'{word}': a value comes with its key, {main_key}={word}")
 
 
-def refuse_lists(arguments: Sequence[str]) -> None:
-    """Raises `InputError` where a run would have several of what it has one of: Hydra merges them."""
-    for group, _, name in (argument.partition("=") for argument in arguments):
-        if group in _GROUPS and name.startswith("["):
-            raise InputError(f"{group}: expected one name, got {name}; a sweep takes several: -m {group}=A,B")
+def refuse_misread(arguments: Sequence[str], *, sweeping: bool = False) -> None:
+    """Raises `InputError` on what Hydra takes without a word and does not do as meant.
+
+    It merges several of what a run has one of; a run's directory is not Hydra's; one run has no launcher.
+    """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in _GROUPS and value.startswith("["):
+            raise InputError(f"{key}: expected one name, got {value}; a sweep takes several: -m {key}=A,B")
+        if key == "hydra.run.dir":
+            raise InputError(f"{argument}: a run's directory is set by run_dir, a sweep's by hydra.sweep.dir")
+        if not sweeping and re.match(r"hydra[./](sweep|launcher)", key):
+            raise InputError(f"{argument}: this is for a sweep, which -m asks for")
 
 
 def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None:
@@ -166,7 +174,7 @@ def run(main: Callable[[], Any], sweep: Callable[[], Any] | None = None) -> None
 
 def _launch(sweep: Callable[[], Any]) -> None:
     refuse_flags(sys.argv[1:])
-    refuse_lists(sys.argv[1:])
+    refuse_misread(sys.argv[1:], sweeping=True)
     try:
         sweep()
     except Exception as error:

@@ -28,7 +28,7 @@ from mtrl.run.files import write_atomically, write_text
 from mtrl.run.record import Metric, Summary, read_record
 from mtrl.sweep.supervision import Supervision
 from mtrl.text import quoted
-from scripts.entry import SUPERVISED_CONFIGS, as_typed, helped, one_line_errors, refuse_flags, refuse_lists
+from scripts.entry import SUPERVISED_CONFIGS, as_typed, helped, one_line_errors, refuse_flags, refuse_misread
 from scripts.methods import read_methods
 from scripts.supervised import SupervisedConfig, method_name, store_options
 
@@ -274,7 +274,7 @@ def main() -> None:
     debug = "debug=true" in sys.argv
     with one_line_errors(debug=debug), initialize_config_dir(SUPERVISED_CONFIGS, version_base="1.3"):
         refuse_flags(sys.argv[1:])
-        refuse_lists(sys.argv[1:])
+        refuse_misread(sys.argv[1:], sweeping=True)
         search(*configured(as_typed(sys.argv[1:])))
 
 

@@ -178,6 +178,7 @@ def test_a_killed_member_fails_alone_and_goes_on(basic: Path, tmp_path: Path) ->
         (["combiner=unitary,pcgrd"], "unknown combiner 'pcgrd': did you mean 'pcgrad'?"),
         (["stepz=1,2"], "unknown key 'stepz': did you mean 'steps'?"),
         (["combiner=[unitary,pcgrad]"], "combiner: expected one name, got [unitary,pcgrad]; a sweep takes several"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: a run's directory is set by run_dir, a sweep's by hydra.sweep.dir"),
         (["seed=1,2", "run_dir=x"], "run_dir is the directory of one run, and this is a sweep: set hydra.sweep.dir"),
     ],
 )
