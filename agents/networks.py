@@ -20,27 +20,27 @@ from mtrl.gradients.layers import EnsembleLayerNorm, EnsembleLinear, TaskRows
 from mtrl.rl.protocols import Floats, Policy
 
 
-def with_task_id(observations: Tensor, num_tasks: int, tasks: Tensor | None = None) -> Tensor:
-    """Appends the one-hot task identity, ``[T, ..., O]`` to ``[T, ..., O + T]``; for 0 tasks, nothing.
-
-    Where the first dimension is not of all tasks, ``tasks`` tells which they are.
-    """
-    if not num_tasks:
-        return observations
-    identity = torch.eye(num_tasks, dtype=observations.dtype, device=observations.device)
-    return with_codes(observations, rows_of(identity, tasks))
-
-
 def rows_of(by_task: Tensor, tasks: Tensor | None) -> Tensor:
     """The rows ``[N, ...]`` of tasks with these numbers, ``[N]``, of those of all, ``[T, ...]``; None is all."""
     return by_task if tasks is None else by_task[tasks]
 
 
-def with_codes(observations: Tensor, codes: Tensor) -> Tensor:
-    """Appends each task's code (``[T, C]``) to its observations: ``[T, ..., O]`` to ``[T, ..., O + C]``."""
-    num_tasks, size = codes.shape
-    shape = (num_tasks,) + (1,) * (observations.dim() - 2) + (size,)
-    return torch.cat([observations, codes.view(shape).expand(*observations.shape[:-1], size)], -1)
+def one_hot(num_tasks: int) -> Tensor | None:
+    """The codes of tasks that are told apart by their numbers, ``[T, T]``; of 0 tasks, none."""
+    return torch.eye(num_tasks) if num_tasks else None
+
+
+def with_codes(codes: Tensor | None, tasks: Tensor | None, observations: Tensor, *others: Tensor) -> Tensor:
+    """Appends each task's code and what else there is: ``[T, ..., O]`` and ``[T, ..., N]`` to ``[T, ..., O + C + N]``.
+
+    ``codes``, ``[T, C]``, are of all tasks; where the first dimension of the rest is not, ``tasks`` are its numbers.
+    """
+    parts = [observations, *others]
+    if codes is not None:
+        own = rows_of(codes, tasks)
+        shape = (len(own),) + (1,) * (observations.dim() - 2) + (-1,)
+        parts.insert(1, own.view(shape).expand(*observations.shape[:-1], -1))
+    return torch.cat(parts, -1) if len(parts) > 1 else observations
 
 
 Linear = Callable[[int, int], nn.Module]
@@ -111,6 +111,7 @@ class Actor(nn.Module):
     """
 
     codes: Tensor
+    _one_hot: Tensor | None
 
     def __init__(
         self,
@@ -126,10 +127,11 @@ class Actor(nn.Module):
         log_std_max: float = 2.0,
     ) -> None:
         super().__init__()
-        self.num_tasks, self.action_size, self.embedding_size = num_tasks, action_size, embedding_size
+        self.action_size, self.embedding_size = action_size, embedding_size
         sizes = [observation_size + (embedding_size or num_tasks), *hidden_sizes, 2 * action_size]
         if embedding_size:
             self.register_buffer("codes", torch.zeros(num_tasks, embedding_size))
+        self.register_buffer("_one_hot", one_hot(num_tasks), persistent=False)
         build, initialize = BLOCKS[block]
         self.layers = build(sizes, nn.Linear, nn.LayerNorm if layer_norm else None)
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
@@ -140,11 +142,8 @@ class Actor(nn.Module):
 
     def forward(self, observations: Tensor, tasks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps ``[T, ..., O]`` to the mean and the log standard deviation before squashing, ``[T, ..., A]`` each."""
-        if self.embedding_size:
-            x = with_codes(observations, rows_of(self.codes, tasks))
-        else:
-            x = with_task_id(observations, self.num_tasks, tasks)
-        outputs = self.layers(x)
+        codes = self.codes if self.embedding_size else self._one_hot
+        outputs = self.layers(with_codes(codes, tasks, observations))
         mean, log_std = outputs.to(observations.dtype).chunk(2, -1)
         return mean, log_std.clamp(self.log_std_min, self.log_std_max)
 
@@ -199,6 +198,8 @@ class Critics(nn.Module):
             of a table, divided by its length; 0 is a one-hot vector.
     """
 
+    _one_hot: Tensor | None
+
     def __init__(
         self,
         observation_size: int,
@@ -215,6 +216,7 @@ class Critics(nn.Module):
         super().__init__()
         self.num_tasks, self.values, self.size = num_tasks, values, size
         self.rows = TaskRows(num_tasks, embedding_size) if embedding_size else None
+        self.register_buffer("_one_hot", one_hot(num_tasks), persistent=False)
         sizes = [observation_size + (embedding_size or num_tasks) + action_size, *hidden_sizes, values.outputs]
         build, initialize = BLOCKS[block]
         norm = partial(EnsembleLayerNorm, size) if layer_norm else None
@@ -226,11 +228,8 @@ class Critics(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Maps ``[T, B, O]`` and ``[T, B, A]`` to what `values` reads, ``[E, T, B, outputs]``."""
-        if self.rows is None:
-            x = with_task_id(observations, self.num_tasks, tasks)
-        else:
-            x = with_codes(observations, rows_of(self.codes(), tasks))
-        x = torch.cat([x, actions], -1)
+        codes = self._one_hot if self.rows is None else self.codes()
+        x = with_codes(codes, tasks, observations, actions)
         outputs: Tensor = self.layers(x.expand(self.size, *x.shape))
         return outputs.to(x.dtype)
 

@@ -4,18 +4,22 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from torch.nn import functional
 
-from agents.networks import Actor, Critics, ResidualBlock, with_task_id
+from agents.networks import Actor, Critics, ResidualBlock, one_hot, with_codes
 from agents.values import CategoricalValues, ScalarValues
 from mtrl.gradients import TaskBatched
 
 
 def test_the_task_id_is_appended_to_every_sample() -> None:
-    observations = torch.randn(3, 4, 5)
-    extended = with_task_id(observations, 3)
+    observations, actions = torch.randn(3, 4, 5), torch.randn(3, 4, 2)
+    extended = with_codes(one_hot(3), None, observations, actions)
     assert torch.equal(extended[..., :5], observations)
-    assert torch.equal(extended[..., 5:], torch.eye(3).unsqueeze(1).expand(3, 4, 3))
-    assert torch.equal(with_task_id(torch.zeros(2, 5), 2)[:, 5:], torch.eye(2))
-    assert with_task_id(observations, 0) is observations
+    assert torch.equal(extended[..., 5:8], torch.eye(3).unsqueeze(1).expand(3, 4, 3))
+    assert torch.equal(extended[..., 8:], actions)
+    of_two = with_codes(one_hot(3), torch.tensor([2, 0]), observations[:2])
+    assert torch.equal(of_two, torch.cat([observations[:2], torch.eye(3)[[2, 0], None].expand(2, 4, 3)], -1))
+    assert torch.equal(with_codes(one_hot(2), None, torch.zeros(2, 5))[:, 5:], torch.eye(2))
+    assert torch.equal(with_codes(None, None, observations, actions), torch.cat([observations, actions], -1))
+    assert with_codes(one_hot(0), None, observations) is observations
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
