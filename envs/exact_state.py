@@ -33,7 +33,12 @@ _STEPS = 8
 
 
 class _PythonObject:
-    """Has attributes, and nothing else: what is larger keeps something that Python does not see."""
+    """Has a dictionary of attributes, and nothing else."""
+
+
+def _layout(kind: type) -> tuple[int, int, int]:
+    """How objects lie in memory: whether they keep something outside their dictionary, in slots or unseen by Python."""
+    return kind.__basicsize__, kind.__dictoffset__, kind.__weakrefoffset__
 
 
 class Opaque(Exception):  # noqa: N818 - no error: such an environment begins another episode
@@ -110,7 +115,7 @@ class ExactState:
             return {_KIND: "random", "state": self._pack(value.getstate(), seen)}
         if type(value) in (list, tuple, dict, set, collections.deque, collections.OrderedDict):
             return self._packed_container(value, seen)
-        if type(value).__basicsize__ == _PythonObject.__basicsize__:
+        if _layout(type(value)) == _layout(_PythonObject):
             return {_KIND: type(value).__qualname__, "attributes": self._attributes(value, seen)}
         raise Opaque(f"{type(value).__module__}.{type(value).__qualname__}")
 

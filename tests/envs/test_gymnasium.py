@@ -299,7 +299,40 @@ EXACT: dict[str, Any] = {
     ),
     "functions of its own": Told,
 }
-INEXACT: dict[str, Any] = {"opaque": partial(Line, opaque=True), "forgetful": Forgetful}
+
+
+class Slotted:
+    """Keeps its one number outside a dictionary."""
+
+    __slots__ = ("number",)
+
+
+class SlottedBeside(Slotted):
+    """And has a dictionary."""
+
+
+class SlottedAlone:
+    """The same without weak references, which is as large as an ordinary object of Python 3.11."""
+
+    __slots__ = ("__dict__", "number")
+
+
+class Holding(Line):
+    """Has an object for an attribute."""
+
+    def __init__(self, held: object) -> None:
+        super().__init__()
+        self.held = held
+
+
+INEXACT: dict[str, Any] = {
+    "opaque": partial(Line, opaque=True),
+    "forgetful": Forgetful,
+    "slots": lambda: Holding(Slotted()),
+    "slots beside attributes": lambda: Holding(SlottedBeside()),
+    "slots as large as attributes": lambda: Holding(SlottedAlone()),
+    "a bare object": lambda: Holding(object()),
+}
 
 
 @pytest.mark.parametrize("name", EXACT)
