@@ -89,6 +89,14 @@ class SACConfig:
         sizes = side.hidden_sizes or self.hidden_sizes
         return {"hidden_sizes": sizes, "block": side.block, "layer_norm": side.layer_norm}
 
+    def arguments(self, num_tasks: int, observation_size: int, action_size: int) -> dict[str, dict[str, Any]]:
+        """What `Actor` and `Critics` are made with, by ``actor`` and ``critic``."""
+        sizes = {"observation_size": observation_size, "action_size": action_size}
+        sizes["num_tasks"] = 0 if self.task_encoding == "none" else num_tasks
+        sizes["embedding_size"] = EMBEDDING_SIZE if self.task_encoding == "embedding" else 0
+        critics = {"size": self.critics, "values": self.values()}
+        return {"actor": sizes | self.network(self.actor), "critic": sizes | self.network(self.critic) | critics}
+
     def values(self) -> Values:
         """What critics say."""
         if self.critic_loss == "mse":
@@ -250,11 +258,7 @@ class MultiTaskSAC:
         self.tasks, self.config, self.batch_size, self.device = list(tasks), config, batch_size, device
         num_tasks = len(tasks)
         self.generator = torch.Generator(device).manual_seed(seed)
-        sizes = {"observation_size": observation_size, "action_size": action_size}
-        sizes["num_tasks"] = 0 if config.task_encoding == "none" else num_tasks
-        sizes["embedding_size"] = EMBEDDING_SIZE if config.task_encoding == "embedding" else 0
-        self.actor_arguments = sizes | config.network(config.actor)
-        self._critic_arguments = sizes | config.network(config.critic) | {"size": config.critics}
+        self._arguments = config.arguments(num_tasks, observation_size, action_size)
         actor, critic = self._new_networks(seed)
         self.actor, self.critic = actor.to(device), critic.to(device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -305,8 +309,7 @@ class MultiTaskSAC:
         # Weights are drawn on the CPU whatever the device, so that a seed means the same networks everywhere.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            actor = Actor(**self.actor_arguments)
-            critic = Critics(**self._critic_arguments, values=self.config.values())
+            actor, critic = Actor(**self._arguments["actor"]), Critics(**self._arguments["critic"])
         _tell_codes(critic, actor)
         return actor, critic
 

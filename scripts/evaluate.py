@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from agents.networks import Actor
 from envs.rendering import Film, Frame, contact_sheet, use_offscreen_backend
 from mtrl.errors import InputError, RunError
 from mtrl.ranges import Count
@@ -20,9 +21,8 @@ from mtrl.report.learning_curve import print_measures
 from mtrl.rl.evaluation import evaluate
 from mtrl.run.directory import stored_checkpoints
 from mtrl.run.files import write_json
-from mtrl.run.machine import device_of
 from mtrl.run.record import GOALS
-from scripts.build import make_agent, make_evaluation_environments, make_family
+from scripts.build import make_evaluation_environments, make_family
 from scripts.configuration import load_config
 from scripts.entry import hydra_main, run
 
@@ -35,7 +35,6 @@ class EvaluateConfig:
     which: str = "last"
     episodes: Count = 50
     goals: Annotated[str, Literal["training", "held_out", "both"]] | None = None  # null: those that the run plays
-    device: str = "cpu"
     num_workers: Count | None = None
     video: bool = False
     debug: bool = False
@@ -51,12 +50,12 @@ def evaluate_run(options: EvaluateConfig) -> None:
         use_offscreen_backend(required=trained.is_metaworld)
     seeds, family = trained.eval_seeds, make_family(trained)
     step, weights = stored_policy(directory, options.which)
-    device = device_of(options.device)
     torch.set_num_threads(1)  # one observation per task is too little to share
     console = Console(stderr=True)
     bar = partial(Progress, console=console, disable=not console.is_terminal)
     with make_evaluation_environments(trained, family) as environments, bar() as progress:
-        policy = make_agent(trained, family.tasks, environments.sizes, device, capacity=1).policy(weights)
+        actor = Actor(**trained.agent.arguments(len(family.tasks), *environments.sizes)["actor"])
+        policy = actor.policy(weights)
         found: dict[str, dict[str, Any]] = {}
         for goals, seed in seeds.items():
             playing = progress.add_task(GOALS[goals], total=options.episodes * environments.num_tasks)

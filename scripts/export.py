@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from omegaconf import MISSING
 
+from agents.networks import Actor
 from mtrl.run.files import write_atomically
-from scripts.build import make_agent, make_family
+from scripts.build import make_family
 from scripts.configuration import load_config
 from scripts.entry import hydra_main, run
 from scripts.evaluate import stored_policy
@@ -32,9 +33,9 @@ def export(options: ExportConfig) -> None:
     trained = load_config(Path(options.run))
     step, weights = stored_policy(Path(options.run), options.which)
     family = make_family(trained)
-    agent = make_agent(trained, family.tasks, family.sizes(), torch.device("cpu"), capacity=1)
-    agent.actor.load_state_dict(weights)
-    policy = {"network": agent.actor_arguments, "weights": agent.policy_state(), "tasks": family.tasks, "step": step}
+    network = trained.agent.arguments(len(family.tasks), *family.sizes())["actor"]
+    Actor(**network).load_state_dict(weights)
+    policy = {"network": network, "weights": weights, "tasks": family.tasks, "step": step}
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(options.out), lambda file: torch.save(policy, file))
     print(f"the policy of step {step:,} of {options.run} is in {options.out}")

@@ -204,7 +204,7 @@ def test_a_method_of_ones_own_trains_and_is_evaluated(own: Path) -> None:
     config = read_config(own / "run")
     assert config["combiner"] == {"name": "softmax", "temperature": 2}
     assert config["plugins"] == [str(own / "mine.py")]
-    words = [f"run={own / 'run'}", "episodes=1", "device=cpu", "num_workers=1"]
+    words = [f"run={own / 'run'}", "episodes=1", "num_workers=1"]
     code, errors = commands.Started("evaluate.py", *words, errors=own / "errors").ended()  # from another folder
     assert code == 0, errors
 

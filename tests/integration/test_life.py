@@ -73,7 +73,7 @@ def test_a_finished_run_that_came_without_its_checkpoints_is_passed_over(
 def played(run: Path, which: str) -> dict[str, Any]:
     for old in run.glob("evaluation-*.json"):
         old.unlink()
-    evaluate_run(EvaluateConfig(run=str(run), which=which, episodes=1, device="cpu", num_workers=1))
+    evaluate_run(EvaluateConfig(run=str(run), which=which, episodes=1, num_workers=1))
     (file,) = run.glob("evaluation-*.json")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
