@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import re
-import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -174,10 +173,10 @@ def test_errors_are_in_the_papers_units(folder):
     assert made.tasks["homo"].metrics[0].name == "mae_meV"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch_geometric's, with newer Pythons and torches
 def test_the_network_gives_the_numbers_of_torch_geometrics_layers(folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch_geometric compiles scripts as it is imported
-        from torch_geometric.nn import NNConv, Set2Set
+    from torch_geometric.nn import NNConv, Set2Set
+
     torch.manual_seed(0)
     width, own = 8, MessagePassing(8).double()
     pair = torch.nn.Sequential(own.pair, torch.nn.ReLU(), own.matrices)
