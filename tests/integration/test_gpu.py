@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -59,17 +58,6 @@ if not os.path.exists({mark!r}):
 """
 
 
-@pytest.fixture
-def _nothing_ignored() -> Iterator[None]:
-    """Below nohup SIGHUP is ignored, and below a script's ``&`` SIGINT."""
-    own: dict[signal.Signals, Any] = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in own.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_nothing_ignored")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_it_stops_with_the_step_and_goes_on_there(tmp_path: Path, name: str) -> None:
     steps = [
