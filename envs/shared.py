@@ -46,11 +46,11 @@ class Task(Protocol):
     restarted: bool
 
     @property
-    def observation_space(self) -> Box[Any]:
+    def observation_space(self) -> "Box[Any]":  # quoted: before Gymnasium 1.3 it takes no type
         """Of one dimension."""
 
     @property
-    def action_space(self) -> Box[Any]:
+    def action_space(self) -> "Box[Any]":
         """Of one dimension."""
 
     @property
