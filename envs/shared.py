@@ -46,7 +46,7 @@ class Task(Protocol):
     restarted: bool
 
     @property
-    def observation_space(self) -> "Box[Any]":  # quoted: before Gymnasium 1.3 it takes no type
+    def observation_space(self) -> "Box[Any]":  # quoted: before Gymnasium 1.4 it takes no type
         """Of one dimension."""
 
     @property
