@@ -14,7 +14,7 @@ install: $(INSTALLED)-dev
 
 # Each mark is written last: what was interrupted is done again, and so is what the requirements changed for.
 .venv/.created:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and f"Python 3.11 to 3.13 is needed, and this is {v[0]}.{v[1]} (Meta-World asks for a MuJoCo that has no build for 3.14): make PYTHON=python3.13 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
