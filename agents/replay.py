@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
 from mtrl.errors import InputError
 from mtrl.gradients.graphs import pinned
+from mtrl.run import machine
 
 
 class Batch(NamedTuple):
@@ -33,7 +33,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes of memory that a device has free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return machine.free_memory()
 
 
 def storage_device(needed: int, device: torch.device) -> torch.device:

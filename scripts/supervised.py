@@ -21,7 +21,7 @@ from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, directory_of
 from mtrl.run.extracted_weights import weights_of_run
 from mtrl.run.initial_weights import state_of_run
-from mtrl.run.machine import machine, peak_memory
+from mtrl.run.machine import keep_to_cores, machine, peak_memory
 from mtrl.run.processes import Processes, own_device, started, together
 from mtrl.supervised import Benchmark, benchmarks, methods
 from mtrl.supervised.loading import LoadingOptions
@@ -110,6 +110,7 @@ def _train(config: SupervisedConfig, processes: Processes) -> None:
         if processes.first:
             print(line, file=sys.stderr)
 
+    keep_to_cores()
     device = own_device(config.device)
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)

@@ -35,7 +35,7 @@ from envs.vector import TaskVector
 from mtrl.report.learning_curve import print_outcome
 from mtrl.rl.loop import OnBest, Trainer
 from mtrl.run.directory import RunDirectory, directory_of
-from mtrl.run.machine import device_of, keep_freed_memory, machine, peak_memory
+from mtrl.run.machine import device_of, keep_freed_memory, keep_to_cores, machine, peak_memory
 from mtrl.sweep.launch import launch
 from scripts import build
 from scripts.configuration import TrainConfig
@@ -74,7 +74,9 @@ def train(config: TrainConfig) -> None:
     tasks = family.tasks
     device = device_of(config.device)
     threads = 1 if config.threads is None and device.type == "cuda" else config.threads  # it only launches
-    if threads is not None:
+    if threads is None:
+        keep_to_cores()
+    else:
         torch.set_num_threads(threads)
     build.extract_weights(config, tasks)
     build.task_groups(config, tasks)

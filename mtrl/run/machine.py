@@ -3,10 +3,11 @@
 Systems differ in these, and file systems too. They are asked here alone, and a run does without what is not there.
 """
 
-# PyTorch is imported where it is used: a sweep, and the simulators' processes, ask for the cores alone.
+# PyTorch and psutil are imported where they are used: a sweep, and the simulators' processes, ask for the cores alone.
 import ctypes
 import errno
 import fcntl
+import math
 import os
 import platform
 import resource
@@ -19,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mtrl import __version__
 from mtrl.errors import InputError
+from mtrl.run import limits
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +32,25 @@ _CANNOT = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EI
 
 def cores() -> int:
     """How many processor cores this process may use; where the system does not tell, how many there are."""
+    there = os.cpu_count() or 1
     with suppress(AttributeError, OSError):  # macOS has no such function
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        there = len(os.sched_getaffinity(0))
+    return max(math.ceil(min(there, limits.processor_time())), 1)
+
+
+def keep_to_cores() -> None:
+    """Has PyTorch compute with no more threads than `cores`; by itself it takes no notice of a container's limit."""
+    import torch
+
+    if torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
+
+
+def free_memory() -> int:
+    """Bytes of memory that the host has free, or that this process may take of it."""
+    import psutil
+
+    return int(min(psutil.virtual_memory().available, limits.free_memory()))
 
 
 def lock(file: IO[Any]) -> bool | None:
