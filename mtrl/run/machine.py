@@ -31,7 +31,10 @@ _CANNOT = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EI
 
 
 def cores() -> int:
-    """How many processor cores this process may use; where the system does not tell, how many there are."""
+    """How many processor cores this process may use, by what it is bound to and by limits of its time.
+
+    Where the system does not tell, how many there are.
+    """
     there = os.cpu_count() or 1
     with suppress(AttributeError, OSError):  # macOS has no such function
         there = len(os.sched_getaffinity(0))
