@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mtrl.gradients.precision import PRECISIONS
 from mtrl.run.files import write_json, write_text
-from mtrl.run.machine import device_of, keep_freed_memory, machine
+from mtrl.run.machine import device_of, keep_freed_memory, keep_to_cores, machine
 from scripts.benchmarks import capture, envs, options, overhead, packing, solvers, supervised, throughput
 from scripts.benchmarks.timing import markdown_of, table_of
 from scripts.entry import run
@@ -102,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
 def main(command_line: Sequence[str] | None = None) -> None:
     """Measures, prints the table and writes the JSON file."""
     arguments = parser().parse_args(command_line)
-    keep_freed_memory()  # as in training, too
+    keep_freed_memory()  # as in training, and so are the threads
+    keep_to_cores()
     device = device_of(arguments.device)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)

@@ -45,8 +45,9 @@ def keep_to_cores() -> None:
     """Has PyTorch compute with no more threads than `cores`; by itself it takes no notice of a container's limit."""
     import torch
 
-    if torch.get_num_threads() > cores():
-        torch.set_num_threads(cores())
+    most = cores()
+    if torch.get_num_threads() > most:
+        torch.set_num_threads(most)
 
 
 def free_memory() -> int:
