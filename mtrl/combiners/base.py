@@ -1,8 +1,8 @@
 """The one abstraction for every way of combining per-task gradients, and the bases of the two kinds of re-weighting."""
 
 import inspect
-from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -83,6 +83,8 @@ class Combiner(torch.nn.Module):
     """Whether the last call's equation had no solution since training has arrived at a Pareto-stationary point."""
     checked: Hashable = None
     """What a driver has checked once, so that it need not at every step."""
+    step_unseen: bool = False
+    """Whether the method looks at the losses after a step, and was not shown them after the last: see `after_step`."""
     name: str
     """The name that `mtrl.combiners.register` gave to this class; until then its own."""
 
@@ -162,11 +164,16 @@ class Combiner(torch.nn.Module):
 
     def after_step(self, losses: Tensor) -> None:
         """Shows the losses (``[T]``) on the same batch after the optimizer's step; only FAMO looks."""
+        self._after_step(losses)
+        self.step_unseen = False
+
+    def _after_step(self, losses: Tensor) -> None:
+        """What a method does with the losses after a step."""
 
     @property
     def needs_losses_after_step(self) -> bool:
         """Whether `after_step` does anything, so that drivers compute the losses again only when needed."""
-        return type(self).after_step is not Combiner.after_step
+        return type(self)._after_step is not Combiner._after_step
 
     def _weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no task weights: it combines entries of the Jacobian")
@@ -196,6 +203,15 @@ class Combiner(torch.nn.Module):
         if self.positive_losses and not bool((losses >= 0).all()):
             task = int((~(losses >= 0)).nonzero()[0])
             raise NegativeLossError(self.name, task, float(losses[task]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Goes from device to device with a model that holds it; its state keeps its types where the model is cast."""
+
+        def moved(state: Tensor) -> Tensor:
+            found = fn(state)
+            return found if found.dtype == state.dtype else state.to(found.device)
+
+        return super()._apply(moved, recurse)
 
     def get_extra_state(self) -> Tensor:
         """The state of the random generator, saved with ``state_dict()``."""

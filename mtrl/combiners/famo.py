@@ -21,7 +21,8 @@ class FAMO(LossCombiner):
     lower bound of a loss can be subtracted from the losses that are passed in. The authors also clip the
     gradient to norm 1, which is up to the driver.
 
-    A loss of 0 takes no part: its task gets weight 0, and a fall from or to it moves no logit. (The authors add 1e-8 to
+    A loss of 0 takes no part: its task gets weight 0, and a fall from or to it moves no logit, nor does one to infinity,
+    as of a step that mixed precision skips. (The authors add 1e-8 to
     all losses, with which a single loss of 0 takes the weight of all others.)
 
     Args:
@@ -41,7 +42,7 @@ class FAMO(LossCombiner):
         weights = self.logits.value.softmax(0) / divisors(self.before)
         return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)  # all losses can be 0
 
-    def after_step(self, losses: Tensor) -> None:
+    def _after_step(self, losses: Tensor) -> None:
         """Moves the logits by how much each loss (``[T]``, on the batch that `weights` last saw) fell.
 
         Raises:
@@ -52,7 +53,7 @@ class FAMO(LossCombiner):
             raise InputError("famo: after_step needs the losses before the step: call weights first")
         z = self.logits.value.softmax(0)
         losses = losses.detach().to(z)
-        counts = (self.before > 0) & (losses > 0)
+        counts = (self.before > 0) & (losses > 0) & losses.isfinite()
         fall = torch.where(counts, self.before.log() - losses.log(), 0)
         share = 1 if bool(counts.all()) else z[counts].sum()
         mean = z @ fall / share

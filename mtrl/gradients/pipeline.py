@@ -5,6 +5,7 @@ can hold them; `weigh`, between them, may run on the host.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -121,7 +122,16 @@ def combine(
     Raises:
         NonFiniteError: if a loss, gradient or weight is not finite; ``.grad`` is left as it was.
         InputError: if the losses do not fit the combiner, or the source cannot give what it needs.
+
+    Warns:
+        UserWarning: if the method looks at losses after a step and was not shown those after the last.
     """
+    if combiner.step_unseen:
+        warnings.warn(
+            f"{combiner.name} was not shown the losses after the last step, and stays what it was: after every step of "
+            "the optimizer, call combiner.after_step(losses) with those of the same batch",
+            stacklevel=3,
+        )
     losses, needs = losses.detach().to(wide_type([losses])), combiner.needs  # which weighing may change
     if scaler is None:
         check_finite("loss", losses)
@@ -141,6 +151,7 @@ def combine(
         accumulate(source.parameters, combined)
         if overflow:
             return Combination(losses, None, None, None, norm)
+        combiner.step_unseen = combiner.needs_losses_after_step
         if insight or (needs == "gramian" and not combiner.halves):
             return describe(losses, combiner, source, found, norm, seen)
     return Combination(losses, None if needs == "jacobian" else found, None, None, norm)

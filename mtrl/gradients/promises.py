@@ -78,7 +78,7 @@ def check_trained(starts: Sequence[Edge], parameters: Iterable[Tensor], kind: st
         if not found:
             raise InputError(
                 f"the loss of task {task} does not depend on any {kind} parameter: it would train none (is there a "
-                "detach() or no_grad() on its way?)"
+                "detach(), no_grad() or re-entrant checkpoint on its way?)"
             )
 
 

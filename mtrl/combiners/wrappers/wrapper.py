@@ -44,7 +44,7 @@ class Wrapper(Combiner):
         """See `Combiner`."""
         return self.inner.stationary
 
-    def after_step(self, losses: Tensor) -> None:
+    def _after_step(self, losses: Tensor) -> None:
         """See `Combiner`."""
         self.inner.after_step(losses)
 

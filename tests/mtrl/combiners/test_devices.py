@@ -1,4 +1,4 @@
-"""Every method on another device, and moved between devices in the middle: what it finds is what the CPU finds."""
+"""Every method on another device, moved between devices in the middle, or in a model that is cast: it finds the same."""
 
 from collections.abc import Sequence
 
@@ -71,3 +71,18 @@ def test_a_method_is_the_same_wherever_its_gradients_are(name: str) -> None:
             for moved in {False, combiners.get(name).needs == "jacobian"}:
                 for found, right in zip(directions(name, devices, moved=moved), expected, strict=True):
                     assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", combiners.names())
+def test_a_model_that_is_cast_leaves_its_method_as_it_is(name: str, kind: torch.dtype) -> None:
+    alone, held = made(name), made(name)
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2), held])
+    for call in range(CALLS):
+        if call % 2:
+            model.to(kind)
+        losses, jacobian = problem(call)
+        assert torch.equal(alone.combine(losses, jacobian.clone()), held.combine(losses, jacobian))
+        for combiner in (alone, held):
+            combiner.after_step(losses * 0.9)
+    assert model[0].weight.dtype == kind

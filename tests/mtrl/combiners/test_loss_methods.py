@@ -292,6 +292,13 @@ def test_a_loss_that_falls_to_0_moves_no_logit_of_famo() -> None:
     torch.testing.assert_close(weights[0] / weights[1], expected[0] / expected[1], rtol=1e-3, atol=0)
 
 
+def test_an_infinite_loss_after_a_step_moves_no_logit_of_famo() -> None:
+    combiner = combiners.make("famo", 3)
+    combiner.weights(torch.ones(3))
+    combiner.after_step(torch.full((3,), torch.inf))
+    assert combiner.weights(torch.ones(3)).equal(torch.full((3,), 1 / 3))
+
+
 @pytest.mark.parametrize("name", ["uncertainty", "imtl_l"])
 def test_a_task_learnt_perfectly_keeps_its_weight(name: str) -> None:
     """There is no finite optimum at 0, and no step towards it: in float32 the weight would overflow after 4,000."""

@@ -1,5 +1,6 @@
 """What a user's own loop may get wrong, and what it may rely on: trained parameters, freed graphs, one process."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from mtrl import combiners, gradients
 from mtrl.errors import InputError
@@ -71,6 +73,10 @@ NOTHING: dict[str, tuple[Callable[[Net], list[Tensor]], str]] = {
     "detached": (lambda net: net.losses(*[net.encoder(net.x).detach()] * T), "task 0 does not depend on any shared"),
     "one detached": (one_detached, "loss of task 1 does not depend on any shared parameter"),
     "published": (published, "loss of task 0 does not depend on any shared parameter"),
+    "re-entrant": (
+        lambda net: net.losses(*[checkpoint(net.encoder, net.x.requires_grad_(), use_reentrant=True)] * T),
+        "does not depend on any shared parameter: .* re-entrant checkpoint",
+    ),
     "another encoder": (lambda net: net.losses(*[Net().encoder(net.x) * 2] * T), "does not depend on any shared"),
 }
 
@@ -420,6 +426,30 @@ def test_losses_methods_cost_one_plain_backward(method: str) -> None:
                 losses.sum().backward()  # type: ignore[no-untyped-call]
         counts.append(passes.products)
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 2}])
+def test_a_method_that_is_not_shown_the_losses_after_a_step_says_so(options: dict[str, Any]) -> None:
+    net, forgotten = Net(), combiners.make("famo", T, **options)
+
+    def step(combiner: combiners.Combiner, *, shown: bool) -> Tensor:
+        losses = torch.stack(net.losses(*[net.encoder(net.x)] * T))
+        gradients.backward(losses, combiner, shared=net.encoder, specific=net.heads)
+        if shown:
+            combiner.after_step(losses / 2)
+        return losses
+
+    step(forgotten, shown=False)
+    with pytest.warns(UserWarning, match="famo was not shown the losses after the last step") as said:
+        losses = step(forgotten, shown=False)
+    assert said[0].filename == __file__
+    forgotten.after_step(losses)
+    with warnings.catch_warnings(action="error"):
+        for combiner in (forgotten, combiners.make("famo", T, **options)):
+            for _ in range(3):
+                step(combiner, shown=True)
+        for _ in range(2):
+            step(combiners.make("uncertainty", T), shown=False)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
