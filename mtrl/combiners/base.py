@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -204,14 +204,14 @@ class Combiner(torch.nn.Module):
             task = int((~(losses >= 0)).nonzero()[0])
             raise NegativeLossError(self.name, task, float(losses[task]))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Goes from device to device with a model that holds it; its state keeps its types where the model is cast."""
 
         def moved(state: Tensor) -> Tensor:
             found = fn(state)
             return found if found.dtype == state.dtype else state.to(found.device)
 
-        return super()._apply(moved, recurse)
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
     def get_extra_state(self) -> Tensor:
         """The state of the random generator, saved with ``state_dict()``."""

@@ -21,9 +21,9 @@ class FAMO(LossCombiner):
     lower bound of a loss can be subtracted from the losses that are passed in. The authors also clip the
     gradient to norm 1, which is up to the driver.
 
-    A loss of 0 takes no part: its task gets weight 0, and a fall from or to it moves no logit, nor does one to infinity,
-    as of a step that mixed precision skips. (The authors add 1e-8 to
-    all losses, with which a single loss of 0 takes the weight of all others.)
+    A loss of 0 takes no part: its task gets weight 0, and a fall from or to it moves no logit. (The authors add 1e-8 to
+    all losses, with which a single loss of 0 takes the weight of all others.) Nor does an infinite loss after a
+    step, as of one that mixed precision skips.
 
     Args:
         learning_rate: Adam's for the logits, above 0; 0.025 as in the paper.

@@ -76,6 +76,7 @@ def test_help_tells_every_key_and_how_to_begin(script: str, schema: type) -> Non
     assert {field.name for field in fields(schema)} - set(keys) <= {"debug", "grid"}
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning's own use of torch
 @pytest.mark.parametrize(("document", "code"), EXAMPLES)
 def test_code_runs(document: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network: dict[str, Any] = {"observation_size": 39, "action_size": 4, "hidden_sizes": [8], "num_tasks": 2}
@@ -86,7 +87,7 @@ def test_code_runs(document: str, code: str, tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(registry, "_entries", {name: registry.get(name) for name in registry.names()})
     names: dict[str, Any] = {}
     exec(compile(code, document, "exec"), names)
-    for trained in (names[name] for name in ("encoder", "network") if "backward" in code and name in names):
+    for trained in (names[name] for name in ("encoder", "network", "model") if "backward" in code and name in names):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
     if "act" in names:
         assert names["act"](np.ones((2, 39), np.float32)).shape == (2, 4)

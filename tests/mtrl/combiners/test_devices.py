@@ -1,4 +1,4 @@
-"""Every method on another device, moved between devices in the middle, or in a model that is cast: it finds the same."""
+"""Every method on another device, moved between devices in the middle, or in a model that is cast, finds the same."""
 
 from collections.abc import Sequence
 
