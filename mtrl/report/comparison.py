@@ -197,7 +197,7 @@ def _method_names(runs: Sequence[Run]) -> list[str]:
     by_seed = len(of_seeds) == len({run.seed for run in runs})
     keys_of_methods = [key for key in _METHOD_KEYS if key != "precision" or not by_seed]
     options = [
-        {key: value for key, value in _settings(run).items() if key.split(".")[0] in keys_of_methods} for run in runs
+        {key: value for key, value in own.items() if key.split(".")[0] in keys_of_methods} for own in _settings(runs)
     ]
     distinct: dict[str, list[dict[str, str]]] = defaultdict(list)
     for run, own in zip(runs, options, strict=True):
@@ -258,7 +258,15 @@ def _ends(key: str) -> list[str]:
     return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
-def _settings(run: Run) -> dict[str, str]:
+def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Each run's configuration, see `_settings_of`; a key that came after a run, and is null in others, is so in it."""
+    settings = [_settings_of(run) for run in runs]
+    unset = {key: value for own in settings for key, value in own.items() if value == "null"}
+    unset = {key: value for key, value in unset.items() if not key.startswith("combiner.")}  # each has its own options
+    return [own | {key: value for key, value in unset.items() if key not in own} for own in settings]
+
+
+def _settings_of(run: Run) -> dict[str, str]:
     """A run's configuration as one level of dotted keys, its values as text.
 
     Fixed weights that another run had (``weights_from``) are told by that run's name without the seed: there are others
@@ -277,7 +285,8 @@ def _settings(run: Run) -> dict[str, str]:
 
 def differences(methods: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, str]]:
     """The values by method of each key in which runs differ, other than the seed and where they were computed."""
-    flat = {name: [_settings(run) for run in runs] for name, runs in methods.items()}
+    settings = iter(_settings([run for runs in methods.values() for run in runs]))
+    flat = {name: [next(settings) for _ in runs] for name, runs in methods.items()}
     differing = {}
     for key in dict.fromkeys(key for configs in flat.values() for config in configs for key in config):
         if key != "seed" and key.split(".")[0] not in _NO_INFLUENCE:

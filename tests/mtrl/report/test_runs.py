@@ -245,6 +245,16 @@ def test_methods_are_combiners_with_the_options_that_differ(tmp_path: Path) -> N
     assert found.configuration["combiner.weights"]["fixed #1"].startswith("[0.123456789, ")
 
 
+def test_a_key_that_came_after_a_run_is_what_it_is_when_unset(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", "unitary")
+    write_run(tmp_path / "2", "unitary", seed=1, config={"method": None, "pad": None})
+    write_run(tmp_path / "3", "pcgrad", config={"pad": True})
+    found = comparison(tmp_path)
+    assert {method.name: method.seeds for method in found.methods} == {"unitary": [0, 1], "pcgrad": [0]}
+    assert found.configuration["pad"] == {"unitary": "null", "pcgrad": "true"}
+    assert "method" not in found.configuration
+
+
 def test_fixed_weights_of_another_method_are_one_method_whatever_the_seed(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"unitary": 0.5}, range(2))
     for source, weights in (("cagrad", [[1.0, 2.0], [3.0, 4.0]]), ("nash_mtl", [[5.0, 6.0], [7.0, 8.0]])):
