@@ -261,9 +261,9 @@ def _ends(key: str) -> list[str]:
 def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Each run's configuration, see `_settings_of`; a key that came after a run, and is null in others, is so in it."""
     settings = [_settings_of(run) for run in runs]
-    unset = {key: value for own in settings for key, value in own.items() if value == "null"}
-    unset = {key: value for key, value in unset.items() if not key.startswith("combiner.")}  # each has its own options
-    return [own | {key: value for key, value in unset.items() if key not in own} for own in settings]
+    items = [item for own in settings for item in own.items() if item[1] == "null"]
+    unset = {key: value for key, value in items if not key.startswith("combiner.")}  # of which each has its own options
+    return [own | unset | own for own in settings]
 
 
 def _settings_of(run: Run) -> dict[str, str]:
