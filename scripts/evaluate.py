@@ -1,5 +1,6 @@
 """Evaluates a finished or running run: ``python scripts/evaluate.py run=runs/x episodes=50``."""
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -66,9 +67,7 @@ def evaluate_run(options: EvaluateConfig) -> None:
             played = evaluate(policy, environments, options.episodes, seed, count, metric=trained.metric)
             found[goals] = played.summary()
     print_measures(found, options.episodes, Console())
-    file = directory / f"evaluation-{step}.json"
-    write_json(file, {"step": step, "episodes": options.episodes, **found})
-    print(f"written to {file}")
+    keep(directory / f"evaluation-{step}.json", {"step": step, "episodes": options.episodes, **found})
     if options.video:
         folder = directory / f"video-{step}"
         first = next(iter(seeds.values()))
@@ -76,6 +75,20 @@ def evaluate_run(options: EvaluateConfig) -> None:
             films = family.evaluated(whole_episodes=True).films(policy, first)
             write_videos(progress.track(films, len(family.tasks), description="filming"), folder)
         print(f"videos in {folder}, all tasks in {folder / 'contact_sheet.png'}")
+
+
+def keep(file: Path, evaluation: dict[str, Any]) -> None:
+    """Writes an evaluation, unless the file has one of more episodes; of as many, what it has of other goals stays."""
+    try:
+        before = dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        before = {}
+    episodes = before.get("episodes", 0)
+    if episodes > evaluation["episodes"]:
+        print(f"not written: {file} has {episodes} episodes per task (remove it first)")
+        return
+    write_json(file, before | evaluation if episodes == evaluation["episodes"] else evaluation)
+    print(f"written to {file}")
 
 
 def stored_policy(directory: Path, which: str) -> tuple[int, dict[str, Any]]:

@@ -15,7 +15,7 @@ from envs.rendering import Film
 from mtrl.errors import InputError
 from mtrl.run.checkpoints import Checkpoints
 from scripts.configuration import HELD_OUT_SEED
-from scripts.evaluate import EvaluateConfig, evaluate_run
+from scripts.evaluate import EvaluateConfig, evaluate_run, keep
 from scripts.train import train
 from tests.configured import configured
 from tests.integration.test_weights_from import SMALL
@@ -77,6 +77,23 @@ def played(run: Path, which: str) -> dict[str, Any]:
     (file,) = run.glob("evaluation-*.json")
     found: dict[str, Any] = json.loads(file.read_text())
     return found
+
+
+def test_an_evaluation_of_fewer_episodes_does_not_replace_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "evaluation-30.json"
+    training, held_out = {"training": {"success_mean": 0.5}}, {"held_out": {"success_mean": 0.4}}
+    file.write_text("damaged")
+    for found, becomes in [
+        ({"episodes": 2} | training, {"episodes": 2} | training),
+        ({"episodes": 2} | held_out, {"episodes": 2} | training | held_out),
+        ({"episodes": 1} | training, {"episodes": 2} | training | held_out),
+        ({"episodes": 3} | held_out, {"episodes": 3} | held_out),
+    ]:
+        keep(file, found)
+        assert json.loads(file.read_text()) == becomes
+    assert f"not written: {file} has 2 episodes per task" in capsys.readouterr().out
 
 
 def test_the_last_the_best_or_the_policy_of_a_step_is_played(whole: Path) -> None:
