@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from agents.networks import Actor
 from envs.rendering import SIZE, Film, contact_sheet
 from tests import commands
 
@@ -138,6 +140,17 @@ def test_the_policy_that_comes_with_the_repository_has_learned_most_of_mt10(tmp_
     assert done.returncode == 0, done.stderr
     played = json.loads((tmp_path / "mt10/evaluation-90000.json").read_text())
     assert played["training"]["success_mean"] >= 0.7
+
+
+@pytest.mark.parametrize("run", [path.parent for path in ROOT.glob("results/*/*/checkpoints")])
+def test_a_policy_that_comes_with_the_repository_can_be_used(run: Path, tmp_path: Path) -> None:
+    done = commands.run("export.py", f"run={run}", "which=best", f"out={tmp_path / 'policy.pt'}")
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(tmp_path / "policy.pt", weights_only=True)
+    actor = Actor(**saved["network"])
+    actor.load_state_dict(saved["weights"])
+    actions = actor.policy()(np.zeros((len(saved["tasks"]), 39), np.float32))
+    assert len(np.unique(actions, axis=0)) == len(saved["tasks"])
 
 
 def test_where_nothing_can_be_rendered_one_line_says_what_to_install(run: Path) -> None:
