@@ -5,6 +5,7 @@ import enum
 import functools
 import itertools
 import random
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,8 +24,9 @@ Functions = tuple[Callable[[Env], Any], Callable[[Env, Any], object]]
 _PLAIN = (type(None), bool, int, float, str)
 _CONSTANT = (
     *(gymnasium.Space, EnvSpec, type, enum.Enum, PurePath, functools.partial, np.dtype, types.ModuleType),
-    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc),
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc, type(threading.Lock())),
 )
+_GENERATORS = np.random.Generator, np.random.RandomState, random.Random
 _LEFT_OUT = {"env", "mujoco_renderer", "_previous_data"}  # the next layer; a film's; a checker's
 _SAME = object()
 """Stands for what cannot change, or is told elsewhere."""
@@ -101,7 +103,7 @@ class ExactState:
             return value
         if isinstance(value, np.ndarray | np.generic):
             return _packed_array(value)
-        if isinstance(value, _CONSTANT) or id(value) in seen:
+        if isinstance(value, _CONSTANT) or id(value) in seen or _is_dm_control_view(value):
             return _SAME
         if _is_mujoco(value, "MjModel"):
             made = self._models.get(id(value), {})
@@ -109,10 +111,8 @@ class ExactState:
             return {_KIND: "model", "changed": changed}
         if _is_mujoco(value, "MjData"):
             return {_KIND: "data"} | _physics(value)
-        if isinstance(value, np.random.Generator):
-            return {_KIND: "generator", "state": self._pack(value.bit_generator.state, seen)}
-        if isinstance(value, random.Random):
-            return {_KIND: "random", "state": self._pack(value.getstate(), seen)}
+        if isinstance(value, _GENERATORS):
+            return {_KIND: "generator", "state": self._pack(_state_of(value), seen)}
         if type(value) in (list, tuple, dict, set, collections.deque, collections.OrderedDict):
             return self._packed_container(value, seen)
         if _layout(type(value)) == _layout(_PythonObject):
@@ -156,10 +156,8 @@ class ExactState:
 
     def _set_object(self, saved: dict[str, Any], now: Any) -> None:
         kind = saved[_KIND]
-        if kind == "generator" and isinstance(now, np.random.Generator):
-            now.bit_generator.state = self._unpack(saved["state"], None)
-        elif kind == "random" and isinstance(now, random.Random):
-            now.setstate(self._unpack(saved["state"], None))
+        if kind == "generator" and isinstance(now, _GENERATORS):
+            _set_state_of(now, self._unpack(saved["state"], None))
         elif kind == "model" and _is_mujoco(now, "MjModel"):
             for name, array in (self._models.get(id(now), {}) | saved["changed"]).items():
                 getattr(now, name)[:] = array
@@ -235,8 +233,28 @@ def _packed_array(value: NDArray[Any] | np.generic) -> Any:
     return np.array(value)
 
 
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state(legacy=False)
+
+
+def _set_state_of(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
 def _is_mujoco(value: Any, name: str) -> bool:
     return type(value).__name__ == name and type(value).__module__.startswith("mujoco")
+
+
+def _is_dm_control_view(value: Any) -> bool:
+    """Whether it is what shows dm_control's users the arrays of a model and its data by the names of their rows."""
+    return type(value).__name__ == "NamedIndexStructs" and type(value).__module__.startswith("dm_control")
 
 
 def _arrays(owner: Any) -> dict[str, NDArray[Any]]:

@@ -213,7 +213,7 @@ def _named(envs: Sequence[dict[str, Any] | str]) -> dict[str, dict[str, Any]]:
             raise InputError(f"envs: expected an id in each, e.g. {{id: Pendulum-v1}}, got {spec}")
         name = spec.get("name")
         if name is None:
-            name = spec["id"].replace("/", ".").replace(":", ".")
+            name = spec["id"].rpartition(":")[2].replace("/", ".")  # before a colon stands the module to import
             like = [other for other in specs if other.get("id") == spec["id"] and "name" not in other]
             differing = [key for key in spec if any(other.get(key) != spec[key] for other in like)]
             name = "-".join([name, *(f"{key}{spec[key]}" for key in differing if key not in _OWN_KEYS)])

@@ -1,20 +1,18 @@
 """The names of Meta-World's tasks and of its multi-task benchmarks."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 from mtrl.errors import InputError, unknown_name
-
-# Meta-World is imported where it is used: it loads MuJoCo, which takes most of a second.
 
 
 def benchmark_tasks(name: str) -> list[str]:
     """The task names of ``"mt10"``, ``"mt25"`` or ``"mt50"``, in the benchmark's own order.
 
     Raises:
-        InputError: for another name.
+        InputError: for another name, or if Meta-World cannot be imported.
     """
-    from metaworld import env_dict
-
+    env_dict = _env_dict()
     benchmarks = {"mt10": env_dict.MT10_V3, "mt25": env_dict.MT25_V3, "mt50": env_dict.MT50_V3}
     if name not in benchmarks:
         raise unknown_name("benchmark", name, benchmarks)
@@ -25,18 +23,28 @@ def check_tasks(tasks: Sequence[str]) -> list[str]:
     """The task names as a list, once they are known to be good.
 
     Raises:
-        InputError: if there is none, one is not a Meta-World v3 task, or one is listed twice.
+        InputError: if there is none, one is not a Meta-World v3 task, or one is listed twice; or if Meta-World cannot
+            be imported.
     """
-    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-
+    valid = _env_dict().ALL_V3_ENVIRONMENTS
     if isinstance(tasks, str) or not tasks:
         raise InputError(f"tasks must be a list with at least one task name, got {tasks!r}")
     for index, task in enumerate(tasks):
-        if task not in ALL_V3_ENVIRONMENTS:
-            raise unknown_name("task", task, ALL_V3_ENVIRONMENTS)
+        if task not in valid:
+            raise unknown_name("task", task, valid)
         if task in tasks[:index]:
             raise InputError(f"task '{task}' is listed twice")
     return list(tasks)
+
+
+def _env_dict() -> ModuleType:
+    """Meta-World's tasks; imported where they are used: it loads MuJoCo, which takes most of a second."""
+    try:
+        from metaworld import env_dict
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"Meta-World cannot be imported ({reason}): pip install 'metaworld>=3.1,<3.2'") from error
+    return env_dict
 
 
 def balanced_groups(tasks: Sequence[str], num_groups: int) -> list[list[int]]:

@@ -177,6 +177,16 @@ def machine(device: "torch.device | None" = None) -> dict[str, Any]:
     }
 
 
+def conditions(device: "torch.device | None" = None) -> dict[str, str]:
+    """What random numbers and the last bits of a result depend on, beside the configuration, by name."""
+    import torch
+
+    about = machine(device)
+    named = {"device": device and device.type, "processor": about["processor"], "GPU": about["gpu"]}
+    named |= {"threads": torch.get_num_threads()} | about["versions"]
+    return {name: str(value) for name, value in named.items() if value is not None and name != "python"}
+
+
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as file:

@@ -10,6 +10,7 @@ import torch
 from mtrl import __version__
 from mtrl.errors import InputError, Interrupted, RunError
 from mtrl.run.directory import RunDirectory
+from mtrl.run.machine import conditions
 from mtrl.run.metrics import MetricsWriter
 from mtrl.run.processes import Processes
 from mtrl.run.progress import TrainingProgress
@@ -48,7 +49,7 @@ class Session:
     ) -> None:
         self.run, self.total = run, total
         self.processes = processes or Processes()
-        self._device = None if device is None else device.type
+        self._device = device
         self.step = 0
         self.seconds = self._started = 0.0
         self.counters = dict.fromkeys(("resumes", "checkpoints_passed_over", "metrics_dropped", "metrics_missing"), 0)
@@ -64,7 +65,8 @@ class Session:
         """
         self._algorithm, longer = algorithm, self.run.longer
         loaded = self.processes.shared(self.run.checkpoints.load(self._stream))
-        entries, device = ([0, 0], None) if loaded is None else self._restore(loaded[1])
+        self._conditions = conditions(self._device)
+        entries, before = ([0, 0], {}) if loaded is None else self._restore(loaded[1])
         if longer:
             if loaded is None:
                 raise RunError(f"'{self.run.path}' has no checkpoint to go on from: choose another run_dir")
@@ -78,21 +80,21 @@ class Session:
         self._started = time.monotonic() - self.seconds
         with closing(self.metrics), on_stop_request(self._signals.append), self.progress.bar:
             if loaded is not None:
-                self._say_what_changed(device)
+                self._say_what_changed(before)
                 self.checkpoint()  # what was counted lasts, should this part not reach the next one
             yield loaded is not None
             self.clock()
 
-    def _restore(self, state: dict[str, Any]) -> tuple[list[int], str | None]:
+    def _restore(self, state: dict[str, Any]) -> tuple[list[int], dict[str, str]]:
         """Goes on from a checkpoint, which can be whole and another run's or of an older version.
 
         Returns:
-            Its numbers of metrics entries, and the kind of device that the run was on.
+            Its numbers of metrics entries, and the conditions that it was written under.
         """
         checkpoints = self.run.checkpoints
         try:
             self.step, self.seconds, self.counters = state["step"], state["seconds"], dict(state["counters"])
-            entries, device = list(state["metrics_entries"]), state["device"]
+            entries, before = list(state["metrics_entries"]), dict(state["conditions"])
             self._algorithm.load_state_dict(state)
             if checkpoints.stream_dropped and self._stream is not None:
                 self._stream.clear()
@@ -107,15 +109,17 @@ class Session:
         self.counters["resumes"] += 1
         self.counters["checkpoints_passed_over"] += checkpoints.passed_over
         checkpoints.discard_after(self.step)
-        return entries, device
+        return entries, before
 
-    def _say_what_changed(self, before: str | None) -> None:
+    def _say_what_changed(self, before: dict[str, str]) -> None:
         for line in self.run.moved:
             self.say(line)
-        if before is not None and self._device is not None and before != self._device:
+        now = self._conditions
+        changed = [f"{name} {now[name]} (was {was})" for name, was in before.items() if now.get(name, was) != was]
+        if changed:
             self.say(
-                f"device: this run was on {before} up to step {self.step:,} and goes on on {self._device}: from here "
-                "on random numbers and rounding are not those that it would have had"
+                f"from step {self.step:,} on this run has {', '.join(changed)}: its random numbers and rounding may no "
+                "longer be those that it would have had"
             )
 
     def say(self, line: str) -> None:
@@ -139,7 +143,7 @@ class Session:
         """Writes a checkpoint of this moment; all that was logged is on the disk before it."""
         self.clock()
         self.metrics.flush()
-        own = {"step": self.step, "seconds": self.seconds, "counters": self.counters, "device": self._device}
+        own = {"step": self.step, "seconds": self.seconds, "counters": self.counters, "conditions": self._conditions}
         own |= {"version": __version__}  # for whoever cannot read it
         state = own | {"metrics_entries": self.metrics.entries} | self._algorithm.state_dict()
         if self.processes.first:

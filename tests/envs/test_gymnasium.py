@@ -1,9 +1,10 @@
 """Gymnasium environments as tasks: spaces, episodes, states, and what is said of environments that misbehave."""
 
 import io
+import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -286,6 +287,28 @@ def heavy() -> Any:
     return Heavier(gymnasium.make("Hopper-v5"))
 
 
+class NamedIndexStructs(NamedTuple):
+    """As dm_control calls what shows a simulator's arrays by names."""
+
+    data: object
+
+
+NamedIndexStructs.__module__ = "dm_control.mujoco.engine"
+
+
+class LikeDMControl(Line):
+    """Draws as dm_control's tasks do, and has what its physics have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = np.random.RandomState(3)
+        self.lock, self.named = threading.Lock(), NamedIndexStructs(object())
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return observation + np.float32(self.random.randn()), *rest
+
+
 EXACT: dict[str, Any] = {
     "own attributes": Line,
     "classic control": partial(gymnasium.make, "Pendulum-v1"),
@@ -298,6 +321,7 @@ EXACT: dict[str, Any] = {
         gymnasium.wrappers.FrameStackObservation(gymnasium.make("Pendulum-v1"), 3)
     ),
     "functions of its own": Told,
+    "NumPy's old generator, a lock and a view": LikeDMControl,
 }
 
 

@@ -53,6 +53,14 @@ def test_benchmarks_are_in_their_own_order() -> None:
         benchmark_tasks("mt11")
 
 
+def test_meta_world_that_cannot_be_imported_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "metaworld", None)
+    said = r"^Meta-World cannot be imported \(.*\): pip install 'metaworld>=3.1,<3.2'$"
+    for use in (lambda: benchmark_tasks("mt10"), lambda: make_vector(["reach-v3"], seed=1)):
+        with pytest.raises(InputError, match=said):
+            use()
+
+
 @pytest.mark.parametrize("num_groups", [1, 2, 7, 50])
 def test_groups_hold_every_task_once_and_weigh_alike(num_groups: int) -> None:
     groups = balanced_groups(benchmark_tasks("mt50"), num_groups)

@@ -23,6 +23,7 @@ from mtrl.rl.evaluation_queue import EvaluationThread
 from mtrl.rl.loop import Schedule, Trainer
 from mtrl.run.checkpoints import Checkpoints
 from mtrl.run.directory import RunDirectory, read_config
+from mtrl.run.machine import conditions
 from mtrl.run.metrics import read_metrics
 
 TASKS = ["a", "b"]
@@ -559,7 +560,7 @@ def test_episodes_that_began_anew_are_said_and_counted(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize(
     ("part", "key"),
-    [("", "measure"), ("", "updates_from"), ("", "device"), ("watchdog", "_short"), ("watchdog", "_began")],
+    [("", "measure"), ("", "updates_from"), ("", "conditions"), ("watchdog", "_short"), ("watchdog", "_began")],
 )
 def test_a_checkpoint_of_an_older_version_is_refused(
     part: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -904,22 +905,46 @@ def test_a_buffer_that_was_dropped_before_the_warm_up_had_ended(tmp_path: Path) 
     assert resumed.agent.updates == 5 + 4  # the warm-up takes ten steps from step 6 on, then the updates at once
 
 
-@pytest.mark.parametrize(("before", "after"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
-def test_a_change_of_device_is_said_once(
-    whole: Setting, tmp_path: Path, before: str, after: str, capsys: pytest.CaptureFixture[str]
+CONDITIONS = {"device": "cpu", "processor": "one", "threads": "2", "torch": "2.11.0"}
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        ({}, None),
+        ({"device": "cuda", "GPU": "another"}, "device cuda (was cpu)"),
+        ({"processor": "two", "torch": "2.13.0"}, "processor two (was one), torch 2.13.0 (was 2.11.0)"),
+        ({"threads": "4"}, "threads 4 (was 2)"),
+    ],
+)
+def test_what_changed_around_a_run_is_said_once(
+    whole: Setting,
+    tmp_path: Path,
+    then: dict[str, str],
+    told: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Here nothing draws random numbers, so that the run is the same."""
 
-    def on(device: str, called: Calls = lambda what: None) -> Setting:
-        setting = Setting(tmp_path / "run", called)
-        setting.trainer.session._device = device
-        return setting
+    def under(conditions: dict[str, str], called: Calls = lambda what: None) -> Setting:
+        monkeypatch.setattr("mtrl.run.session.conditions", lambda device: conditions)
+        return Setting(tmp_path / "run", called)
 
-    for device, step in ((before, 5), (before, 9), (after, 9)):
+    after = CONDITIONS | then
+    for around, step in ((CONDITIONS, 5), (CONDITIONS, 9), (after, 9)):
         with ends(ask):
-            on(device, At("step", step, ask)).train()
+            under(around, At("step", step, ask)).train()
     said = capsys.readouterr().err
-    line = f"device: this run was on {before} up to step 14 and goes on on {after}: "
-    assert said.count("device:") == said.count(line) == (before != after)
-    assert on(after).train().outcome() == whole.outcome()
-    assert "device:" not in capsys.readouterr().err
+    assert said.count(" (was ") == (0 if told is None else 1 + told.count("), "))
+    assert told is None or f"from step 14 on this run has {told}: its random numbers" in said
+    assert under(after).train().outcome() == whole.outcome()
+    assert " (was " not in capsys.readouterr().err
+
+
+def test_conditions_of_a_run_are_those_of_its_process() -> None:
+    now = conditions(torch.device("cpu"))
+    assert (now["device"], now["torch"], now["threads"]) == ("cpu", torch.__version__, str(torch.get_num_threads()))
+    assert {"processor", "numpy", "mujoco", "metaworld", "gymnasium", "mtrl"} <= set(now)
+    assert "GPU" not in now
+    assert "python" not in now
