@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch._functorch.config as functorch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -521,6 +523,23 @@ def test_one_process_is_no_replica_but_a_wrapped_module_is() -> None:
     for case in cases:
         with pytest.raises(InputError, match="wrapped in DistributedDataParallel"):
             case()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("given", ["modules", "parameters", "parameters from before"])
+def test_sharded_parameters_are_refused(given: str) -> None:
+    """Also after a forward pass, in which plain parameters take their place."""
+    net = Net()
+    fully_shard(net.encoder, mesh=init_device_mesh("cpu", (1,)))
+    shared: Any = net.encoder if given == "modules" else list(net.encoder.parameters())
+    z = net.encoder(net.x)
+    if given == "parameters":
+        shared = list(net.encoder.parameters())
+        assert not any(hasattr(parameter, "device_mesh") for parameter in shared)
+    with pytest.raises(InputError, match="parameters are sharded, by fully_shard or the like"):
+        net.backward(net.losses(z, z, z), "unitary", shared=shared)
+    other = Net()
+    other.backward(other.losses(*[other.encoder(other.x)] * 3), "unitary")
 
 
 def test_replicas_are_refused_in_every_way_in() -> None:
