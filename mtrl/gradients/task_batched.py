@@ -171,7 +171,10 @@ class TaskBatched:
             raise InputError("the network has no trainable parameters")
         problem = self._find_layers()
         if problem and not allow_slow:
-            raise InputError(f"{problem}; allow_slow=True differentiates task by task instead")
+            raise InputError(
+                f"{problem}; call the network for each task by itself and use gradients.backward, or let allow_slow=True "
+                "differentiate task by task"
+            )
         self._slow = bool(problem)
         if self._slow:
             self._layers.clear()
