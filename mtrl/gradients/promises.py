@@ -5,7 +5,7 @@ from functools import reduce
 from operator import or_
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
 from mtrl.errors import InputError
@@ -80,6 +80,22 @@ def check_trained(starts: Sequence[Edge], parameters: Iterable[Tensor], kind: st
                 f"the loss of task {task} does not depend on any {kind} parameter: it would train none (is there a "
                 "detach(), no_grad() or re-entrant checkpoint on its way?)"
             )
+
+
+def untrained(starts: Sequence[Edge], trained: Iterable[Tensor]) -> list[nn.Parameter]:
+    """Parameters that the losses depend on and that are not among those that are trained."""
+    known, found = {id(parameter) for parameter in trained}, list[nn.Parameter]()
+    seen, waiting = set[Node | None](), [node for node, _ in starts]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [other for other, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
+            found.append(leaf)
+    return found
 
 
 def product_precision(tensor: Tensor) -> float:

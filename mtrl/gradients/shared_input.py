@@ -1,5 +1,6 @@
 """Per-task gradients where all tasks share the input: through the representation, or loss by loss."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -79,7 +80,7 @@ def backward(
     one more backward pass, or its update is taken from the Jacobian where that was kept. A Jacobian method's direction
     for the representation is passed back through the encoder: shared parameters have to reach the losses through the
     representation alone. The first call with a combiner and these parameters checks that, and that every loss trains
-    something shared.
+    something shared; it warns of parameters that nothing trains, unless ``retain_graph`` tells of another pass.
 
     The last pass frees the graph, as `Tensor.backward` does; heads that were passed loss by loss keep theirs until the
     losses are dropped. Per-task gradients are combined in float32 or better, whatever the parameters' types, and a
@@ -119,6 +120,7 @@ def backward(
         RunError: if parameters, combiners or sizes differ between the processes of the group.
     """
     scaler = scaler if scaler is not None and scaler.is_enabled() else None
+    before = combiner.checked if isinstance(combiner, Combiner) else None
     of_batch, source = source_of(
         losses,
         combiner,
@@ -133,7 +135,10 @@ def backward(
         memory_limit=memory_limit,
         replicas=Replicas.of(group),
     )
-    return combine(of_batch, combiner, source, scale=scale, insight=insight, scaler=scaler)
+    combination = combine(of_batch, combiner, source, scale=scale, insight=insight, scaler=scaler)
+    if combiner.checked is not before and not retain_graph:
+        _warn_of_untrained(losses, combiner, source.parameters)
+    return combination
 
 
 def source_of(
@@ -182,6 +187,17 @@ def source_of(
         combiner.checked = maps is not None, seen
     columns = 0 if maps is None else sum(map(_columns, maps.by_task[0]))
     return replicas.losses(torch.stack([loss.detach() for loss in scalars]), source.parameters, columns), source
+
+
+def _warn_of_untrained(losses: Tensor | Sequence[Tensor], combiner: Combiner, trained: Sequence[Tensor]) -> None:
+    left_out = promises.untrained(promises.edges_of(_scalars(losses, combiner)), trained)
+    if left_out:
+        count, shape = sum(parameter.numel() for parameter in left_out), tuple(left_out[0].shape)
+        warnings.warn(
+            f"the losses depend on {count:,} parameters ({len(left_out)} tensors, one of shape {shape}) that are "
+            "neither shared nor specific: they get no gradient",
+            stacklevel=3,
+        )
 
 
 def _check_options(

@@ -172,8 +172,8 @@ class TaskBatched:
         problem = self._find_layers()
         if problem and not allow_slow:
             raise InputError(
-                f"{problem}; call the network for each task by itself and use gradients.backward, or let allow_slow=True "
-                "differentiate task by task"
+                f"{problem}; call the network for each task by itself and use gradients.backward, or let "
+                "allow_slow=True differentiate task by task"
             )
         self._slow = bool(problem)
         if self._slow:

@@ -192,9 +192,9 @@ def test_parameter_gramian_is_exact_under_any_memory_limit(memory_limit: int, we
 def test_blocks_of_parameters_are_no_larger_than_the_limit(memory_limit: int, passes: int) -> None:
     """Blocks of the first layer (12 weights and 3 biases), those of the last do not pass the counter."""
     model = Model()
-    gradients.backward(
-        model.losses(model.encode()), Weighted("gramian"), shared=model.shared, memory_limit=memory_limit
-    )
+    losses = model.losses(model.encode())
+    with pytest.warns(UserWarning, match="neither shared nor specific"):
+        gradients.backward(losses, Weighted("gramian"), shared=model.shared, memory_limit=memory_limit)
     assert CountBackward.passes == passes
 
 
@@ -217,11 +217,15 @@ def test_measured_parameters_make_the_gramian_and_all_are_updated(memory_limit: 
     update = weighted(losses, model.shared, WEIGHTS)
     combiner = Weighted("gramian")
     gradients.backward(
-        losses, combiner, shared=model.shared, measured=model.last.parameters(), memory_limit=memory_limit
+        losses,
+        combiner,
+        shared=model.shared,
+        specific=model.heads,
+        measured=model.last.parameters(),
+        memory_limit=memory_limit,
     )
     torch.testing.assert_close(combiner.seen, expected @ expected.T)
     assert_grad(model.shared, update)
-    assert all(p.grad is None for p in model.heads.parameters())
 
 
 def test_weights_of_the_representation_are_exact_for_what_goes_round_it() -> None:
@@ -230,8 +234,27 @@ def test_weights_of_the_representation_are_exact_for_what_goes_round_it() -> Non
     z = model.encode()
     losses = [loss + model.first.weight.square().sum() for loss in model.losses(z)]
     expected = weighted(losses, model.shared, WEIGHTS)
-    gradients.backward(losses, Weighted("gramian"), shared=model.shared, representation=z)
+    gradients.backward(losses, Weighted("gramian"), shared=model.shared, specific=model.heads, representation=z)
     assert_grad(model.shared, expected)
+
+
+def test_parameters_that_nothing_trains_are_warned_of_once() -> None:
+    model, combiner = Model(), Weighted("gramian")
+    count = sum(p.numel() for p in model.heads.parameters())
+    said = rf"^the losses depend on {count} parameters \(12 tensors, .*\) that are neither shared nor specific"
+    with pytest.warns(UserWarning, match=said):
+        gradients.backward(model.losses(model.encode()), combiner, shared=model.shared)
+    assert all(p.grad is None for p in model.heads.parameters())
+    gradients.backward(model.losses(model.encode()), combiner, shared=model.shared)
+    with pytest.warns(UserWarning, match="on 12 parameters"):
+        gradients.backward(model.losses(model.encode()), combiner, shared=model.shared[1:], specific=model.heads)
+
+
+def test_no_warning_where_another_pass_or_nothing_is_to_train_them() -> None:
+    model = Model()
+    gradients.backward(model.losses(model.encode()), Weighted("losses"), shared=model.shared, retain_graph=True)
+    model.heads.requires_grad_(False)
+    gradients.backward(model.losses(model.encode()), Weighted("losses"), shared=model.shared)
 
 
 @pytest.mark.parametrize("name", combiners.names())
@@ -348,6 +371,6 @@ def test_dropping_at_the_representation_sees_its_samples(name: str, aliases: boo
     z = model.encode()
     shown = gradients.fan_out(z, T) if aliases else z
     combiner = combiners.make(name, T, seed=2)
-    gradients.backward(model.losses(shown), combiner, shared=model.shared, representation=shown)
+    gradients.backward(model.losses(shown), combiner, shared=model.shared, specific=model.heads, representation=shown)
     for parameter, gradient in zip(model.shared, expected, strict=False):
         torch.testing.assert_close(parameter.grad, gradient)
