@@ -16,15 +16,15 @@ Two ways of resampling are in use, and they answer different questions:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from mtrl.errors import InputError
+from mtrl.errors import InputError, unknown_name
 from mtrl.text import counted, number
 
 Array = NDArray[np.float64]
@@ -248,22 +248,34 @@ def _sentence(alike: Sequence[PairedComparison]) -> str:
 
 
 def compare_with_baseline(
-    methods: dict[str, tuple[list[int], Array]], baseline: str, seed: int
+    methods: Mapping[str, tuple[Sequence[int], ArrayLike]], baseline: str, seed: int
 ) -> list[PairedComparison]:
-    """Compares every other method (by name, seeds ``[n]`` and their scores ``[n, T]``) with the baseline, by seed.
+    """Compares every other method with the baseline, seed by seed.
 
     Every method gets the same resamples, which the seed draws, whichever others are compared. Seeds of which a score is
     not finite are left out; where none is left of the baseline, nothing is compared.
+
+    Args:
+        methods: by name, the seeds ``[n]`` and a row of T scores for each, ``[n, T]``; higher is better.
+        baseline: the name of one of them.
+        seed: of the resamples.
+
+    Raises:
+        InputError: if the baseline is not among the methods, or their scores are not as described.
     """
-    methods = {name: _whole(*of) for name, of in methods.items()}
-    methods = {name: of for name, of in methods.items() if of[0] or name == baseline}
-    base_seeds, base_scores = methods[baseline]
+    if baseline not in methods:
+        raise unknown_name("method", baseline, methods)
+    whole = {name: _whole(name, *of) for name, of in methods.items()}
+    if len({scores.shape[1] for _, scores in whole.values()}) > 1:
+        raise InputError("methods have scores of different numbers of tasks")
+    whole = {name: of for name, of in whole.items() if of[0] or name == baseline}
+    base_seeds, base_scores = whole[baseline]
     if not base_seeds:
         return []
     base = dict(zip(base_seeds, base_scores.mean(1), strict=True))
     differences = {
         name: np.array([value - base[own] for own, value in zip(seeds, scores.mean(1), strict=True) if own in base])
-        for name, (seeds, scores) in methods.items()
+        for name, (seeds, scores) in whole.items()
         if name != baseline
     }
     p = {name: sign_flip_p_value(own, np.random.default_rng(seed)) for name, own in differences.items() if len(own)}
@@ -277,7 +289,7 @@ def compare_with_baseline(
             p_value=p.get(name, 1.0),
             adjusted_p_value=adjusted.get(name, 1.0),
             comparisons=len(p),
-            improvement=probability_of_improvement(methods[name][1], base_scores, np.random.default_rng(seed)),
+            improvement=probability_of_improvement(whole[name][1], base_scores, np.random.default_rng(seed)),
             detectable=detectable_difference(own),
         )
         for name, own in differences.items()
@@ -294,8 +306,14 @@ def best_by_luck(rates: Array, episodes: int, evaluations: int, generator: Gener
     return float(successes.mean(-1).max(1).mean() / episodes)
 
 
-def _whole(seeds: list[int], scores: Array) -> tuple[list[int], Array]:
+def _whole(name: str, seeds: Sequence[int], given: ArrayLike) -> tuple[list[int], Array]:
     """The seeds of which all scores are finite, and these."""
+    scores = np.asarray(given, float)
+    if scores.ndim != 2 or len(scores) != len(seeds):
+        expected = f"a row for each of {counted(len(seeds), 'seed')} and a column for each task"
+        raise InputError(f"{name}: expected {expected}, got scores of shape {scores.shape}")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"{name}: a seed is listed twice")
     kept = [place for place, row in enumerate(scores) if np.isfinite(row).all()]
     return [seeds[place] for place in kept], scores[kept]
 

@@ -78,10 +78,13 @@ def test_help_tells_every_key_and_how_to_begin(script: str, schema: type) -> Non
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning's own use of torch
 @pytest.mark.parametrize(("document", "code"), EXAMPLES)
-def test_code_runs(document: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_runs(
+    document: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     network: dict[str, Any] = {"observation_size": 39, "action_size": 4, "hidden_sizes": [8], "num_tasks": 2}
     saved = {"network": network, "weights": Actor(**network).state_dict(), "tasks": ["a", "b"]}
     torch.save(saved, tmp_path / "policy.pt")
+    quoted = re.findall("^> (.*)$", (ROOT / document).read_text(), re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     for registry in (combiners.register, benchmarks.benchmark, methods.method):  # what a page adds stays in this test
         monkeypatch.setattr(registry, "_entries", {name: registry.get(name) for name in registry.names()})
@@ -89,6 +92,8 @@ def test_code_runs(document: str, code: str, tmp_path: Path, monkeypatch: pytest
     exec(compile(code, document, "exec"), names)
     for trained in (names[name] for name in ("encoder", "network", "model") if "backward" in code and name in names):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
+    if "verdict_sentences" in code:
+        assert capsys.readouterr().out.splitlines() == quoted
     if "act" in names:
         assert names["act"](np.ones((2, 39), np.float32)).shape == (2, 4)
 

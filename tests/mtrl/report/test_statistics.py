@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 
+from mtrl.errors import InputError
 from mtrl.report.statistics import (
     RESAMPLES,
     Array,
@@ -296,6 +298,24 @@ def test_comparison_is_paired_by_seed() -> None:
     assert alone.seeds == 0
     assert math.isnan(alone.difference.value)
     assert alone.verdict == "too few seeds to tell"
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"a": ([1, 2], np.ones((2, 3)))}, "unknown method 'sum': valid: a"),
+        ({"sum": ([1, 2], [0.1, 0.2])}, r"sum: expected a row for each of 2 seeds .*, got scores of shape \(2,\)"),
+        (
+            {"sum": ([1, 2], np.ones((3, 2)))},
+            r"sum: expected a row for each of 2 seeds .*, got scores of shape \(3, 2\)",
+        ),
+        ({"sum": ([1, 1], np.ones((2, 2)))}, "sum: a seed is listed twice"),
+        ({"sum": ([1], [[1.0]]), "b": ([1], [[1.0, 2.0]])}, "methods have scores of different numbers of tasks"),
+    ],
+)
+def test_scores_that_are_not_as_described_are_refused(methods: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"^({message})$"):
+        compare_with_baseline(methods, "sum", seed=0)
 
 
 def test_same_seed_same_digits_whatever_else_is_compared() -> None:
