@@ -83,7 +83,7 @@ def count_of_samples(module: nn.Module, rule: Rule, output: Tensor) -> int:
 
 def _features(module: nn.Module) -> int:
     """How many dimensions hold the features."""
-    return len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 1
+    return len(module.normalized_shape) if isinstance(module, nn.LayerNorm | nn.RMSNorm) else 1
 
 
 def _grouped(x: Tensor, task_dim: int, num_tasks: int) -> Tensor:
@@ -140,6 +140,14 @@ def _layer_norm(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tens
         torch.sum(delta * functional.layer_norm(x, shape, eps=module.eps), 1, out=out["weight"])
     if "bias" in out:
         torch.sum(delta, 1, out=out["bias"])
+
+
+@register_rule(nn.RMSNorm)
+def _rms_norm(module: nn.Module, x: Tensor, delta: Tensor, out: dict[str, Tensor]) -> None:
+    assert isinstance(module, nn.RMSNorm)
+    shape = list(module.normalized_shape)
+    x, delta = (tensor.view(*tensor.shape[:-1], *shape) for tensor in (x, delta))
+    torch.sum(delta * functional.rms_norm(x, shape, eps=module.eps), 1, out=out["weight"])
 
 
 @register_rule(nn.Embedding)

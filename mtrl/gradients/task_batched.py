@@ -118,8 +118,8 @@ class TaskBatched:
     autograd.
 
     Supported are ``nn.Linear``, ``nn.LayerNorm``, ``nn.Embedding`` and their ensembles (`mtrl.gradients.layers`),
-    and whatever `mtrl.gradients.register_rule` adds, with any operation without parameters between them; a layer
-    may be called several times. Each row of a `mtrl.gradients.TaskRows` is a single task's: it gets the gradient of
+    ``nn.RMSNorm``, and whatever `mtrl.gradients.register_rule` adds, with any operation without parameters between
+    them; a layer may be called several times. Each row of a `mtrl.gradients.TaskRows` is a single task's: it gets the gradient of
     that task's loss as it is, is in no Gramian or Jacobian, and no method sees it.
 
     Args:

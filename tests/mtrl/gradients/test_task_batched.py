@@ -89,6 +89,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "layer_norm_of_two_dimensions": lambda: nn.Sequential(
         nn.Unflatten(-1, (2, 3)), nn.Linear(3, 4), nn.LayerNorm((2, 4), eps=0.1), nn.Tanh(), nn.Linear(4, 1)
     ),
+    "rms_norm": lambda: nn.Sequential(nn.Linear(FEATURES, 7), nn.RMSNorm(7), nn.Tanh(), nn.Linear(7, 1)),
+    "rms_norm_of_two_dimensions": lambda: nn.Sequential(
+        nn.Unflatten(-1, (2, 3)), nn.Linear(3, 4), nn.RMSNorm((2, 4), eps=0.1), nn.Tanh(), nn.Linear(4, 1)
+    ),
+    "rms_norm_without_affine": lambda: nn.Sequential(
+        nn.Linear(FEATURES, 7), nn.RMSNorm(7, elementwise_affine=False), nn.Linear(7, 1)
+    ),
     "embedding": lambda: Calls(
         lambda self, x: self.head(self.table(indices(x))), table=nn.Embedding(4, 3), head=nn.Linear(3, 2)
     ),
