@@ -119,8 +119,8 @@ class TaskBatched:
 
     Supported are ``nn.Linear``, ``nn.LayerNorm``, ``nn.Embedding`` and their ensembles (`mtrl.gradients.layers`),
     ``nn.RMSNorm``, and whatever `mtrl.gradients.register_rule` adds, with any operation without parameters between
-    them; a layer may be called several times. Each row of a `mtrl.gradients.TaskRows` is a single task's: it gets the gradient of
-    that task's loss as it is, is in no Gramian or Jacobian, and no method sees it.
+    them; a layer may be called several times. Each row of a `mtrl.gradients.TaskRows` is a single task's: it gets the
+    gradient of that task's loss as it is, is in no Gramian or Jacobian, and no method sees it.
 
     Args:
         network: the module whose parameters are shared by all tasks, but for rows; frozen ones get no gradient.
