@@ -1,8 +1,10 @@
 """The one abstraction for every way of combining per-task gradients, and the bases of the two kinds of re-weighting."""
 
+import functools
 import inspect
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, ClassVar, Literal
+from contextlib import nullcontext
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from mtrl.combiners.solvers import Array, gramian_of, to_host, unit_gramian
 from mtrl.errors import InputError, unknown_name
 from mtrl.ranges import Count, Seed, check, options_of
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Needs = Literal["losses", "gramian", "jacobian"]
 
 
@@ -31,6 +35,17 @@ class NegativeLossError(InputError):
     def named(self, task: str, where: str) -> InputError:
         """The same for a person: by the task's name, and where it happened."""
         return InputError(f"{self.combiner} needs positive losses, but task '{task}' has {self.loss:.4g} {where}")
+
+
+def cpu_by_default(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes tensors without a device the CPU's within a function, whatever ``torch.set_default_device`` says."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: P.args, **options: P.kwargs) -> R:
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            return function(*arguments, **options)
+
+    return guarded
 
 
 def divisors(losses: Tensor) -> Tensor:
@@ -92,6 +107,7 @@ class Combiner(torch.nn.Module):
         super().__init_subclass__()
         cls.name = cls.__name__
 
+    @cpu_by_default
     def __init__(self, num_tasks: int, *, seed: int = 0, rescale: bool = False, **options: Any) -> None:
         super().__init__()
         check("num_tasks", num_tasks, Count)
@@ -119,6 +135,7 @@ class Combiner(torch.nn.Module):
         """The method's own options by name, each with its ``default`` and, as ``annotation``, its range."""
         return options_of(cls._setup)
 
+    @cpu_by_default
     def weights(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
         """The task weights (``[T]``, like ``losses`` in dtype and device) of this step; methods with state advance it.
 
@@ -139,6 +156,7 @@ class Combiner(torch.nn.Module):
                 weights = weights / weights.abs().sum().clamp_min(torch.finfo(weights.dtype).tiny) * self.num_tasks
             return weights
 
+    @cpu_by_default
     def combine(self, losses: Tensor, jacobian: Tensor, activations: Sequence[Tensor] = ()) -> Tensor:
         """The update direction (``[P]``) to put into ``.grad``.
 
@@ -162,6 +180,7 @@ class Combiner(torch.nn.Module):
             gramian = gramian_of(jacobian) if self.needs == "gramian" else None
             return self.weights(losses, gramian) @ jacobian
 
+    @cpu_by_default
     def after_step(self, losses: Tensor) -> None:
         """Shows the losses (``[T]``) on the same batch after the optimizer's step; only FAMO looks."""
         self._after_step(losses)

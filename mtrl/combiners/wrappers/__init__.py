@@ -2,7 +2,7 @@
 
 from typing import get_type_hints
 
-from mtrl.combiners.base import Combiner
+from mtrl.combiners.base import Combiner, cpu_by_default
 from mtrl.combiners.wrappers.every import Every
 from mtrl.combiners.wrappers.logarithm import Logarithm
 from mtrl.combiners.wrappers.smooth import Smooth
@@ -11,6 +11,7 @@ from mtrl.ranges import Count, FractionBelowOne, check
 __all__ = ["Every", "Logarithm", "Smooth", "wrapped"]
 
 
+@cpu_by_default
 def wrapped(
     combiner: Combiner, *, every: Count = 1, smooth: FractionBelowOne = 0.0, log: bool = False, rescale: bool = False
 ) -> Combiner:

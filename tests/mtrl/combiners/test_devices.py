@@ -1,6 +1,7 @@
 """Every method on another device, moved between devices in the middle, or in a model that is cast, finds the same."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ T, P, CALLS = 3, 7, 6
 CPU = torch.device("cpu")
 
 
-def made(name: str) -> Combiner:
+def made(name: str, **wrapping: Any) -> Combiner:
     options = {"weights": [1.0, 2.0, 0.5]} if name == "fixed" else {}
-    return combiners.make(name, T, seed=5, **options)
+    return combiners.make(name, T, seed=5, **options, **wrapping)
 
 
 def problem(call: int) -> tuple[Tensor, Tensor]:
@@ -86,3 +87,24 @@ def test_a_model_that_is_cast_leaves_its_method_as_it_is(name: str, kind: torch.
         for combiner in (alone, held):
             combiner.after_step(losses * 0.9)
     assert model[0].weight.dtype == kind
+
+
+@pytest.mark.parametrize("wrapping", [{}, {"every": 2, "smooth": 0.5}], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("name", combiners.names())
+def test_a_default_device_changes_nothing(name: str, wrapping: dict[str, Any]) -> None:
+    """On ``meta``, what a method made without a device would hold no numbers."""
+    options = wrapping if combiners.get(name).needs != "jacobian" else {}
+
+    def found() -> list[Tensor]:
+        combiner = made(name, **options)
+        with torch.device("cpu"):
+            given = [problem(call) for call in range(CALLS)]
+        directions = []
+        for losses, jacobian in given:
+            directions.append(combiner.combine(losses, jacobian))
+            combiner.after_step(losses * 0.9)
+        return directions
+
+    expected = found()
+    with torch.device("meta"):
+        assert all(map(torch.equal, found(), expected))

@@ -525,6 +525,24 @@ def test_one_process_is_no_replica_but_a_wrapped_module_is() -> None:
             case()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_default_device_changes_nothing(method: str) -> None:
+    """On ``meta``, what is made without a device would hold no numbers."""
+
+    def found(net: Net) -> list[Tensor | None]:
+        z, batched = net.encoder(net.x), gradients.TaskBatched(net.encoder, T)
+        net.backward(net.losses(z, z, z), method)
+        with batched.record():
+            losses = net.encoder(net.x.expand(T, 7, 5)).square().mean((1, 2)) + net.y.mean((1, 2)) ** 2
+        batched.backward(losses, combiners.make(method, T))
+        return [parameter.grad for parameter in net.parameters()]
+
+    expected, net = found(Net()), Net()
+    with torch.device("meta"):
+        gradients_there = found(net)
+    torch.testing.assert_close(gradients_there, expected, rtol=0, atol=0)
+
+
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("given", ["modules", "parameters", "parameters from before"])
 def test_sharded_parameters_are_refused(given: str) -> None:
