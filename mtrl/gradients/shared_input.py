@@ -195,7 +195,7 @@ def _warn_of_untrained(losses: Tensor | Sequence[Tensor], combiner: Combiner, tr
         count, shape = sum(parameter.numel() for parameter in left_out), tuple(left_out[0].shape)
         warnings.warn(
             f"the losses depend on {count:,} parameters ({len(left_out)} tensors, one of shape {shape}) that are "
-            "neither shared nor specific: they get no gradient",
+            "neither shared nor specific: they get no gradient (where that is meant, requires_grad_(False) says so)",
             stacklevel=3,
         )
 
