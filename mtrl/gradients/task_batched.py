@@ -492,7 +492,7 @@ class TaskBatched:
             passes += 1
         for digit in range(passes):
             powers = [task // POWERS**digit % POWERS - (POWERS - 1) for task in range(self.num_tasks)]
-            factors = torch.tensor([2.0**power for power in powers], dtype=self._type, device=losses.device)
+            factors = torch.tensor([2.0**power for power in powers], dtype=self._type, device="cpu").to(losses.device)
             keep = self._keep or digit < passes - 1
             inputs = [*outputs, *self.parameters]
             scaled = differentiate([losses], inputs, [factors.to(losses)], retain_graph=keep)
