@@ -133,6 +133,13 @@ def test_the_table_of_methods_is_the_registry() -> None:
     assert {name: needs.lower() for name, needs in rows} == {n: combiners.get(n).needs for n in combiners.names()}
 
 
+def test_the_front_page_counts_the_methods() -> None:
+    named, others = re.findall(
+        r"one word on the command line: (.*) and (\d+) others", " ".join(DOCUMENTS[Path("README.md")].split())
+    )[0]
+    assert len(named.split(",")) + int(others) == len(combiners.names())
+
+
 def test_the_site_describes_every_method() -> None:
     page = documentation.on_page_markdown(METHODS)
     for name in combiners.names():
