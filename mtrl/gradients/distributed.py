@@ -172,23 +172,20 @@ def refuse_several(advice: str) -> None:
         raise InputError(f"torch.distributed runs {count} processes, whose replicas would drift apart: {advice}")
 
 
-def refuse_wrapped(*given: nn.Module | Tensor) -> None:
-    """Raises `InputError` where a wrapper averages or shards gradients itself: it does not see combined ones.
-
-    Args:
-        given: modules, or parameters alone.
-    """
-    modules = [item for item in given if isinstance(item, nn.Module)]
+def refuse_wrapped(*modules: nn.Module) -> None:
+    """Raises `InputError` where a wrapper averages or shards gradients itself: it does not see combined ones."""
     for part in (part for module in modules for part in module.modules()):
         if type(part).__name__ in _WRAPPERS:
             kind = f"wrapped in {type(part).__name__}"
             raise InputError(f"a module is {kind}, which does not see combined gradients: give the module itself")
-    tensors = [item for item in given if isinstance(item, Tensor)]
-    tensors += [parameter for module in modules for parameter in module.parameters()]
+
+
+def refuse_sharded(parameters: Sequence[Tensor]) -> None:
+    """Raises `InputError` where parameters are sharded over processes: what shards them reduces gradients itself."""
     # In a forward pass fully_shard puts plain parameters in place of its own: only it knows of them.
     kept = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", {})
     kept = {id(parameter) for module in kept for parameter in module.parameters()}
-    if any(hasattr(tensor, "device_mesh") or id(tensor) in kept for tensor in tensors):
+    if any(hasattr(parameter, "device_mesh") or id(parameter) in kept for parameter in parameters):
         raise InputError(
             "parameters are sharded, by fully_shard or the like, which does not see combined gradients: keep a replica "
             "of the module in each process (group=)"

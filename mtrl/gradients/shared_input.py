@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import promises
-from mtrl.gradients.distributed import Replicas, refuse_wrapped
+from mtrl.gradients.distributed import Replicas, refuse_sharded, refuse_wrapped
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
     Combination,
@@ -581,12 +581,13 @@ def _scalars(losses: Tensor | Sequence[Tensor], combiner: Combiner) -> list[Tens
 def _trainable(given: nn.Module | Iterable[nn.Module | Tensor]) -> list[Tensor]:
     """The trainable parameters of modules and among parameters, each once."""
     items = [given] if isinstance(given, nn.Module | Tensor) else list(given)
+    refuse_wrapped(*(item for item in items if isinstance(item, nn.Module)))
     found: list[Tensor] = []
     for item in items:
         if not isinstance(item, nn.Module | Tensor):
             raise InputError(f"expected modules or parameters, such as model.parameters(), got a {type(item).__name__}")
         found += item.parameters() if isinstance(item, nn.Module) else [item]
-    refuse_wrapped(*items)
+    refuse_sharded(found)
     return _once(parameter for parameter in found if parameter.requires_grad)
 
 

@@ -20,7 +20,7 @@ from torch.amp import GradScaler
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError
 from mtrl.gradients import promises
-from mtrl.gradients.distributed import refuse_several, refuse_wrapped
+from mtrl.gradients.distributed import refuse_several, refuse_sharded, refuse_wrapped
 from mtrl.gradients.layers import Rule, TaskRows, count_of_samples, grouped_by_task, rule_for, supported
 from mtrl.gradients.pipeline import (
     DEFAULT_MEMORY_LIMIT,
@@ -166,6 +166,7 @@ class TaskBatched:
         self._keep = True
         self._trains = self._checked = False
         refuse_wrapped(network)
+        refuse_sharded(list(network.parameters()))
         refuse_several(_ONE_PROCESS)
         if not shared:
             raise InputError("the network has no trainable parameters")

@@ -84,7 +84,7 @@ def test_code_runs(
     network: dict[str, Any] = {"observation_size": 39, "action_size": 4, "hidden_sizes": [8], "num_tasks": 2}
     saved = {"network": network, "weights": Actor(**network).state_dict(), "tasks": ["a", "b"]}
     torch.save(saved, tmp_path / "policy.pt")
-    quoted = re.findall("^> (.*)$", (ROOT / document).read_text(), re.MULTILINE)
+    quoted = re.findall("^> (.*)$", DOCUMENTS[Path(document)], re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     for registry in (combiners.register, benchmarks.benchmark, methods.method):  # what a page adds stays in this test
         monkeypatch.setattr(registry, "_entries", {name: registry.get(name) for name in registry.names()})

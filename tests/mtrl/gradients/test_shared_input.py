@@ -216,16 +216,13 @@ def test_measured_parameters_make_the_gramian_and_all_are_updated(memory_limit: 
     expected = rows(losses, list(model.last.parameters()))
     update = weighted(losses, model.shared, WEIGHTS)
     combiner = Weighted("gramian")
-    gradients.backward(
-        losses,
-        combiner,
-        shared=model.shared,
-        specific=model.heads,
-        measured=model.last.parameters(),
-        memory_limit=memory_limit,
-    )
+    with pytest.warns(UserWarning, match="neither shared nor specific"):
+        gradients.backward(
+            losses, combiner, shared=model.shared, measured=model.last.parameters(), memory_limit=memory_limit
+        )
     torch.testing.assert_close(combiner.seen, expected @ expected.T)
     assert_grad(model.shared, update)
+    assert all(p.grad is None for p in model.heads.parameters())
 
 
 def test_weights_of_the_representation_are_exact_for_what_goes_round_it() -> None:
