@@ -25,6 +25,7 @@ _METHOD_KEYS = (
     *("updates_per_step", "resets", "reset_updates", "batch_size", "precision", "rescale"),
 )
 _LONGEST_NAME = 48
+_ENOUGH_SEEDS = max(statistics.COVERAGE)
 Item = TypeVar("Item")
 
 
@@ -330,6 +331,13 @@ def _seed_warnings(methods: Sequence[Method], baseline: str) -> list[str]:
             warnings.append(f"No run of {role} can be scored yet.")
         if twice := ", ".join(str(seed) for seed in method.seeds if run[seed] > 1):
             warnings.append(f"{method.name} has several runs of seed {twice}: each seed counts once, as their mean.")
+    fewest = min((len(method.seeds) for method in methods if len(method.seeds) > 1), default=0)
+    if 0 < fewest < _ENOUGH_SEEDS:
+        held, usual = statistics.COVERAGE[fewest], statistics.COVERAGE[_ENOUGH_SEEDS]
+        warnings.append(
+            f"Intervals of few seeds are too narrow: of {fewest}, a 95% bootstrap interval holds the true mean in "
+            f"about {held} of 100 cases (of {_ENOUGH_SEEDS}: {usual})."
+        )
     if len({tuple(method.seeds) for method in methods if method.seeds}) > 1:
         warnings.append("Methods were run with different seeds; the paired differences use those in common.")
     return warnings

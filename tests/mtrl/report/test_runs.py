@@ -463,6 +463,13 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
     assert any("unitary has several runs of seed 0" in warning for warning in found.warnings)
 
 
+def test_intervals_of_few_seeds_are_said_to_be_too_narrow(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"unitary": 0.8, "pcgrad": 0.8}, [0, 1, 2])
+    write_run(tmp_path / "further", seed=3)
+    expected = "of 3, a 95% bootstrap interval holds the true mean in about 75 of 100 cases (of 10: 90)."
+    assert [line for line in comparison(tmp_path).warnings if line.endswith(expected)]
+
+
 def test_unknown_baseline_offers_the_nearest(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "pcgrad")
     with pytest.raises(InputError, match="unknown baseline 'pcgard': did you mean 'pcgrad'"):
@@ -487,7 +494,7 @@ def test_a_baseline_that_cannot_be_scored_yet(tmp_path: Path) -> None:
 
 
 def test_equal_configurations_are_not_warned_about(tmp_path: Path) -> None:
-    write_sweep(tmp_path, {"unitary": 0.8, "pcgrad": 0.8}, [0, 1])
+    write_sweep(tmp_path, {"unitary": 0.8, "pcgrad": 0.8}, list(range(10)))
     found = comparison(tmp_path)
     assert found.warnings == []
     assert set(found.configuration) == {"combiner.name"}

@@ -10,6 +10,7 @@ import scipy.stats
 
 from mtrl.errors import InputError
 from mtrl.report.statistics import (
+    COVERAGE,
     RESAMPLES,
     Array,
     Estimate,
@@ -137,6 +138,14 @@ def test_tasks_that_move_together_widen_only_the_interval_of_whole_seeds() -> No
     whole = mean_over_seeds(good_and_bad_runs.mean(1), generator())
     assert whole.value == pytest.approx(stratified.value)
     assert whole.high - whole.low > 2.5 * (stratified.high - stratified.low)
+
+
+@pytest.mark.parametrize("seeds", [2, 4, 10])
+def test_an_interval_of_few_seeds_holds_the_mean_as_often_as_is_said(seeds: int) -> None:
+    draw = generator()
+    intervals = [mean_over_seeds(draw.normal(size=seeds), draw) for _ in range(400)]
+    held = 100 * np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    assert held == pytest.approx(COVERAGE[seeds], abs=5)
 
 
 @pytest.mark.parametrize("function", [mean_over_tasks, lambda x, g: mean_over_seeds(x.mean(1), g)])
