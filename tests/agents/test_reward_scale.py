@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from agents.replay import ReplayBuffer
-from agents.reward_scale import CollectedScale, DeviationScale, MeanScale, ReturnScale, RewardScale
+from agents.reward_scale import (
+    CollectedScale,
+    DeviationScale,
+    MeanScale,
+    RecentReturnScale,
+    ReturnScale,
+    RewardScale,
+)
 
 CPU, TASKS, GAMMA, ENTROPY, LIMIT = torch.device("cpu"), 3, 0.9, -4.0, 10.0
 WARM = torch.tensor([0.5])
@@ -31,8 +38,8 @@ def buffer(rewards: torch.Tensor) -> ReplayBuffer:
     return replay
 
 
-def make() -> ReturnScale:
-    return ReturnScale(TASKS, GAMMA, ENTROPY, LIMIT, CPU)
+def make(kind: type[ReturnScale] = ReturnScale) -> ReturnScale:
+    return kind(TASKS, GAMMA, ENTROPY, LIMIT, CPU)
 
 
 def discounted(rewards: list[float], *, bootstrap: float) -> float:
@@ -92,14 +99,30 @@ def test_an_unstable_step_has_no_reward() -> None:
     assert float(scale.largest.max()) < 100
 
 
-def test_it_goes_on_from_its_state_in_the_middle_of_an_episode() -> None:
-    one, other = make(), make()
+def test_two_lucky_episodes_are_no_measure_of_the_last_twenty() -> None:
+    scale, found = make(RecentReturnScale), []
+    returns = [3.0, 500.0, 2.0, 900.0, *range(10, 28), 1.0, 1.0]
+    for value in returns:
+        scale.collected(step([value, 1.0, 0.0], terminated=True))
+        found.append(float(scale.largest[0]))
+    expected = [sorted(returns[max(0, i - 19) : i + 1])[-min(i + 1, 3)] for i in range(len(returns))]
+    assert found == expected
+    assert found[:5] == [3.0, 3.0, 2.0, 3.0, 10.0]  # of less than three, the least
+    assert found[-3:] == [26.0, 26.0, 25.0]  # one lucky one among the last twenty, and none
+    assert scale.largest[1:].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", [ReturnScale, RecentReturnScale])
+def test_it_goes_on_from_its_state_in_the_middle_of_an_episode(kind: type[ReturnScale]) -> None:
+    one, other = make(kind), make(kind)
+    for value in (7.0, 9.0, 8.0):
+        one.collected(step(value, terminated=True))
     one.collected(step([1, 2, 3]))
     other.load_state_dict(one.state_dict())
     for scale in (one, other):
         scale.collected(step([4, 5, 6], truncated=True))
     assert torch.equal(one.largest, other.largest)
-    assert one.state_dict()["rewards"] == other.state_dict()["rewards"]
+    assert {**one.state_dict(), "largest": None} == {**other.state_dict(), "largest": None}
 
 
 def test_an_episode_that_does_not_go_on_is_no_part_of_the_next() -> None:
