@@ -152,31 +152,34 @@ class ReturnScale(RewardScale):
         self._rewards = [list(rewards) for rewards in state["rewards"]]
 
 
-class RecentReturnScale(ReturnScale):
-    """As `ReturnScale`, with the third-largest of a task's last 20 episodes, each with its largest return.
+class RobustReturnScale(ReturnScale):
+    """As `ReturnScale`, but no more than three times the third-largest of a task's last 20 episodes, unless that is 0.
 
     One lucky episode of a task that is hardly learned can have fifty times the return of the others. Divided by it for
     ever, what the others differ in is smaller than what critics are off by, and nothing is learned from it. Returns
     beyond the limit are cut off at a categorical critic's outermost atoms.
     """
 
-    EPISODES, LUCKY = 20, 2
+    EPISODES, LUCKY, TIMES = 20, 2, 3.0
 
     def __init__(self, num_tasks: int, *arguments: Any) -> None:
         super().__init__(num_tasks, *arguments)
+        self._ever = [0.0] * num_tasks
         self._recent: list[list[float]] = [[] for _ in range(num_tasks)]
 
     def _take(self, task: int, largest: float) -> None:
         recent = self._recent[task]
         recent.append(largest)
         del recent[: -self.EPISODES]
-        self.largest[task].fill_(sorted(recent)[-min(len(recent), 1 + self.LUCKY)])
+        self._ever[task] = max(self._ever[task], largest)
+        usual = sorted(recent)[-min(len(recent), 1 + self.LUCKY)] or self._ever[task]
+        self.largest[task].fill_(min(self._ever[task], self.TIMES * usual))
 
     def state_dict(self) -> dict[str, Any]:
         """See `RewardScale`."""
-        return super().state_dict() | {"recent": [list(recent) for recent in self._recent]}
+        return super().state_dict() | {"ever": list(self._ever), "recent": [list(recent) for recent in self._recent]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `RewardScale`."""
         super().load_state_dict(state)
-        self._recent = [list(recent) for recent in state["recent"]]
+        self._ever, self._recent = list(state["ever"]), [list(recent) for recent in state["recent"]]

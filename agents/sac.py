@@ -23,9 +23,9 @@ from agents.reward_scale import (
     CollectedScale,
     DeviationScale,
     MeanScale,
-    RecentReturnScale,
     ReturnScale,
     RewardScale,
+    RobustReturnScale,
 )
 from agents.values import CategoricalValues, ScalarValues, Values
 from mtrl.combiners import Combiner
@@ -40,7 +40,7 @@ from mtrl.run.initial_weights import check_weights
 
 EMBEDDING_SIZE = 32
 """Of the codes that tell tasks apart under ``task_encoding=embedding``, as in BRC (Nauman et al., 2025)."""
-RETURN_SCALES: dict[str, type[ReturnScale]] = {"return": ReturnScale, "recent_return": RecentReturnScale}
+RETURN_SCALES: dict[str, type[ReturnScale]] = {"return": ReturnScale, "robust_return": RobustReturnScale}
 ADAM = {"coupled": torch.optim.Adam, "decoupled": torch.optim.AdamW}
 
 
@@ -62,7 +62,7 @@ class SACConfig:
     actor: NetworkConfig = field(default_factory=lambda: NetworkConfig(weight_decay=3e-4))
     critic: NetworkConfig = field(default_factory=NetworkConfig)
     critic_loss: Annotated[str, Literal["mse", "categorical"]] = "mse"
-    value_limit: Positive = 10.0  # of a categorical critic's atoms, and of returns under reward_scale=[recent_]return
+    value_limit: Positive = 10.0  # of a categorical critic's atoms, and of returns under reward_scale=[robust_]return
     atoms: Annotated[int, Within("[2, inf)")] = 101
     critics: Annotated[int, Within("[1, inf)")] = 2
     twins: Annotated[str, Literal["min", "mean"]] = "min"  # what several critics say together
