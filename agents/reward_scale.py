@@ -119,15 +119,11 @@ class ReturnScale(RewardScale):
             if not step.unstable[task]:
                 rewards.append(float(step.rewards[task]))
             if ended[task] and rewards:
-                returns = self.returns(np.array(rewards), cut_off=not step.terminated[task])
-                self._take(task, float(np.abs(returns).max()))
+                largest = np.abs(self.returns(np.array(rewards), cut_off=not step.terminated[task])).max()
+                self.largest[task].clamp_(min=float(largest))
             if ended[task]:
                 rewards.clear()
         return step.rewards
-
-    def _take(self, task: int, largest: float) -> None:
-        """Takes in the largest return of an episode that is over."""
-        self.largest[task].clamp_(min=largest)
 
     def abandon(self, tasks: Iterable[int]) -> None:
         """See `RewardScale`: such an episode has no return."""
@@ -150,36 +146,3 @@ class ReturnScale(RewardScale):
         """See `RewardScale`."""
         self.largest.copy_(state["largest"])
         self._rewards = [list(rewards) for rewards in state["rewards"]]
-
-
-class RobustReturnScale(ReturnScale):
-    """As `ReturnScale`, but no more than three times the third-largest of a task's last 20 episodes, unless that is 0.
-
-    One lucky episode of a task that is hardly learned can have fifty times the return of the others. Divided by it for
-    ever, what the others differ in is smaller than what critics are off by, and nothing is learned from it. Returns
-    beyond the limit are cut off at a categorical critic's outermost atoms.
-    """
-
-    EPISODES, LUCKY, TIMES = 20, 2, 3.0
-
-    def __init__(self, num_tasks: int, *arguments: Any) -> None:
-        super().__init__(num_tasks, *arguments)
-        self._ever = [0.0] * num_tasks
-        self._recent: list[list[float]] = [[] for _ in range(num_tasks)]
-
-    def _take(self, task: int, largest: float) -> None:
-        recent = self._recent[task]
-        recent.append(largest)
-        del recent[: -self.EPISODES]
-        self._ever[task] = max(self._ever[task], largest)
-        usual = sorted(recent)[-min(len(recent), 1 + self.LUCKY)] or self._ever[task]
-        self.largest[task].fill_(min(self._ever[task], self.TIMES * usual))
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `RewardScale`."""
-        return super().state_dict() | {"ever": list(self._ever), "recent": [list(recent) for recent in self._recent]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `RewardScale`."""
-        super().load_state_dict(state)
-        self._ever, self._recent = list(state["ever"]), [list(recent) for recent in state["recent"]]

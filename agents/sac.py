@@ -19,14 +19,7 @@ from agents.networks import Actor, Critics, rows_of
 from agents.objectives import Objectives, Told
 from agents.plasticity import plasticity
 from agents.replay import Batch, ReplayBuffer
-from agents.reward_scale import (
-    CollectedScale,
-    DeviationScale,
-    MeanScale,
-    ReturnScale,
-    RewardScale,
-    RobustReturnScale,
-)
+from agents.reward_scale import CollectedScale, DeviationScale, MeanScale, ReturnScale, RewardScale
 from agents.values import CategoricalValues, ScalarValues, Values
 from mtrl.combiners import Combiner
 from mtrl.errors import InputError, RunError
@@ -40,7 +33,6 @@ from mtrl.run.initial_weights import check_weights
 
 EMBEDDING_SIZE = 32
 """Of the codes that tell tasks apart under ``task_encoding=embedding``, as in BRC (Nauman et al., 2025)."""
-RETURN_SCALES: dict[str, type[ReturnScale]] = {"return": ReturnScale, "robust_return": RobustReturnScale}
 ADAM = {"coupled": torch.optim.Adam, "decoupled": torch.optim.AdamW}
 
 
@@ -62,7 +54,7 @@ class SACConfig:
     actor: NetworkConfig = field(default_factory=lambda: NetworkConfig(weight_decay=3e-4))
     critic: NetworkConfig = field(default_factory=NetworkConfig)
     critic_loss: Annotated[str, Literal["mse", "categorical"]] = "mse"
-    value_limit: Positive = 10.0  # of a categorical critic's atoms, and of returns under reward_scale=[robust_]return
+    value_limit: Positive = 10.0  # of a categorical critic's atoms, and of returns under reward_scale=return
     atoms: Annotated[int, Within("[2, inf)")] = 101
     critics: Annotated[int, Within("[1, inf)")] = 2
     twins: Annotated[str, Literal["min", "mean"]] = "min"  # what several critics say together
@@ -78,7 +70,7 @@ class SACConfig:
     per_task_temperature: bool = False
     target_entropy: Finite | None = None  # minus the number of action dimensions
     buffer_size: Count = 4_000_000  # transitions over all tasks, each of which has an equal share
-    reward_scale: Annotated[str, Literal["sigma", *RETURN_SCALES, "mean", "collected", "none"]] = "sigma"
+    reward_scale: Annotated[str, Literal["sigma", "return", "mean", "collected", "none"]] = "sigma"
     rescale: bool = True  # every method's weights to unitary's scale; off, each keeps its paper's own
     compile: Annotated[str, Literal["auto", "off"]] = "auto"  # on CUDA, replay updates as graphs or launch operations
 
@@ -89,9 +81,8 @@ class SACConfig:
             sizes = self.network(side)["hidden_sizes"]
             if side.block == "residual" and len(set(sizes)) > 1:
                 raise InputError(f"agent: residual blocks need hidden layers of one size, got {sizes}")
-        if self.reward_scale in RETURN_SCALES and self.discount == 1:
-            needs = "needs agent.discount below 1: cut-off episodes have no return"
-            raise InputError(f"agent.reward_scale={self.reward_scale} {needs}")
+        if self.reward_scale == "return" and self.discount == 1:
+            raise InputError("agent.reward_scale=return needs agent.discount below 1: cut-off episodes have no return")
 
     def network(self, side: NetworkConfig) -> dict[str, Any]:
         """How one network is built."""
@@ -446,9 +437,9 @@ class MultiTaskSAC:
 
     def _make_reward_scale(self) -> RewardScale:
         config = self.config
-        if config.reward_scale in RETURN_SCALES:
+        if config.reward_scale == "return":
             limits = config.discount, self.target_entropy, config.value_limit
-            return RETURN_SCALES[config.reward_scale](len(self.tasks), *limits, self.device)
+            return ReturnScale(len(self.tasks), *limits, self.device)
         if config.reward_scale == "collected":
             return CollectedScale(len(self.tasks))
         return {"sigma": DeviationScale, "mean": MeanScale, "none": RewardScale}[config.reward_scale]()
