@@ -1,9 +1,9 @@
-"""The replay buffer: transitions as the environments gave them."""
+"""The replay buffer: transitions as the environments gave them, and mini-batches of their n-step returns."""
 
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +13,32 @@ from mtrl.gradients.graphs import pinned
 from mtrl.run import machine
 
 
-class Batch(NamedTuple):
-    """Transitions ``[T, B, ...]``, an equal slice per task."""
+class Transitions(NamedTuple):
+    """What the buffer holds, ``[T, ...]``."""
 
     observations: Tensor
     actions: Tensor
     rewards: Tensor
-    """Raw in the buffer, but under `reward_scale=collected`; a mini-batch's are scaled by what learns from it."""
+    """Raw, but under `reward_scale=collected`."""
     next_observations: Tensor
     """The true successor, at the end of an episode too."""
     terminated: Tensor
     """Whether the episode ended for good; a truncated one bootstraps."""
+    begins: Tensor
+    """Whether it does not follow from the transition stored before it: the first of an episode."""
+
+
+class Batch(NamedTuple):
+    """A mini-batch ``[T, B, ...]``, an equal slice per task: actions, and what n steps from there led to."""
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    """``sum_k gamma^k r_k``; what learns from it scales it."""
+    next_observations: Tensor
+    """The true successor of the last of these steps."""
+    discounts: Tensor
+    """What the value of the successor counts: ``gamma^n``; 0 where the episode ended for good."""
 
 
 HOST = torch.device("cpu")
@@ -54,6 +69,8 @@ class ReplayBuffer:
         num_tasks: T; observations are of size O, actions of size A.
         capacity: transitions per task.
         device: where mini-batches are used, and the fields live if they fit.
+        discount: gamma.
+        n_step: how many steps a mini-batch looks ahead; fewer where the episode, or what is stored of it, ends before.
         reserve: bytes that have to stay free there, for updates.
 
     Raises:
@@ -68,9 +85,12 @@ class ReplayBuffer:
         action_size: int,
         device: torch.device,
         *,
+        discount: float,
+        n_step: int = 1,
         reserve: int = 0,
     ) -> None:
         self.num_tasks, self.capacity = num_tasks, capacity
+        self.discount, self.n_step = discount, n_step
         needed = self.check_memory(num_tasks, capacity, observation_size, action_size, device)
         self.device, self.storage = device, storage_device(needed + reserve, device)
         """Where mini-batches go, and where the fields are."""
@@ -81,16 +101,19 @@ class ReplayBuffer:
                 stacklevel=2,
             )
         storage, shape = self.storage, (num_tasks, capacity)
-        self.fields = Batch(
+        self.fields = Transitions(
             observations=torch.empty(*shape, observation_size, device=storage),
             actions=torch.empty(*shape, action_size, device=storage),
             rewards=torch.empty(*shape, device=storage),
             next_observations=torch.empty(*shape, observation_size, device=storage),
             terminated=torch.empty(*shape, dtype=torch.bool, device=storage),
+            begins=torch.empty(*shape, dtype=torch.bool, device=storage),
         )
         """Everything stored, ``[T, capacity, ...]``; raw rewards."""
         self.added = 0
         """Transitions added so far, per task; the buffer holds the last ``min(added, capacity)``."""
+        self.begins = torch.ones(num_tasks, dtype=torch.bool)
+        """``[T]``, whether the transition added next is the first of an episode."""
         # Where the next ones go, and how many there are where the moments are: graphs read no number of the host's.
         self._slot = torch.zeros((), dtype=torch.int64, device=storage)
         self._held = torch.zeros((), dtype=torch.float64, device=device)
@@ -102,8 +125,8 @@ class ReplayBuffer:
 
     @staticmethod
     def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
-        """The memory of all fields, in bytes: four per number, one per termination flag."""
-        return num_tasks * capacity * (4 * (2 * observation_size + action_size + 1) + 1)
+        """The memory of all fields, in bytes: four per number, one per flag."""
+        return num_tasks * capacity * (4 * (2 * observation_size + action_size + 1) + 2)
 
     @classmethod
     def check_memory(
@@ -124,18 +147,29 @@ class ReplayBuffer:
         return min(self.added, self.capacity)
 
     def add(
-        self, *transition: Tensor, broken: Tensor | None = None, write: Callable[[Tensor], None] | None = None
+        self,
+        *transition: Tensor,
+        ended: Tensor,
+        broken: Tensor | None = None,
+        write: Callable[[Tensor], None] | None = None,
     ) -> None:
-        """Adds one raw transition of every task, ``[T, ...]`` as in `Batch`; of a ``broken`` one, its last again.
+        """Adds one raw transition of every task, ``[T, ...]``: the fields of `Transitions` up to ``terminated``.
 
-        ``write`` is `write` or a graph of it.
+        Args:
+            transition: the fields.
+            ended: ``[T]``, whether the episode is over with it.
+            broken: ``[T]``, whether it is none: the last one is added again, as an episode of its own.
+            write: `write` or a graph of it.
         """
-        rows = pinned(_side_by_side(transition), self.storage)
+        rows = pinned(_side_by_side([*transition, self.begins]), self.storage)
         if broken is not None and bool(broken.any()):
             rows, again = (tensor.to(self.storage) for tensor in (rows, broken.unsqueeze(1)))
-            rows = torch.where(again, _side_by_side(self.last()), rows)
+            last = self.last()
+            rows = torch.where(again, _side_by_side(last._replace(begins=torch.ones_like(last.begins))), rows)
+            ended = ended | broken
         (write or self.write)(rows)
         self.added += 1
+        self.begins = ended
 
     def write(self, rows: Tensor) -> None:
         """The part of `add` that reads nothing back from the device: a transition's fields side by side, in float64."""
@@ -157,9 +191,9 @@ class ReplayBuffer:
         self._mean += shift / self._held
         self._squares += shift * torch.where(full, new - self._mean + old - before, new - self._mean)
 
-    def last(self) -> Batch:
+    def last(self) -> Transitions:
         """The transition added last, ``[T, ...]``."""
-        return Batch(*(field[:, (self.added - 1) % self.capacity] for field in self.fields))
+        return Transitions(*(field[:, (self.added - 1) % self.capacity] for field in self.fields))
 
     def reward_std(self) -> Tensor:
         """``[T]``, the standard deviation of each task's stored rewards; 1 where they do not vary."""
@@ -180,7 +214,7 @@ class ReplayBuffer:
             generator: of the device that the fields are on.
 
         Returns:
-            Which they are, ``[T, B]``; the transitions themselves where they have yet to go to the training device.
+            Which they are, ``[T, B]``; the mini-batch itself where it has yet to go to the training device.
 
         Raises:
             InputError: if the buffer is empty.
@@ -198,22 +232,35 @@ class ReplayBuffer:
         return self.batch(self.draw(batch_size, generator))
 
     def batch(self, drawn: Tensor | Batch, tasks: Tensor | None = None) -> Batch:
-        """The transitions that `draw` drew, on the training device; raw rewards.
+        """What `draw` drew, on the training device; raw rewards.
 
         With the numbers of some tasks, ``[N]``, theirs alone: ``[N, B, ...]``.
         """
         rows = drawn if isinstance(drawn, Batch) else self._rows(drawn)
         batch = Batch(*(field.to(self.device, non_blocking=True) for field in rows))
-        if tasks is not None:
-            batch = Batch(*(field[tasks] for field in batch))
-        return batch._replace(terminated=batch.terminated.to(batch.rewards))
+        return batch if tasks is None else Batch(*(field[tasks] for field in batch))
 
     def _send(self, tensor: Tensor) -> Tensor:
         return pinned(tensor, self.device).to(self.device, non_blocking=True)
 
     def _rows(self, drawn: Tensor) -> Batch:
-        index = drawn + self._offset.unsqueeze(1)
-        return Batch(*(field.flatten(0, 1)[index] for field in self.fields))
+        flat = Transitions(*(field.flatten(0, 1) for field in self.fields))
+        first = last = drawn + self._offset.unsqueeze(1)
+        rewards, discount = flat.rewards[first], self.discount
+        if self.n_step > 1:
+            rewards, last, discount = self._ahead(drawn, flat)
+        discounts = discount * (1 - flat.terminated[last].to(rewards))
+        return Batch(flat.observations[first], flat.actions[first], rewards, flat.next_observations[last], discounts)
+
+    def _ahead(self, drawn: Tensor, flat: Transitions) -> tuple[Tensor, Tensor, Any]:
+        """Of n steps from those drawn: the sums of rewards, the flat index of the last, and ``gamma^n``."""
+        ahead = torch.arange(self.n_step, device=self.storage)
+        at = (drawn.unsqueeze(-1) + ahead) % self.capacity + self._offset.view(-1, 1, 1)
+        stored = ahead <= ((self._slot - 1 - drawn) % self.capacity).unsqueeze(-1)
+        goes_on = (stored & ~flat.begins[at] | (ahead == 0)).long().cumprod(-1)
+        n = goes_on.sum(-1)
+        last = at.gather(-1, n.unsqueeze(-1) - 1).squeeze(-1)
+        return (flat.rewards[at] * goes_on * self.discount**ahead).sum(-1), last, self.discount**n
 
     # ------------------------------------------------------------------------------- incremental checkpoints
 
@@ -236,16 +283,19 @@ class ReplayBuffer:
     def clear(self) -> None:
         """Forgets all transitions."""
         self._set_added(0)
+        self.begins.fill_(True)
         self._mean.zero_()
         self._squares.zero_()
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Everything but the transitions themselves, which `slice` gives."""
-        return {"added": self.added, "mean": self._mean.cpu(), "squares": self._squares.cpu()}
+        moments = {"mean": self._mean.cpu(), "squares": self._squares.cpu()}
+        return {"added": self.added, "begins": self.begins.clone(), **moments}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """Restores what `state_dict` gave."""
         self._set_added(int(state["added"]))
+        self.begins = torch.as_tensor(state["begins"]).clone()
         self._mean.copy_(torch.as_tensor(state["mean"]))
         self._squares.copy_(torch.as_tensor(state["squares"]))
 

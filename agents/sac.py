@@ -61,6 +61,7 @@ class SACConfig:
     # Added to observations; Kurin et al.: none; BRC: an embedding that the critics learn
     task_encoding: Annotated[str, Literal["one_hot", "embedding", "none"]] = "one_hot"
     discount: Fraction = 0.99
+    n_step: Count = 1  # steps whose rewards a target sums before the critics' word counts
     target_update_rate: Annotated[float, Within("(0, 1]")] = 0.005
     learning_rate: Positive = 3e-4
     weight_decay_mode: Annotated[str, Literal["coupled", "decoupled"]] = "coupled"  # Adam's, as in their code; or AdamW
@@ -109,19 +110,21 @@ def critic_targets(
     target_critic: Critics,
     batch: Batch,
     alpha: Tensor,
-    discount: float,
     generator: torch.Generator,
     tasks: Tensor | None = None,
 ) -> Tensor:
-    """``r + gamma (1 - terminated) (Q'(s', a') - alpha log pi(a'|s'))`` as `Values.target` has it, ``[T, B, ...]``.
+    """``r + gamma (Q'(s', a') - alpha log pi(a'|s'))`` as `Values.target` has it, ``[T, B, ...]``.
+
+    ``r`` is the discounted sum of n rewards, ``s'`` where they led to and ``gamma`` the n-th power of the discount, 0
+    where the episode ended for good. Of n > 1, all actions but the first are those once taken, whatever the policy
+    would do now, and their entropies do not count (uncorrected n-step returns, as in Rainbow: Hessel et al., 2018).
 
     Here and below, a batch of some of the tasks alone comes with their numbers.
     """
     with torch.no_grad():
         next_actions, log_prob = actor.sample(batch.next_observations, generator, tasks)
         outputs = target_critic(batch.next_observations, next_actions, tasks)
-        gamma = discount * (1 - batch.terminated)
-        return target_critic.values.target(batch.rewards, gamma, outputs, alpha * log_prob)
+        return target_critic.values.target(batch.rewards, batch.discounts, outputs, alpha * log_prob)
 
 
 def critic_losses(critic: Critics, batch: Batch, targets: Tensor, tasks: Tensor | None = None) -> Tensor:
@@ -275,7 +278,9 @@ class MultiTaskSAC:
         )
         self.optimizers = self.new_optimizers()
         shape = num_tasks, capacity, observation_size, action_size
-        self.replay = ReplayBuffer(*shape, device, reserve=self.memory_of_updates())
+        self.replay = ReplayBuffer(
+            *shape, device, discount=config.discount, n_step=config.n_step, reserve=self.memory_of_updates()
+        )
         self.drawing = self.generator  # or one of the host, where a buffer in its memory would wait for numbers
         if self.replay.storage != device:
             self.drawing = torch.Generator(self.replay.storage).manual_seed(seed)
@@ -373,11 +378,14 @@ class MultiTaskSAC:
             raise RunError(f"the simulation was unstable at the first step of {', '.join(broken)}")
         rewards = self.reward_scale.collected(step)
         fields = map(torch.as_tensor, (observations, actions, rewards, step.next_observations, step.terminated))
-        self.replay.add(*fields, broken=torch.as_tensor(step.unstable), write=self.pieces.write)
+        ended = torch.as_tensor(step.terminated | step.truncated)
+        self.replay.add(*fields, ended=ended, broken=torch.as_tensor(step.unstable), write=self.pieces.write)
 
     def abandon(self, tasks: Sequence[str]) -> None:
         """Is told that the episodes of these tasks, neither terminated nor truncated, do not go on: others begin."""
-        self.reward_scale.abandon([self.tasks.index(task) for task in tasks])
+        numbers = [self.tasks.index(task) for task in tasks]
+        self.reward_scale.abandon(numbers)
+        self.replay.begins[numbers] = True
 
     def update(self, *, insight: bool = False) -> dict[str, Any]:
         """One gradient step of critics, actor and temperature, and of the target critics; gives scalars to log.
@@ -450,9 +458,9 @@ class MultiTaskSAC:
         divisor = self.reward_scale.divisor(self.replay, alpha)
         if divisor is not None:
             batch = batch._replace(rewards=batch.rewards / turn.rows(divisor).unsqueeze(1).to(batch.rewards))
-        alpha, discount = self._temperatures(turn, alpha).unsqueeze(-1), self.config.discount
+        alpha = self._temperatures(turn, alpha).unsqueeze(-1)
         with self._autocast():
-            targets = critic_targets(self.actor, self.target_critic, batch, alpha, discount, self.generator, turn.tasks)
+            targets = critic_targets(self.actor, self.target_critic, batch, alpha, self.generator, turn.tasks)
             with turn.objectives.networks["critic"].record():
                 losses = critic_losses(self.critic, batch, targets, turn.tasks)
         self._seen = Seen(batch, alpha, targets, losses)

@@ -89,7 +89,7 @@ def plain_sac(agent: MultiTaskSAC) -> Work:
         batch = agent.replay.sample(agent.batch_size, generator)
         alpha = log_alpha.detach().exp().unsqueeze(-1)
         with rounded():
-            targets = critic_targets(actor, target_critics, batch, alpha, config.discount, generator)
+            targets = critic_targets(actor, target_critics, batch, alpha, generator)
             loss = critic_losses(critics, batch, targets).mean()
         descend(optimizers[0], loss)
         with rounded():

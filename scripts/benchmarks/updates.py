@@ -65,11 +65,12 @@ def make_agent(
         precision=mode.precision,
     )
     generator = torch.Generator().manual_seed(0)
+    never = torch.zeros(num_tasks, dtype=torch.bool)
     for _ in range(300):
         observations = torch.randn(2, num_tasks, OBSERVATION_SIZE, generator=generator)
         actions = torch.rand(num_tasks, ACTION_SIZE, generator=generator) * 2 - 1
         rewards = torch.rand(num_tasks, generator=generator) * 10
-        agent.replay.add(observations[0], actions, rewards, observations[1], torch.zeros(num_tasks))
+        agent.replay.add(observations[0], actions, rewards, observations[1], never, ended=never)
     return agent
 
 

@@ -97,7 +97,7 @@ class Oracle:
         next_noise, noise = self.noises(group), self.noises(group)
         for row, task in enumerate(group):
             rows = drawn[task]
-            o, u, r, o2, done = (field[task][rows].double() for field in a.replay.fields)
+            o, u, r, o2, done = (field[task][rows].double() for field in a.replay.fields[:5])
             r = r if divisor is None else r / divisor[task].double()
             alpha = alpha_of_all[task if len(alpha_of_all) > 1 else 0]
             with torch.no_grad():

@@ -26,7 +26,7 @@ def combiner(name: str, seed: int) -> combiners.Combiner:
 def make(name: str, device: torch.device) -> MultiTaskSAC:
     critic = combiner(name, 1)
     actor = combiner("unitary" if critic.positive_losses else name, 2)
-    config = SACConfig(hidden_sizes=[8, 8], max_gradient_norm=0.5, per_task_temperature=True)
+    config = SACConfig(hidden_sizes=[8, 8], max_gradient_norm=0.5, per_task_temperature=True, n_step=3)
     shape = {"batch_size": SAMPLES, "capacity": 7, "seed": 0, "device": device}
     agent = MultiTaskSAC(TASKS, OBSERVATION, ACTION, critic, actor, config, **shape)  # type: ignore[arg-type]
     agent._autocast = nullcontext  # type: ignore[assignment,method-assign]  # the disguise has none
@@ -73,7 +73,7 @@ def test_what_a_graph_holds_leaves_the_host_alone(name: str, another_device: Ano
     agent.update()
     assert agent.objectives.obstacle() is None
     pieces, drawn = agent.pieces, agent.replay.draw(SAMPLES, agent.generator)
-    observations, rows = (torch.zeros(len(TASKS), size, device=AWAY) for size in (OBSERVATION, 2 * OBSERVATION + 4))
+    observations, rows = (torch.zeros(len(TASKS), size, device=AWAY) for size in (OBSERVATION, 2 * OBSERVATION + 5))
     with another_device.alone():
         told = {"critic": pieces.critic(drawn), "actor": pieces.actor()}
     found = [

@@ -47,6 +47,7 @@ OPTIONS: list[dict[str, Any]] = [
         "critic_loss": "categorical",
         "twins": "mean",
         "reward_scale": "return",
+        "n_step": 3,
     },
     {"weight_decay_mode": "decoupled", "task_encoding": "none", "reward_scale": "none", "rescale": False},
     {"task_encoding": "embedding", "max_gradient_norm": 0.5},
@@ -318,7 +319,7 @@ def test_the_pieces_never_wait_for_the_device(combiner: str, options: dict[str, 
     critic = agent.objectives.networks["critic"]
     memory, pieces = critic._memory.data_ptr(), agent.pieces
     weights, observations = torch.ones(len(agent.tasks)), torch.ones(len(agent.tasks), OBSERVATION)
-    rows = torch.zeros(len(agent.tasks), 2 * OBSERVATION + ACTION + 2, dtype=torch.float64)
+    rows = torch.zeros(len(agent.tasks), 2 * OBSERVATION + ACTION + 3, dtype=torch.float64)
     with NoHostReads(), NoHostCopies():
         pieces.explore(observations)
         pieces.critic(agent.replay.draw(agent.batch_size, agent.generator))

@@ -112,6 +112,7 @@ def test_what_is_remembered_is_what_was_seen_done_and_reached() -> None:
         "rewards": np.array([1.0, 2.0, 3.0]),
         "next_observations": observed(4, -GOALS),
         "terminated": np.ones(3),
+        "begins": np.ones(3),
     }
     assert stored.keys() == expected.keys()
     for key, value in expected.items():

@@ -9,10 +9,12 @@ from mtrl.errors import InputError
 
 CPU = torch.device("cpu")
 TASKS, OBSERVATION, ACTION = 3, 5, 2
+GAMMA = 0.9
+NEVER = torch.zeros(TASKS, dtype=torch.bool)
 
 
-def make(capacity: int = 7) -> ReplayBuffer:
-    return ReplayBuffer(TASKS, capacity, OBSERVATION, ACTION, CPU)
+def make(capacity: int = 7, n_step: int = 1) -> ReplayBuffer:
+    return ReplayBuffer(TASKS, capacity, OBSERVATION, ACTION, CPU, discount=GAMMA, n_step=n_step)
 
 
 def transition(number: int, rewards: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
@@ -29,7 +31,7 @@ def transition(number: int, rewards: torch.Tensor | None = None) -> tuple[torch.
 
 def fill(buffer: ReplayBuffer, count: int) -> None:
     for number in range(count):
-        buffer.add(*transition(number))
+        buffer.add(*transition(number), ended=NEVER)
 
 
 def test_a_batch_has_an_equal_slice_of_each_task_and_keeps_transitions_together() -> None:
@@ -43,7 +45,43 @@ def test_a_batch_has_an_equal_slice_of_each_task_and_keeps_transitions_together(
     assert torch.equal(batch.rewards, label)
     assert torch.equal(batch.actions[..., 0], label)
     assert torch.equal(batch.next_observations[..., 0], label + 0.5)
-    assert torch.equal(batch.terminated, (label % 2 == 0).float())
+    assert torch.equal(batch.discounts, GAMMA * (label % 2 != 0).float())
+
+
+@pytest.mark.parametrize("n_step", [1, 3, 30])
+@pytest.mark.parametrize("count", [5, 20, 21, 47])
+def test_n_steps_end_where_the_episode_or_what_is_stored_does(n_step: int, count: int) -> None:
+    """Against a naive walk along the history, which the ring holds the last 20 of."""
+    buffer, random = make(20, n_step), torch.Generator().manual_seed(count)
+    history: list[list[dict[str, float | bool]]] = [[] for _ in range(TASKS)]
+    for number in range(count):
+        fields = transition(number, torch.rand(TASKS, generator=random).double())
+        ended = torch.rand(TASKS, generator=random) < 0.15
+        terminated = ended & (torch.rand(TASKS, generator=random) < 0.5)
+        broken = (torch.rand(TASKS, generator=random) < 0.1) & (number > 0)
+        buffer.add(*fields[:4], terminated, ended=ended, broken=broken)
+        for task, past in enumerate(history):
+            row = {"label": 100 * task + number, "reward": float(fields[2][task].float()), "over": bool(ended[task])}
+            row |= {"terminated": bool(terminated[task])}
+            if broken[task]:  # the last once more, alone
+                past[-1]["over"], row = True, past[-1] | {"over": True}
+            past.append(row)
+        if number == 2:
+            buffer.begins[1] = history[1][-1]["over"] = True
+    batch = buffer.sample(200, torch.Generator().manual_seed(0))
+    for task, past in enumerate(history):
+        expected = set()
+        for first in range(max(0, count - 20), count):
+            summed, discount, row = 0.0, 1.0, past[first]
+            for row in past[first : first + n_step]:
+                summed, discount = summed + discount * row["reward"], discount * GAMMA
+                if row["over"]:
+                    break
+            discount = 0.0 if row["terminated"] else discount
+            expected.add((past[first]["label"], round(summed, 4), row["label"] + 0.5, round(discount, 4)))
+        named = (batch.observations[task, :, 0], batch.rewards[task], batch.next_observations[task, :, 0])
+        found = zip(*(field.tolist() for field in (*named, batch.discounts[task])), strict=True)
+        assert {(s, round(r, 4), s2, round(discount, 4)) for s, r, s2, discount in found} == expected
 
 
 def test_the_ring_holds_the_last_transitions() -> None:
@@ -63,7 +101,7 @@ def test_raw_rewards_are_stored_and_sampled_and_their_moments_kept() -> None:
     for number in range(180):
         rewards = (torch.randn(TASKS, generator=generator) * scale + offset).double()
         history.append(rewards.float())
-        buffer.add(*transition(number, rewards))
+        buffer.add(*transition(number, rewards), ended=NEVER)
         if number in (0, 1, 30, 49, 50, 51, 120, 179):
             held = torch.stack(history[-50:], 1)
             assert torch.equal(buffer.fields.rewards[:, : len(buffer)].sort().values, held.sort().values)
@@ -81,7 +119,7 @@ def test_raw_rewards_are_stored_and_sampled_and_their_moments_kept() -> None:
 def test_constant_rewards_have_no_scale(value: float) -> None:
     buffer = make(capacity=4)
     for number in range(11):
-        buffer.add(*transition(number, torch.full((TASKS,), value)))
+        buffer.add(*transition(number, torch.full((TASKS,), value)), ended=NEVER)
     assert torch.equal(buffer.reward_std(), torch.ones(TASKS, dtype=torch.float64))
 
 
@@ -94,7 +132,7 @@ def test_memory_is_stated_and_refused_before_it_is_taken() -> None:
     buffer = make(capacity=11)
     assert sum(field.nbytes for field in buffer.fields) == ReplayBuffer.bytes_needed(TASKS, 11, OBSERVATION, ACTION)
     with pytest.raises(InputError, match=r"GiB.*lower agent.buffer_size"):
-        ReplayBuffer(50, 10**10, 39, 4, CPU)
+        ReplayBuffer(50, 10**10, 39, 4, CPU, discount=GAMMA)
 
 
 @pytest.mark.parametrize(("device_free", "host_free", "expected"), [(9, 0, "cuda"), (8, 9, "cpu"), (8, 8, None)])
@@ -119,7 +157,7 @@ def test_a_buffer_in_host_memory_says_so_and_sends_mini_batches(monkeypatch: pyt
     with pytest.warns(
         UserWarning, match=r"^the replay buffer of 0.00 GiB does not fit on meta beside .* GiB: it lives in host"
     ):
-        buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, elsewhere)
+        buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, elsewhere, discount=GAMMA)
     fill(buffer, 9)
     assert {field.device for field in buffer.fields} == {CPU}
     batch = buffer.sample(4, torch.Generator())
@@ -133,7 +171,7 @@ def test_what_updates_take_stays_free(spare: int, where: str, monkeypatch: pytes
     monkeypatch.setattr(replay, "free_memory", lambda device: 10**6 if device == CPU else free)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, torch.device("meta"), reserve=100)
+        buffer = ReplayBuffer(TASKS, 7, OBSERVATION, ACTION, torch.device("meta"), discount=GAMMA, reserve=100)
     assert buffer.storage.type == where
 
 
@@ -143,14 +181,15 @@ def test_mt50_with_four_million_transitions_fits_into_two_gib() -> None:
 
 @pytest.mark.parametrize("count", [3, 7, 20])
 def test_slices_and_state_restore_the_buffer_bit_for_bit(count: int) -> None:
-    buffer = make(capacity=7)
-    fill(buffer, count)
-    copy = make(capacity=7)
+    buffer, ends = make(7, n_step=3), torch.tensor([True, False, False])
+    fill(buffer, count - 1)
+    buffer.add(*transition(count - 1), ended=ends)
+    copy = make(7, n_step=3)
     copy.restore(max(0, count - 7), buffer.slice(0, count))
     copy.load_state_dict(buffer.state_dict())
     for more in range(count, count + 3):
-        buffer.add(*transition(more))
-        copy.add(*transition(more))
+        buffer.add(*transition(more), ended=NEVER)
+        copy.add(*transition(more), ended=NEVER)
     one = buffer.sample(40, torch.Generator().manual_seed(3))
     other = copy.sample(40, torch.Generator().manual_seed(3))
     for name in Batch._fields:

@@ -25,9 +25,10 @@ def step(rewards: Any, terminated: Any = False, truncated: Any = False, unstable
 
 def buffer(rewards: torch.Tensor) -> ReplayBuffer:
     """A ring of 20 that has seen ``[TASKS, N]``."""
-    replay = ReplayBuffer(TASKS, 20, 1, 1, CPU)
+    replay = ReplayBuffer(TASKS, 20, 1, 1, CPU, discount=GAMMA)
+    nothing, never = torch.zeros(TASKS, 1), torch.zeros(TASKS)
     for column in rewards.T:
-        replay.add(torch.zeros(TASKS, 1), torch.zeros(TASKS, 1), column, torch.zeros(TASKS, 1), torch.zeros(TASKS))
+        replay.add(nothing, nothing, column, nothing, never, ended=never)
     return replay
 
 

@@ -106,17 +106,17 @@ def setting() -> SimpleNamespace:
             torch.rand(*shape, ACTION, dtype=torch.float64) * 2 - 1,
             torch.randn(*shape, dtype=torch.float64),
             torch.randn(*shape, OBSERVATION, dtype=torch.float64),
-            (torch.rand(shape) < 0.3).double(),
+            DISCOUNT * (torch.rand(shape) > 0.3).double(),
         ),
     )
 
 
 def test_losses_follow_the_equations(setting: SimpleNamespace) -> None:
     s, b = setting, setting.batch
-    targets = critic_targets(s.actor, s.target_critic, b, s.alpha, DISCOUNT, torch.Generator().manual_seed(5))
+    targets = critic_targets(s.actor, s.target_critic, b, s.alpha, torch.Generator().manual_seed(5))
     of_critic = critic_losses(s.critic, b, targets)
     of_actor, log_prob = actor_losses(s.actor, s.critic, b, s.alpha, torch.Generator().manual_seed(5))
-    assert 0 < b.terminated.sum() < b.terminated.numel()
+    assert 0 < (b.discounts == 0).sum() < b.discounts.numel()
     of_critic, of_actor = of_critic.detach(), of_actor.detach()
     for t in range(len(TASKS)):
         critic_sum = actor_sum = 0.0
@@ -124,7 +124,7 @@ def test_losses_follow_the_equations(setting: SimpleNamespace) -> None:
             action, log_p = policy(s.actor, b.next_observations[t, i], s.noise[t, i])
             q = s.target_critic(b.next_observations[t : t + 1, i : i + 1], action.view(1, 1, -1)).flatten().tolist()
             soft_value = min(q) - float(s.alpha[t]) * log_p
-            target = float(b.rewards[t, i]) + (0.0 if b.terminated[t, i] else DISCOUNT * soft_value)
+            target = float(b.rewards[t, i]) + float(b.discounts[t, i]) * soft_value
             assert float(targets[t, i]) == pytest.approx(target, rel=1e-9)
             q = s.critic(b.observations[t : t + 1, i : i + 1], b.actions[t : t + 1, i : i + 1]).flatten().tolist()
             critic_sum += (q[0] - target) ** 2 + (q[1] - target) ** 2
@@ -170,7 +170,7 @@ def test_an_update_is_one_adam_step_on_the_mean_of_the_task_losses(options: dict
     assert divisor is not None
     batch = batch._replace(rewards=batch.rewards / divisor.unsqueeze(1).float())
     alpha = r.log_alpha.detach().exp().unsqueeze(-1)
-    targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.config.discount, r.generator)
+    targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.generator)
     critic_losses(r.critic, batch, targets).mean().backward()
     critic_gradient = [p.grad.clone() for p in r.critic.parameters() if p.grad is not None]
     losses, log_prob = actor_losses(r.actor, r.critic, batch, alpha, r.generator)
@@ -238,7 +238,7 @@ def test_codes_of_tasks_are_learned_from_the_critics_own_losses_alone(combiner: 
     if divisor is not None:
         batch = batch._replace(rewards=batch.rewards / divisor.unsqueeze(1))
     alpha = alpha.unsqueeze(-1)
-    targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.config.discount, r.generator)
+    targets = critic_targets(r.actor, r.target_critic, batch, alpha, r.generator)
     losses = critic_losses(r.critic, batch, targets)
     assert r.critic.rows is not None
     table = r.critic.rows.weight
