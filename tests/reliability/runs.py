@@ -29,6 +29,7 @@ REINFORCEMENT = [
     "agent.task_encoding=embedding",
     "agent.critic_loss=categorical",
     "agent.reward_scale=return",
+    "agent.n_step=3",
     "updates_per_step=1.5",
     "resets=[75]",
     "reset_updates=20",
