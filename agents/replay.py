@@ -260,7 +260,8 @@ class ReplayBuffer:
         goes_on = (stored & ~flat.begins[at] | (ahead == 0)).long().cumprod(-1)
         n = goes_on.sum(-1)
         last = at.gather(-1, n.unsqueeze(-1) - 1).squeeze(-1)
-        return (flat.rewards[at] * goes_on * self.discount**ahead).sum(-1), last, self.discount**n
+        rewards = torch.where(goes_on > 0, flat.rewards[at], 0.0)  # where nothing is stored yet there can be anything
+        return (rewards * self.discount**ahead).sum(-1), last, self.discount**n
 
     # ------------------------------------------------------------------------------- incremental checkpoints
 

@@ -53,6 +53,7 @@ def test_a_batch_has_an_equal_slice_of_each_task_and_keeps_transitions_together(
 def test_n_steps_end_where_the_episode_or_what_is_stored_does(n_step: int, count: int) -> None:
     """Against a naive walk along the history, which the ring holds the last 20 of."""
     buffer, random = make(20, n_step), torch.Generator().manual_seed(count)
+    buffer.fields.rewards.fill_(torch.nan)  # as memory can be that nothing was written to
     history: list[list[dict[str, float | bool]]] = [[] for _ in range(TASKS)]
     for number in range(count):
         fields = transition(number, torch.rand(TASKS, generator=random).double())
