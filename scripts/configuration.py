@@ -253,6 +253,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "temperature": {"agent.initial_temperature": 1.0},
     "target_entropy": {"agent.target_entropy": None},
     "weight_decay": {"agent.critic.weight_decay": 0.0},
+    "discount": {"agent.discount": 0.99},
+    "n_step": {"agent.n_step": 1},
     "updates": {"updates_per_step": 1.0},
     "batch": {"batch_size": 128},
 }
