@@ -311,7 +311,8 @@ def test_the_buffer_holds_rewards_as_they_were_unless_they_are_scaled_when_colle
 
 def test_of_an_episode_that_does_not_go_on_nothing_is_kept_for_the_next() -> None:
     agent, random = make_agent(reward_scale="return"), np.random.default_rng(0)
-    agent.remember(*transition(random))
+    first = transition(random)
+    agent.remember(*first)
     agent.abandon(["push-v3"])
     observations, actions, step = transition(random)
     step.rewards, step.terminated = np.ones(3), np.ones(3, bool)
@@ -319,6 +320,9 @@ def test_of_an_episode_that_does_not_go_on_nothing_is_kept_for_the_next() -> Non
     assert isinstance(agent.reward_scale, ReturnScale)
     assert agent.reward_scale.largest[1] == 1.0
     assert (agent.reward_scale.largest[[0, 2]] != 1.0).all()
+    ended = first[2].terminated.tolist()
+    assert not ended[1]
+    assert agent.replay.last().begins.tolist() == [ended[0], True, ended[2]]  # so that no target sums beyond
 
 
 @pytest.mark.parametrize("objective", ["critic", "actor"])
