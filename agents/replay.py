@@ -245,10 +245,9 @@ class ReplayBuffer:
 
     def _rows(self, drawn: Tensor) -> Batch:
         flat = Transitions(*(field.flatten(0, 1) for field in self.fields))
-        first = last = drawn + self._offset.unsqueeze(1)
-        rewards, discount = flat.rewards[first], self.discount
-        if self.n_step > 1:
-            rewards, last, discount = self._ahead(drawn, flat)
+        first = drawn + self._offset.unsqueeze(1)
+        one = self.n_step == 1
+        rewards, last, discount = (flat.rewards[first], first, self.discount) if one else self._ahead(drawn, flat)
         discounts = discount * (1 - flat.terminated[last].to(rewards))
         return Batch(flat.observations[first], flat.actions[first], rewards, flat.next_observations[last], discounts)
 
