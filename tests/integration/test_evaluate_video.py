@@ -135,11 +135,11 @@ def test_a_run_is_filmed(renders: bool, run: Path) -> None:
 
 def test_the_policy_that_comes_with_the_repository_has_learned_most_of_mt10(tmp_path: Path) -> None:
     others = shutil.ignore_patterns("evaluation-*")
-    shutil.copytree(ROOT / "results/mt10/agent=cpu-seed1", tmp_path / "mt10", ignore=others)
+    shutil.copytree(ROOT / "results/mt10/agent=cpu-seed3", tmp_path / "mt10", ignore=others)
     done = commands.run("evaluate.py", f"run={tmp_path / 'mt10'}", "which=best", "episodes=1", "num_workers=1")
     assert done.returncode == 0, done.stderr
     played = json.loads((tmp_path / "mt10/evaluation-90000.json").read_text())
-    assert played["training"]["success_mean"] >= 0.7
+    assert played["training"]["success_mean"] >= 0.8
 
 
 @pytest.mark.parametrize("run", [path.parent for path in ROOT.glob("results/*/*/checkpoints")])
