@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import resource
 import signal
 import time
@@ -108,7 +109,8 @@ def test_one_disaster_after_the_other(whole: tuple[Path, float], tmp_path: Path)
     message = errors.splitlines()[-1]
     assert message.startswith("error: ")
     assert "File too large" in message
-    assert str(directory / "checkpoints" / "step-") in message
+    # The state; or, where the writer in the background is late, a piece of the replay buffer as large
+    assert re.search(rf"{directory}/checkpoints/(step-\d+|replay-\d+-\d+)\.pt'$", message)
 
     process = start(REINFORCEMENT, directory)
     wait_for(process, "checkpoints/step-90.json", within=directory)
